@@ -1,0 +1,1 @@
+"""What happens to a job: pure decisions and the facts they emit."""

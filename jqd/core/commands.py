@@ -1,0 +1,502 @@
+"""What can be said to jqd and what it answers: one Struct per command and per reply.
+
+Knows:         the fields of every request and reply, their types and ranges, the scope each needs.
+Must not know: what a command does (jobs.py, queues.py), how it travels (protocol/).
+
+A field's range is declared where the decoder can check it; what depends on the state, or on
+several fields, is checked by the decision. Requests are decoded strictly: an unknown field is an
+error, since a silently ignored option is a lost promise. Replies may grow fields; clients ignore
+those they do not know. COMMANDS, at the end, is the one table that session, metrics,
+authorization, clients and the documentation test read. Source: protocol.md.
+"""
+
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
+
+from msgspec import Meta, Struct
+
+from jqd.core import model
+from jqd.core.model import Cause, DeadReason, Delivery, Encoding, Name, StateName
+
+PROTOCOL_VERSION: Final = 1
+PROTOCOL_MINOR: Final = 0
+
+Reply_co = TypeVar("Reply_co", covariant=True)
+
+Scope = Literal["none", "jobs:submit", "jobs:read", "jobs:lease", "jobs:ack", "jobs:manage", "queues:manage"]
+
+JobId = Annotated[int, Meta(ge=1, le=model.JOB_ID_MAX)]
+Token = Annotated[int, Meta(ge=1, le=model.TOKEN_MAX)]
+Count = Annotated[int, Meta(ge=1, le=model.JOBS_PER_REQUEST_MAX)]
+# (first id, count): ids are dense, so most requests name one range.
+Range = tuple[JobId, Count]
+Ranges = Annotated[list[Range], Meta(min_length=1, max_length=model.JOBS_PER_REQUEST_MAX)]
+LeaseMs = Annotated[int, Meta(ge=model.LEASE_MS_MIN, le=model.LEASE_MS_MAX)]
+DelayMs = Annotated[int, Meta(ge=0, le=model.DELAY_MS_MAX)]
+WallMs = Annotated[int, Meta(ge=0, le=model.WALL_MS_MAX)]
+AttemptLimit = Annotated[int, Meta(ge=0, le=model.ATTEMPT_LIMIT_MAX)]
+Limit = Annotated[int, Meta(ge=1, le=model.LIST_LIMIT_MAX)]
+# Longer texts are cut by the decision; this bound only keeps the decoder honest.
+ErrorText = Annotated[str, Meta(max_length=model.PAYLOAD_BYTES_MAX)]
+Label = Annotated[str, Meta(max_length=model.NAME_CHARS_MAX)]
+
+# (first id, count, code) per run of jobs with the same outcome: "ok" or an error code.
+Verdict = tuple[int, int, str]
+
+
+class Command(Struct, Generic[Reply_co], kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A request's arguments. Subclasses declare verb, scope, reply and whether they change anything."""
+
+    verb: ClassVar[str]
+    scope: ClassVar[Scope]
+    reply: ClassVar[type[Struct]]
+    writes: ClassVar[bool] = False
+
+
+class Answer(Struct, kw_only=True, gc=False):
+    """A reply's body."""
+
+
+# --- connection -------------------------------------------------------------------------------
+
+
+class Welcome(Answer):
+    """The server's side of the handshake."""
+
+    version: int
+    minor: int
+    server: str
+    store_id: str  # public; the same for the life of a store
+    epoch: int  # rises with each start of the daemon
+    engine_ms: int
+    wall_ms: int
+    limits: dict[str, int]
+
+
+class Hello(Command[Welcome]):
+    """The first frame of a connection.
+
+    session: 16 random bytes of the client process; with it a retried request is answered once.
+    """
+
+    verb = "hello"
+    scope = "none"
+    reply = Welcome
+
+    version: int
+    minor: int = 0
+    client: Label = ""
+    key: Annotated[str, Meta(max_length=512)] | None = None
+    worker: Label = ""
+    session: (
+        Annotated[bytes, Meta(min_length=model.SESSION_BYTES, max_length=model.SESSION_BYTES)] | None
+    ) = None
+    on_disconnect: Literal["keep", "release"] = "keep"
+
+
+class Pong(Answer):
+    wall_ms: int
+    engine_ms: int
+
+
+class Ping(Command[Pong]):
+    """Ask whether the server is there and its disk answers: the reply waits for a sync in flight."""
+
+    verb = "ping"
+    scope = "none"
+    reply = Pong
+
+
+# --- producer ---------------------------------------------------------------------------------
+
+
+class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """What may be said about a job besides its payload; see protocol.md "submit" for each."""
+
+    queue: Name = model.DEFAULT_QUEUE
+    priority: Annotated[int, Meta(ge=model.PRIORITY_MIN, le=model.PRIORITY_MAX)] = 0
+    delay_ms: DelayMs | None = None
+    run_at_ms: WallMs | None = None
+    max_retries: AttemptLimit | None = None
+    max_crashes: AttemptLimit | None = None
+    lease_ms: LeaseMs | None = None
+    delivery: Delivery = "at_least_once"
+    encoding: Encoding = "raw"
+    task: Name | None = None
+    metadata: dict[str, str] | None = None
+    tenant: Name = model.DEFAULT_TENANT
+    group: Name | None = None
+    dedupe_key: Name | None = None
+    idempotency_key: Name | None = None
+    expires_ms: DelayMs | None = None
+    result_ttl_ms: DelayMs | None = None
+
+
+class Submitted(Answer):
+    job_id: int
+
+
+class Submit(JobFields, Command[Submitted]):
+    """Add one job."""
+
+    verb = "submit"
+    scope = "jobs:submit"
+    reply = Submitted
+    writes = True
+
+    payload: bytes = b""
+
+
+class SubmitGroup(JobFields):
+    """Jobs that differ only in their payload."""
+
+    payloads: Annotated[list[bytes], Meta(min_length=1, max_length=model.JOBS_PER_REQUEST_MAX)]
+
+
+class SubmittedMany(Answer):
+    jobs: list[tuple[int, int, bool]]  # (first id, count, existing) in request order
+
+
+class SubmitMany(Command[SubmittedMany]):
+    """Add many jobs, all or none."""
+
+    verb = "submit_many"
+    scope = "jobs:submit"
+    reply = SubmittedMany
+    writes = True
+
+    groups: Annotated[list[SubmitGroup], Meta(min_length=1, max_length=model.JOBS_PER_REQUEST_MAX)]
+
+
+# --- worker -----------------------------------------------------------------------------------
+
+
+class LeasedJob(Struct, kw_only=True, omit_defaults=True, gc=False):
+    """What a worker needs to know of a job. Fields that hold their default are left out."""
+
+    job_id: int
+    queue: str
+    attempt: int
+    payload: bytes
+    encoding: Encoding = "raw"
+    priority: int = 0
+    task: str | None = None
+    metadata: dict[str, str] | None = None
+    errors: int = 0
+    crashes: int = 0
+
+
+class Leased(Answer):
+    """`token` is 0 and `jobs` empty when there was nothing to lease."""
+
+    token: int
+    lease_ms_left: int
+    wall_ms: int
+    jobs: list[LeasedJob]
+
+
+class Lease(Command[Leased]):
+    """Take up to `count` jobs, waiting up to `wait_ms` for the first one."""
+
+    verb = "lease"
+    scope = "jobs:lease"
+    reply = Leased
+    writes = True
+
+    queues: Annotated[list[Name], Meta(min_length=1, max_length=model.QUEUES_PER_LEASE_MAX)] = [
+        model.DEFAULT_QUEUE
+    ]
+    count: Count = 1
+    lease_ms: LeaseMs | None = None
+    wait_ms: Annotated[int, Meta(ge=0, le=model.WAIT_MS_MAX)] = 0
+
+
+class Verdicts(Answer):
+    """One verdict per run of jobs with the same outcome, in request order."""
+
+    results: list[Verdict]
+
+
+class Extended(Answer):
+    results: list[Verdict]
+    lease_ms_left: int
+
+
+# (token, ranges): jobs held under that token.
+Held = tuple[Token, Ranges]
+HeldItems = Annotated[list[Held], Meta(min_length=1, max_length=model.JOBS_PER_REQUEST_MAX)]
+
+
+class Extend(Command[Extended]):
+    """Move the deadline of held leases to now + lease_ms (default: what each lease was given)."""
+
+    verb = "extend"
+    scope = "jobs:ack"
+    reply = Extended
+    writes = True
+
+    items: HeldItems
+    lease_ms: LeaseMs | None = None
+
+
+class Ack(Command[Verdicts]):
+    """Finish held jobs: `done`, or `dead` with reason `refused` if result_error is given."""
+
+    verb = "ack"
+    scope = "jobs:ack"
+    reply = Verdicts
+    writes = True
+
+    items: Annotated[
+        list[tuple[Token, Ranges, bytes | None]],
+        Meta(min_length=1, max_length=model.JOBS_PER_REQUEST_MAX),
+    ]
+    encoding: Encoding = "raw"
+    result_error: ErrorText | None = None
+
+
+class Fail(Command[Verdicts]):
+    """Give held jobs back as failed: retried after a backoff, or dead after the last retry."""
+
+    verb = "fail"
+    scope = "jobs:ack"
+    reply = Verdicts
+    writes = True
+
+    items: HeldItems
+    error: ErrorText = ""
+    retry_in_ms: DelayMs | None = None
+    dead: bool = False
+
+
+class Release(Command[Verdicts]):
+    """Give held jobs back unworked: the attempt is not counted."""
+
+    verb = "release"
+    scope = "jobs:ack"
+    reply = Verdicts
+    writes = True
+
+    items: HeldItems
+    delay_ms: DelayMs = 0
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+class AttemptInfo(Struct, gc=False, kw_only=True):
+    """How one delivery ended that did not succeed."""
+
+    attempt: int
+    cause: Cause
+    wall_ms: int
+    worker: str
+    error: str
+
+
+class JobInfo(Answer, omit_defaults=True):
+    """A job as it is shown. `*_ms_left` count from the reply's state; fields at default are left out."""
+
+    job_id: int
+    queue: str
+    state: StateName
+    attempt: int
+    created_wall_ms: int
+    changed_wall_ms: int
+    payload_bytes: int
+    payload: bytes | None = None  # only in `get`; None once the job is finished
+    encoding: Encoding = "raw"
+    priority: int = 0
+    tenant: str = model.DEFAULT_TENANT
+    group: str | None = None
+    task: str | None = None
+    metadata: dict[str, str] | None = None
+    delivery: Delivery = "at_least_once"
+    errors: int = 0
+    crashes: int = 0
+    max_retries: int = model.MAX_RETRIES_DEFAULT
+    max_crashes: int = model.MAX_CRASHES_DEFAULT
+    lease_ms: int = model.LEASE_MS_DEFAULT
+    lease_ms_left: int | None = None  # leased
+    worker: str | None = None  # leased
+    due_ms_left: int | None = None  # delayed, for a duration
+    run_at_ms: int | None = None  # delayed, for a date
+    reason: DeadReason | None = None  # dead
+    error: str = ""
+    attempts: list[AttemptInfo] = []
+    result: bytes | None = None
+    result_encoding: Encoding = "raw"
+
+
+class Get(Command[JobInfo]):
+    """Show one job."""
+
+    verb = "get"
+    scope = "jobs:read"
+    reply = JobInfo
+
+    job_id: JobId
+
+
+class JobFilter(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """Which jobs are meant: all conditions that are given must hold."""
+
+    queue: Name | None = None
+    state: StateName | None = None
+
+
+class JobList(Answer):
+    jobs: list[JobInfo]
+    cursor: int | None  # pass it on for the next page; None: that was the last one
+
+
+class ListJobs(Command[JobList]):
+    """Show jobs in order of their ids, without payloads. A page may be short or empty before the end."""
+
+    verb = "list"
+    scope = "jobs:read"
+    reply = JobList
+
+    filter: JobFilter | None = None
+    cursor: Annotated[int, Meta(ge=0, le=model.JOB_ID_MAX)] = 0
+    limit: Limit = 100
+
+
+class QueueInfo(Struct, gc=False, kw_only=True):
+    queue: str
+    delayed: int
+    ready: int
+    leased: int
+    done: int
+    dead: int
+    cancelled: int
+    expired: int
+
+
+class QueueList(Answer):
+    queues: list[QueueInfo]
+    cursor: str | None
+
+
+class Queues(Command[QueueList]):
+    """Show every queue with its jobs counted by state, in order of the names."""
+
+    verb = "queues"
+    scope = "jobs:read"
+    reply = QueueList
+
+    cursor: Annotated[str, Meta(max_length=model.NAME_CHARS_MAX)] = ""
+    limit: Limit = model.LIST_LIMIT_MAX
+
+
+class ServerStats(Answer):
+    server: str
+    store_id: str
+    epoch: int
+    engine_ms: int
+    wall_ms: int
+    uptime_ms: int
+    lsn: int
+    jobs: dict[StateName, int]
+    queue_count: int
+    lease_count: int
+    parked_count: int
+    session_count: int
+    result_bytes: int
+    process: dict[str, int]  # the daemon's own figures: connections, syncs, bytes of log, ...
+
+
+class Stats(Command[ServerStats]):
+    """Show figures of the daemon."""
+
+    verb = "stats"
+    scope = "jobs:read"
+    reply = ServerStats
+
+
+# --- management -------------------------------------------------------------------------------
+
+
+class Swept(Answer):
+    """What a bulk action did, or with dry_run would do.
+
+    results: per id, only where `ids` were given. cursor: where to go on; None: that was all.
+    """
+
+    count: int
+    cursor: int | None
+    results: list[Verdict]
+
+
+class Sweep(Command[Swept]):
+    """The common form of bulk actions: `ids` or `filter`; one call is one decision."""
+
+    ids: Ranges | None = None
+    filter: JobFilter | None = None
+    cursor: Annotated[int, Meta(ge=0, le=model.JOB_ID_MAX)] = 0
+    limit: Limit = model.LIST_LIMIT_MAX
+    dry_run: bool = False
+
+
+class Cancel(Sweep):
+    """End waiting jobs for good."""
+
+    verb = "cancel"
+    scope = "jobs:submit"
+    reply = Swept
+    writes = True
+
+
+class Requeue(Sweep):
+    """Make dead jobs ready again, with new budgets and their history."""
+
+    verb = "requeue"
+    scope = "jobs:manage"
+    reply = Swept
+    writes = True
+
+
+class Purge(Sweep):
+    """Remove jobs without a trace: waiting ones, or dead ones where the filter says so."""
+
+    verb = "purge"
+    scope = "jobs:manage"
+    reply = Swept
+    writes = True
+
+
+# --- the table --------------------------------------------------------------------------------
+
+COMMANDS: Final[dict[str, type[Command[Any]]]] = {
+    command.verb: command
+    for command in (
+        Hello,
+        Ping,
+        Submit,
+        SubmitMany,
+        Lease,
+        Extend,
+        Ack,
+        Fail,
+        Release,
+        Cancel,
+        Requeue,
+        Purge,
+        Get,
+        ListJobs,
+        Queues,
+        Stats,
+    )
+}
+
+
+def to_ranges(ids: list[int]) -> list[tuple[int, int]]:
+    """Pack ids into (first, count) runs, in the order given."""
+    if ids and ids[-1] - ids[0] == len(ids) - 1 and ids == list(range(ids[0], ids[-1] + 1)):
+        return [(ids[0], len(ids))]
+    ranges: list[tuple[int, int]] = []
+    for job_id in ids:
+        if ranges and job_id == ranges[-1][0] + ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], ranges[-1][1] + 1)
+        else:
+            ranges.append((job_id, 1))
+    return ranges
