@@ -1,0 +1,1 @@
+"""Frames in bytes, and the state of one connection, without I/O."""

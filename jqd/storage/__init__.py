@@ -1,0 +1,1 @@
+"""Opaque records on disk: files, fsync, recovery."""
