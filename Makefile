@@ -1,0 +1,73 @@
+# One command each, the same ones on a desk and in CI. `make` lists them.
+#
+#   PYTHON=python3.12 make setup     another interpreter (>= 3.11)
+#   make test ARGS="-k extend -x"    anything for pytest
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+# Made apart from .venv: the tool that writes the locks is not part of what they lock.
+LOCK_TOOL := pip-tools==7.6.2
+LOCK_ENV := .cache/lock-venv
+# No address and no machine's own setting may get into a lock file.
+LOCK := $(LOCK_ENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe pyproject.toml
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo check test test-all cover bench golden lock release clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install the locked packages and jqd itself (at once if nothing changed)
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jqd needs Python 3.11 or later: make setup PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'Python has no venv: apt-get install python3-venv' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo 'installing into .venv'
+	@$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
+	@touch $@
+
+demo: setup ## start jqd and watch jobs go from submit through lease to ack
+	@$(BIN)/python scripts/demo.py
+
+check: setup ## format, lint, types, house rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q -p no:randomly tests/test_architecture.py
+
+test: setup ## the tests that need nothing else (unit, property, golden, house rules, e2e smoke)
+	$(BIN)/pytest $(ARGS)
+
+test-all: test ## `test`, then the slow suites (kill -9 loop, installation)
+	$(BIN)/pytest -m slow $(ARGS)
+
+cover: setup ## branch coverage; 100 % where a bug loses jobs: core, protocol, record, segment
+	$(BIN)/pytest -q -m 'not slow and not e2e' --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report
+	$(BIN)/coverage report --fail-under=100 --include='jqd/core/*,jqd/protocol/*,jqd/storage/record.py,jqd/storage/segment.py'
+
+bench: setup ## the figures of docs/performance.md (never a test)
+	$(BIN)/python -m tests.bench $(ARGS)
+
+golden: setup ## write the golden vectors anew; read the diff before you commit it
+	$(BIN)/python -m tests.golden $(ARGS)
+
+lock: ## resolve the lock files anew; LOCK_ARGS=--upgrade takes newer versions
+	@test -x $(LOCK_ENV)/bin/pip-compile || { $(PYTHON) -m venv $(LOCK_ENV) && $(LOCK_ENV)/bin/python -m pip install --quiet $(LOCK_TOOL); }
+	$(LOCK) $(LOCK_ARGS) -o requirements.lock
+	$(LOCK) $(LOCK_ARGS) --extra server -o requirements-server.lock
+	$(LOCK) $(LOCK_ARGS) --extra server --extra dev -o requirements-dev.lock
+
+release: setup ## build the sdist and the wheel into dist/, the same bytes for the same commit
+	rm -rf build dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
+
+clean: ## remove what the other commands made; .venv goes too
+	rm -rf .venv .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
