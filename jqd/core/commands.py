@@ -12,7 +12,7 @@ authorization, clients and the documentation test read. Source: protocol.md.
 
 from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from jqd.core import model
 from jqd.core.model import Cause, DeadReason, Delivery, Encoding, Name, StateName
@@ -25,7 +25,8 @@ Reply_co = TypeVar("Reply_co", covariant=True)
 Scope = Literal["none", "jobs:submit", "jobs:read", "jobs:lease", "jobs:ack", "jobs:manage", "queues:manage"]
 
 JobId = Annotated[int, Meta(ge=1, le=model.JOB_ID_MAX)]
-Token = Annotated[int, Meta(ge=1, le=model.TOKEN_MAX)]
+# u64: the decoder cannot declare a bound above 2^63, and nothing above 2^64 can be said in msgpack.
+Token = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=1, le=model.JOBS_PER_REQUEST_MAX)]
 # (first id, count): ids are dense, so most requests name one range.
 Range = tuple[JobId, Count]
@@ -43,8 +44,10 @@ Label = Annotated[str, Meta(max_length=model.NAME_CHARS_MAX)]
 Verdict = tuple[int, int, str]
 
 
-class Command(Struct, Generic[Reply_co], kw_only=True, forbid_unknown_fields=True, gc=False):
-    """A request's arguments. Subclasses declare verb, scope, reply and whether they change anything."""
+class Command(
+    Struct, Generic[Reply_co], kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False
+):
+    """A request's arguments, sent without what is at its default. Subclasses declare verb, scope, reply and whether they change anything."""
 
     verb: ClassVar[str]
     scope: ClassVar[Scope]
@@ -109,7 +112,7 @@ class Ping(Command[Pong]):
 # --- producer ---------------------------------------------------------------------------------
 
 
-class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """What may be said about a job besides its payload; see protocol.md "submit" for each."""
 
     queue: Name = model.DEFAULT_QUEUE
@@ -202,9 +205,9 @@ class Lease(Command[Leased]):
     reply = Leased
     writes = True
 
-    queues: Annotated[list[Name], Meta(min_length=1, max_length=model.QUEUES_PER_LEASE_MAX)] = [
-        model.DEFAULT_QUEUE
-    ]
+    queues: Annotated[list[Name], Meta(min_length=1, max_length=model.QUEUES_PER_LEASE_MAX)] = field(
+        default_factory=lambda: [model.DEFAULT_QUEUE]
+    )
     count: Count = 1
     lease_ms: LeaseMs | None = None
     wait_ms: Annotated[int, Meta(ge=0, le=model.WAIT_MS_MAX)] = 0

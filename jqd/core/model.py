@@ -24,7 +24,6 @@ JOB_ID_MAX: Final = (1 << 60) - 1
 # that tokens rise even over a restored backup; it outgrows 32 bits in 2106.
 GRANT_BITS: Final = 32
 GRANT_MAX: Final = (1 << GRANT_BITS) - 1
-TOKEN_MAX: Final = (1 << 64) - 1
 SESSION_BYTES: Final = 16
 
 # --- limits -----------------------------------------------------------------------------------

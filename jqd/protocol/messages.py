@@ -1,0 +1,176 @@
+"""What is inside a frame: requests, replies and events as msgpack arrays.
+
+Knows:         the shape of each message, how to name what is wrong with one.
+Must not know: sockets, what a command does, who waits for a reply.
+
+    request  [request_id, verb, args]         request_id u64 >= 1, verb str, args map
+    reply    [request_id, status, lsn, body]  status "ok" or an error code, body map
+    event    [0, name, body]                  from the server, asked for by nobody (none is sent yet)
+
+A request is decoded in two steps: the envelope, then its args into the one Struct of its verb. So
+a message with a bad field still has an id that the error can be sent to. Typed decoding also keeps
+hostile input small: a generic decode of nested empty maps costs 72 bytes of memory a byte.
+Source: protocol.md "Messages".
+"""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from jqd.core.commands import COMMANDS, Command
+from jqd.core.model import shorten
+from jqd.errors import WIRE_ERRORS, BadFrame, InvalidArgument, JqdError, UnknownCommand
+
+REQUEST_ID_MAX: Final = (1 << 63) - 1
+OK: Final = "ok"
+# Arguments up to this size are decoded once more to show the value that was refused.
+_EXPLAINED_BYTES_MAX: Final = 4 << 10
+
+RequestId = Annotated[int, Meta(ge=1, le=REQUEST_ID_MAX)]
+
+
+class Request(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
+    """The envelope of a request; args stay encoded until the verb is known."""
+
+    request_id: RequestId
+    verb: Annotated[str, Meta(max_length=64)]
+    args: Raw
+
+
+class Reply(Struct, array_like=True, gc=False):
+    """A reply on its way out. A body given as Raw was encoded before."""
+
+    request_id: int
+    status: str
+    lsn: int
+    body: Struct | Raw
+
+
+class ReceivedReply(Struct, array_like=True, gc=False):
+    """A reply, or with request_id 0 an event, on its way in. Longer arrays are allowed: newer servers."""
+
+    request_id: int
+    status: str
+    lsn: int
+    body: Raw
+
+
+class ErrorBody(Struct, gc=False):
+    """The body of a reply whose status is not "ok"."""
+
+    message: str
+    retryable: bool = False
+    retry_after_ms: int | None = None
+    details: dict[str, str | int | bool] = {}
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_request_decoder: Final = msgspec.msgpack.Decoder(Request)
+_reply_decoder: Final = msgspec.msgpack.Decoder(ReceivedReply)
+_error_decoder: Final = msgspec.msgpack.Decoder(ErrorBody)
+_args_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
+    verb: msgspec.msgpack.Decoder(command) for verb, command in COMMANDS.items()
+}
+_body_decoders: Final[dict[type[Struct], msgspec.msgpack.Decoder[Any]]] = {
+    command.reply: msgspec.msgpack.Decoder(command.reply) for command in COMMANDS.values()
+}
+
+encode = _encoder.encode
+
+
+# --- server's side ----------------------------------------------------------------------------
+
+
+def decode_request(body: memoryview | bytes) -> Request:
+    """Decode a request's envelope.
+
+    Raises: BadFrame: not msgpack, not a request, or nested too deeply to look at.
+    """
+    try:
+        return _request_decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadFrame(f"frame of {len(body)} bytes is no request [request_id, verb, args]: {error}") from None
+
+
+def decode_command(request: Request) -> Command[Any]:
+    """Decode a request's arguments into the Struct of its verb.
+
+    Raises: UnknownCommand, then InvalidArgument (naming the field, its value and the limit).
+    """
+    decoder = _args_decoders.get(request.verb)
+    if decoder is None:
+        raise UnknownCommand(f"verb = {shorten(request.verb)}: known are {' '.join(COMMANDS)}")
+    try:
+        command: Command[Any] = decoder.decode(request.args)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidArgument(f"{request.verb}: {_explain(error, request.args)}") from None
+    return command
+
+
+def _explain(error: Exception, args: Raw) -> str:
+    """Turn "Expected `int` <= 5 - at `$.priority`" into "priority = 7: expected `int` <= 5"."""
+    what, _, path = str(error).partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    what = what[:1].lower() + what[1:]
+    if not path:
+        return what
+    return f"{path}{_value_at(path, args)}: {what}"
+
+
+def _value_at(path: str, args: Raw) -> str:
+    if len(memoryview(args)) > _EXPLAINED_BYTES_MAX:
+        return ""
+    value: Any = msgspec.msgpack.decode(args)
+    for step in path.replace("[", ".[").split("."):
+        match value:
+            case dict() if step in value:
+                value = value[step]
+            case list() if step.startswith("[") and step[1:-1].isdigit():
+                value = value[int(step[1:-1])]
+            case _:
+                return ""
+    return f" = {shorten(value)}"
+
+
+def error_reply(request_id: int, lsn: int, error: JqdError) -> Reply:
+    """Say an error on the wire."""
+    body = ErrorBody(error.message, error.retryable, error.retry_after_ms, error.details)
+    return Reply(request_id, error.code, lsn, body)
+
+
+# --- client's side ----------------------------------------------------------------------------
+
+
+def encode_request(request_id: int, command: Command[Any]) -> bytes:
+    """Encode a request; fields at their default are left out."""
+    return _encoder.encode((request_id, command.verb, command))
+
+
+def decode_reply(body: memoryview | bytes) -> ReceivedReply:
+    """Decode a reply's envelope.
+
+    Raises: BadFrame.
+    """
+    try:
+        return _reply_decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadFrame(f"frame of {len(body)} bytes is no reply [request_id, status, lsn, body]: {error}") from None
+
+
+def decode_body(reply: ReceivedReply, expected: type[Struct]) -> Any:  # noqa: ANN401 - the Struct given
+    """Decode the body of a reply into `expected`, or into the error that its status names.
+
+    Returns: the Struct, or a JqdError (returned, not raised: whose request it was is not known here).
+    Raises:  BadFrame.
+    """
+    try:
+        if reply.status == OK:
+            return _body_decoders[expected].decode(reply.body)
+        body = _error_decoder.decode(reply.body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadFrame(f"body of reply {reply.request_id}: {error}") from None
+    kind = WIRE_ERRORS.get(reply.status)
+    if kind is None:  # a newer server's code
+        return JqdError(f"{reply.status}: {body.message}", details=body.details)
+    return kind(body.message, details=body.details, retry_after_ms=body.retry_after_ms)
