@@ -154,8 +154,8 @@ def rooms_are_kept(file: File) -> Iterator[str]:
 
 
 def pure_rooms_do_nothing(file: File) -> Iterator[str]:
-    """No I/O, no code from text, nothing that differs from one process to the next."""
-    forbidden = named("open print input breakpoint exec eval compile __import__ hash id")
+    """No I/O, no code from text, nothing that differs between processes (hash of a str)."""
+    forbidden = named("open print input breakpoint exec eval compile __import__ hash")
     for line, called, _ in file.calls():
         if called in forbidden:
             yield f"{line}: {called}() in a room that only decides"
@@ -218,13 +218,15 @@ def nothing_sleeps(file: File) -> Iterator[str]:
             yield f"{line}: {called}() in a test"
 
 
-def nobody_catches_everything(file: File) -> Iterator[str]:
-    """After the first change an exception ends the process: clean up and raise it again, never hide it."""
+def nobody_hides_an_exception(file: File) -> Iterator[str]:
+    """After the first change an exception ends the process. Who catches all says why: `# noqa: BLE001  reason`."""
+    lines = file.text.splitlines()
     for node in ast.walk(file.tree):
         if isinstance(node, ast.ExceptHandler) and ast.unparse(node.body[-1]) != "raise":
             caught = "everything" if node.type is None else ast.unparse(node.type)
-            if caught == "everything" or re.search(r"\b(Base)?Exception\b", caught):
-                yield f"{node.lineno}: catches {caught}"
+            all_of_it = caught == "everything" or re.search(r"\b(Base)?Exception\b", caught)
+            if all_of_it and not re.search(r"noqa: BLE001\W+\w", lines[node.lineno - 1]):
+                yield f"{node.lineno}: catches {caught} and does not raise it again"
 
 
 def lock_file_is_portable(file: File) -> Iterator[str]:
@@ -352,7 +354,7 @@ RULES = [
             ("jqd/core/jobs.py", "jitter = hash(job_id, attempt)"),
             ("jqd/core/jobs.py", "time = __import__('time')"),
         ],
-        good=[("jqd/core/jobs.py", "queue.open(1)\nid = job.id\nself.print(x)")],
+        good=[("jqd/core/jobs.py", "queue.open(1)\nself.print(x)")],
     ),
     Rule(
         check=modules_are_imported_by_name,
@@ -416,18 +418,21 @@ RULES = [
         good=[("tests/test_a.py", "async def test():\n    await asyncio.sleep(0)\nname = 'sleep(1)'")],
     ),
     Rule(
-        check=nobody_catches_everything,
+        check=nobody_hides_an_exception,
         reads=["jqd/**/*.py"],
-        # session.py and worker.py may, where no change was emitted yet: logged whole, answered as `internal`.
-        but=["jqd/server/session.py", "jqd/client/worker.py"],
         bad=[
             ("jqd/core/engine.py", "try: pass\nexcept Exception: pass"),
             ("jqd/core/engine.py", "try: pass\nexcept (OSError, BaseException) as error: raise KeyError"),
             ("jqd/core/engine.py", "try: pass\nexcept: pass"),
+            ("jqd/core/engine.py", "try: pass\nexcept Exception:  # noqa: BLE001\n    pass"),
         ],
         good=[
             ("jqd/core/engine.py", "try: pass\nexcept (OSError, BadFrame): pass"),
             ("jqd/core/engine.py", "try: pass\nexcept BaseException:\n    close()\n    raise"),
+            (
+                "jqd/storage/wal.py",
+                "try: pass\nexcept Exception as e:  # noqa: BLE001  poisons\n    poison(e)",
+            ),
         ],
     ),
     Rule(
@@ -503,6 +508,6 @@ def test_lazy_names_are_there():
 
 def test_rooms_stand_in_contributing():
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rooms = {name.replace(".", "/") for name in ROOMS if name.count(".") == 1 or name == "jqctl"}
+    rooms = {name.replace(".", "/") for name in ROOMS if name != "jqctl.offline"}
     missing = {room for room in rooms if f"`{room}/`" not in page and f"`{room}.py`" not in page}
     assert not missing
