@@ -1,1 +1,1 @@
-"""Opaque records on disk: files, fsync, recovery."""
+"""Storage: opaque records go in, are durable after a sync, and come back in LSN order."""

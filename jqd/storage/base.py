@@ -1,0 +1,99 @@
+"""What the rest of jqd may ask of a store, and the values that cross that line.
+
+Knows:         records as opaque bytes, LSNs, what recovery found.
+Must not know: what a change is, files, databases, threads.
+
+The life of a store: `load` to its end, then any number of `append`, `sync` and `seal`, then `close`.
+One thread at a time calls it. `durable_lsn` may be read from any thread.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Record(NamedTuple):
+    """One batch of changes, durable as a whole or not at all."""
+
+    first_lsn: int  # LSN of its first change, from 1
+    count: int  # type: ignore[assignment]  # changes in it, >= 1; hides tuple.count, which nobody needs
+    payload: bytes
+
+    @property
+    def last_lsn(self) -> int:
+        """LSN of its last change."""
+        return self.first_lsn + self.count - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryReport:
+    """What `load` found. An operator reads it in the log of the daemon's start."""
+
+    records: int
+    first_lsn: int  # 0 when there are no records
+    last_lsn: int  # 0 when there are no records
+    clean: bool  # the last stop was a `close` that came to its end, or there was no store yet
+    torn_bytes: int  # unfinished bytes that were cut from the end of the last segment
+    quarantined: str | None  # path of the copy of these bytes
+
+
+class Store(Protocol):
+    """A log of records.
+
+    A failed write or sync is final: from then on every call raises `WriteFailed`, since what the disk
+    holds is known only after a restart. The daemon ends with the error's exit code.
+    """
+
+    public_id: str  # 32 hex characters; shown to clients, unlike the secret store id
+
+    def load(self) -> Iterator[Record]:
+        """Yield every record in LSN order; once, before the first append.
+
+        When the iterator is exhausted, every record that it yielded is durable, `recovery` is set and
+        the store takes appends.
+
+        Raises:
+            Corruption: bytes that were once durable are damaged or missing.
+            UnsupportedFormat: written by a newer jqd, or not by jqd.
+        """
+        ...
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Hand records to the operating system. They are not durable before `sync` returns."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything appended durable."""
+        ...
+
+    def seal(self) -> None:
+        """Write down that what was synced is durable, if it is not written down yet.
+
+        To be called when the log has been idle for a moment: damage to the last batch can be told from
+        an unfinished write only once a seal or another batch stands behind it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop cleanly: sync, seal, mark the stop as clean, release the lock. A second call does nothing."""
+        ...
+
+    @property
+    def recovery(self) -> RecoveryReport:
+        """What `load` found; valid once it is exhausted."""
+        ...
+
+    @property
+    def durable_lsn(self) -> int:
+        """The highest LSN that is known to be durable; 0 for none."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the log takes."""
+        ...
+
+    @property
+    def segment_count(self) -> int:
+        """Files that the log consists of."""
+        ...

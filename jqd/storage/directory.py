@@ -1,0 +1,166 @@
+"""The data directory: its lock, the names in it, and replacing a file as a whole.
+
+Knows:         which name holds what, in what order a file becomes durable.
+Must not know: what stands in a segment, which segment is needed.
+
+    lock                        held from the first step to the last; empty
+    store                       who this log is (store_file.py)
+    0000000000000001.wal ...    segments, numbered from 1 without a hole
+    *.tmp                       half-made files; worth nothing, removed after a good start
+    quarantine/                 copies of torn tails that recovery cut; never read, never removed
+
+Any other name is left alone.
+
+Every file but the lock is made in the same order: written under its name + `.tmp`, synced, renamed,
+directory synced. So a name always stands for a whole file, after a power loss at any point.
+
+Sources: reliability.md 2.1 and fault table rows 13, 14, 28; ALICE (OSDI 2014); etcd wal/wal.go cut.
+"""
+
+from posixpath import dirname
+
+from jqd.errors import Corruption, DataDirLocked, UnsupportedFormat
+from jqd.storage.fs import FileSystem, open_error, read_error
+from jqd.storage.record import STORE_ID_BYTES
+from jqd.storage.segment import segment_name, segment_number, write_all
+from jqd.storage.store_file import (
+    PUBLIC_ID_BYTES,
+    STORE_FORMAT,
+    Newer,
+    StoreFile,
+    decode_store_file,
+    encode_store_file,
+)
+
+LOCK_NAME = "lock"
+STORE_NAME = "store"
+QUARANTINE_NAME = "quarantine"
+TMP_SUFFIX = ".tmp"
+
+# One read call; larger ones gain nothing, and a file's size need not be asked for.
+_READ_BYTES = 8 * 1024 * 1024
+
+WHAT_TO_DO = (
+    "restore a backup, or keep a copy of the directory and look at it with 'jqctl wal verify' "
+    "and 'jqctl wal repair --accept-loss'"
+)
+
+
+class Directory:
+    """A data directory that this process has locked.
+
+    Raises:
+        DataDirUnusable: it cannot be made, entered or written.
+        DataDirLocked: another process has it. Nothing in it was touched.
+    """
+
+    def __init__(self, fs: FileSystem, path: str) -> None:
+        self._fs = fs
+        self.path = path
+        try:
+            fs.make_directory(path)
+            lock = fs.lock(self.path_of(LOCK_NAME))
+        except OSError as error:
+            raise open_error(error, path) from error
+        if lock is None:
+            raise DataDirLocked(f"data directory {path} is in use by another jqd")
+        self._lock: int | None = lock
+
+    def path_of(self, name: str) -> str:
+        """Return the path of a name in the directory."""
+        return f"{self.path}/{name}"
+
+    def unlock(self) -> None:
+        """Let others have the directory. A second call does nothing."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            self._fs.close(lock)
+
+    def segment_numbers(self) -> list[int]:
+        """Return the numbers of the segments that exist, rising."""
+        numbers = map(segment_number, self._fs.list_directory(self.path))
+        return sorted(number for number in numbers if number is not None)
+
+    def read(self, name: str) -> bytes:
+        """Return the whole content of a file; Corruption if the disk does not give it back."""
+        path = self.path_of(name)
+        handle = self._fs.open(path)
+        parts = []
+        offset = 0
+        try:
+            while part := self._fs.read(handle, offset, _READ_BYTES):
+                parts.append(part)
+                offset += len(part)
+        except OSError as error:
+            raise read_error(error, path, offset, WHAT_TO_DO) from error
+        finally:
+            self._fs.close(handle)
+        return b"".join(parts)
+
+    def create(self, name: str) -> int:
+        """Open a temporary file for what will be `name` once it is synced and published."""
+        return self._fs.create(self.path_of(name) + TMP_SUFFIX)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Make `data` the content of a file, durably: after a crash it is the old or the new one."""
+        handle = self.create(name)
+        try:
+            write_all(self._fs, handle, data)
+            self._fs.sync(handle)
+        finally:
+            self._fs.close(handle)
+        self.publish(name)
+
+    def publish(self, name: str) -> None:
+        """Give a synced temporary file its name, durably."""
+        path = self.path_of(name)
+        self._fs.rename(path + TMP_SUFFIX, path)
+        self._fs.sync_directory(dirname(path))
+
+    def quarantine(self, segment_no: int, offset: int, tail: bytes) -> str:
+        """Keep a copy of bytes that are about to be cut; return its path.
+
+        The name tells where they stood. A crash between copy and cut leads to the same name again, so
+        that crash loops do not fill the disk.
+        """
+        self._fs.make_directory(self.path_of(QUARANTINE_NAME))
+        self._fs.sync_directory(self.path)
+        name = f"{QUARANTINE_NAME}/{segment_no:016x}-{offset}.torn"
+        self.replace(name, tail)
+        return self.path_of(name)
+
+    def remove_temporary_files(self) -> None:
+        """Remove what interrupted starts and rotations left behind."""
+        for name in self._fs.list_directory(self.path):
+            final = name.removesuffix(TMP_SUFFIX)
+            if final != name and (final == STORE_NAME or segment_number(final) is not None):
+                self._fs.unlink(self.path_of(name))
+
+    def open_store_file(self) -> StoreFile:
+        """Return what the file `store` says; make a new store if the directory holds none."""
+        names = set(self._fs.list_directory(self.path))
+        path = self.path_of(STORE_NAME)
+        if STORE_NAME not in names:
+            for number in sorted(filter(None, map(segment_number, names))):
+                message = f"{path} is missing, but {segment_name(number)} exists; {WHAT_TO_DO}"
+                raise Corruption(message, file=path, offset=0)
+            return self._create_store()
+        match decode_store_file(self.read(STORE_NAME)):
+            case StoreFile() as store:
+                return store
+            case Newer(newer):
+                raise UnsupportedFormat(f"{path} has format {newer}, this jqd knows {STORE_FORMAT}")
+            case None:
+                raise Corruption(f"{path} is damaged; {WHAT_TO_DO}", file=path, offset=0)
+
+    def write_store_file(self, store: StoreFile) -> None:
+        """Replace the file `store`."""
+        self.replace(STORE_NAME, encode_store_file(store))
+
+    def _create_store(self) -> StoreFile:
+        # A crash may have come between making the directory and syncing its parent, so this is done
+        # whenever there is no store yet, and never again.
+        self._fs.sync_directory(dirname(self.path.rstrip("/")) or ".")
+        store = StoreFile(self._fs.random_bytes(STORE_ID_BYTES), self._fs.random_bytes(PUBLIC_ID_BYTES))
+        self.write_store_file(store)
+        return store
