@@ -1,0 +1,288 @@
+"""What can have happened: each durable fact, and how it becomes true.
+
+Knows:         the shape of every fact on disk, and which State methods make it true.
+Must not know: why it happened. A change is applied as it stands, live and in recovery alike; it
+               looks up no default, no clock and no setting. A later fix of a decision never alters
+               history.
+
+On disk a fact is a msgpack array [number, field, ...]; the numbers below are appended to and never
+reused, and a new field goes to the end with a default. A record is [engine_ms, wall_ms, [fact, ...]]:
+one batch, one reading of the clocks. Every old record must load for ever (tests/golden).
+
+`principal` is the id of the API key that asked, "" for a local caller without one.
+"""
+
+from typing import Final, Union
+
+import msgspec
+from msgspec import Struct
+
+from jqd.core.model import (
+    Cause,
+    DeadReason,
+    Due,
+    Encoding,
+    JobOptions,
+    JobState,
+    Lease,
+    Now,
+)
+from jqd.core.state import State
+
+Ranges = list[tuple[int, int]]
+
+
+class Change(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A fact. apply() is the only code that writes to a State."""
+
+    def apply(self, state: State, now: Now) -> None:
+        raise NotImplementedError
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+class DaemonStarted(Change, tag=1):
+    """A new run of the daemon began; leases that were live get a grace."""
+
+    epoch: int
+    version: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        state.start(self.epoch, now)
+
+
+class TimeAdvanced(Change, tag=2):
+    """Time passed: the earliest `limit` delayed jobs that are due became ready.
+
+    The one wide fact: which jobs these are follows from the state and the record's clocks.
+    """
+
+    limit: int
+
+    def apply(self, state: State, now: Now) -> None:
+        state.promote(self.limit, now)
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+class JobsSubmitted(Change, tag=3):
+    """Jobs came: one per payload, consecutive ids, ready or due at one of the two times."""
+
+    first_id: int
+    options: JobOptions
+    payloads: list[bytes]
+    due_engine_ms: int | None = None
+    due_wall_ms: int | None = None
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        due = None
+        if self.due_engine_ms is not None:
+            due = Due(self.due_engine_ms, is_wall=False)
+        elif self.due_wall_ms is not None:
+            due = Due(self.due_wall_ms, is_wall=True)
+        state.add_jobs(self.first_id, self.options, self.payloads, due, now)
+
+
+class JobsLeased(Change, tag=4):
+    """Ready jobs were handed out under one token."""
+
+    token: int
+    lease_ms: int
+    ranges: Ranges
+    worker: str = ""
+    session: bytes | None = None
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        deadline_ms = now.engine_ms + self.lease_ms
+        lease = Lease(self.token, deadline_ms, self.lease_ms, self.ranges, 0, self.worker, self.session)
+        state.lease_jobs(lease, now)
+
+
+class LeasesExtended(Change, tag=5):
+    """The deadline of held jobs moved to the record's time + lease_ms."""
+
+    token: int
+    lease_ms: int
+    ranges: Ranges
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        state.extend_leases(self.token, self.ranges, now.engine_ms + self.lease_ms, self.lease_ms)
+
+
+class JobsDone(Change, tag=6):
+    """Held jobs were finished well."""
+
+    ranges: Ranges
+    result: bytes | None = None
+    encoding: Encoding = "raw"
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        state.finish(self.ranges, JobState.DONE, now, self.result, self.encoding)
+
+
+class JobsRetried(Change, tag=7):
+    """An attempt ended without success and another will follow.
+
+    jobs: (id, due_ms by the engine clock), 0 = ready at once: each has its own jitter.
+    """
+
+    jobs: list[tuple[int, int]]
+    cause: Cause
+    error: str = ""
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        for job_id, due_ms in self.jobs:
+            due = Due(due_ms, is_wall=False) if due_ms else None
+            state.give_back([(job_id, 1)], due, self.cause, self.error, now)
+
+
+class JobsDied(Change, tag=8):
+    """An attempt ended without success and no other will follow."""
+
+    ranges: Ranges
+    reason: DeadReason
+    cause: Cause
+    error: str = ""
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        state.bury(self.ranges, self.reason, self.cause, self.error, now)
+
+
+class JobsReleased(Change, tag=9):
+    """Held jobs were given back unworked; the attempt does not count. due_ms 0 = ready at once."""
+
+    ranges: Ranges
+    due_ms: int = 0
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        due = Due(self.due_ms, is_wall=False) if self.due_ms else None
+        state.give_back(self.ranges, due, "none", "", now)
+
+
+class JobsCancelled(Change, tag=10):
+    """Waiting jobs were ended for good."""
+
+    ranges: Ranges
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        state.finish(self.ranges, JobState.CANCELLED, now)
+
+
+class JobsRequeued(Change, tag=11):
+    """Dead jobs became ready again."""
+
+    ranges: Ranges
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        state.revive(self.ranges, now)
+
+
+class JobsForgotten(Change, tag=12):
+    """Jobs were removed without a trace, by retention or by a purge."""
+
+    ranges: Ranges
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002 - one signature for all changes
+        state.forget(self.ranges)
+
+
+# --- sessions -----------------------------------------------------------------------------------
+
+
+class SessionOpened(Change, tag=13):
+    """A client process said hello with a session that was not known."""
+
+    session: bytes
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.open_session(self.session, self.principal)
+
+
+class SessionsForgotten(Change, tag=14):
+    """Sessions were without a connection for so long that their retries are not recognised any more."""
+
+    sessions: list[bytes]
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.forget_sessions(self.sessions)
+
+
+class RequestAnswered(Change, tag=15):
+    """A session's state-changing request was carried out; follows its changes in the same record.
+
+    answer: the reply's body as encoded, or the token of a lease, whose jobs are looked up again.
+    """
+
+    session: bytes
+    request_id: int
+    answer: bytes | int
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.remember_answer(self.session, self.request_id, self.answer)
+
+
+class EpochRaised(Change, tag=16):
+    """The grant numbers of an epoch were used up, and a new one began without a restart."""
+
+    epoch: int
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.epoch, state.grant = self.epoch, 0
+
+
+AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
+    DaemonStarted,
+    TimeAdvanced,
+    JobsSubmitted,
+    JobsLeased,
+    LeasesExtended,
+    JobsDone,
+    JobsRetried,
+    JobsDied,
+    JobsReleased,
+    JobsCancelled,
+    JobsRequeued,
+    JobsForgotten,
+    SessionOpened,
+    SessionsForgotten,
+    RequestAnswered,
+    EpochRaised,
+]
+
+
+class Batch(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A record's payload: the changes of one loop turn."""
+
+    engine_ms: int
+    wall_ms: int
+    changes: list[AnyChange]
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Batch)
+
+
+def encode_batch(now: Now, changes: list[Change]) -> bytes:
+    """Encode a record's payload."""
+    return _encoder.encode((now.engine_ms, now.wall_ms, changes))
+
+
+def decode_batch(payload: bytes) -> Batch:
+    """Decode a record's payload.
+
+    Raises: msgspec.DecodeError: a fact that this version does not know, or no batch at all.
+    """
+    return _decoder.decode(payload)

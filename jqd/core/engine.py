@@ -1,0 +1,466 @@
+"""The heart without I/O: commands in, replies and records out, and what waits in between.
+
+Knows:         which decision answers which command, what this turn changed, who is parked, which
+               sessions are connected, and when time has something to do.
+Must not know: sockets, files, threads, what the clock says by itself.
+
+The driver's contract, once per loop turn, all with one `now`:
+
+    execute(...)      any number of times; each returns a body, or None if the request is parked
+    finish_turn(now)  lets time pass if it is due, and serves who is parked: outbox has their answers
+    take_batch()      the record to write, or None; nothing of this turn, reads included, may leave
+                      before this and all earlier records are durable
+    next_deadline(now)  when finish_turn must be called again even if nobody asks
+
+An exception before a command's first change is an answer. One after it is FailStop: memory is no
+longer what the log says, and the process has to end (exit 70). Nobody catches it to go on.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, Struct
+
+from jqd.core import commands, jobs, model, queues
+from jqd.core.changes import (
+    Change,
+    DaemonStarted,
+    RequestAnswered,
+    SessionOpened,
+    SessionsForgotten,
+    TimeAdvanced,
+    decode_batch,
+    encode_batch,
+)
+from jqd.core.commands import PROTOCOL_MINOR, PROTOCOL_VERSION, Command, Hello, Leased, Pong, Welcome
+from jqd.core.commands import Lease as LeaseCommand
+from jqd.core.model import Caller, Now
+from jqd.core.ordered import TimerHeap
+from jqd.core.queues import Identity
+from jqd.core.state import State
+from jqd.errors import (
+    InvalidArgument,
+    JqdError,
+    Overloaded,
+    PermissionDenied,
+    PositionLost,
+    Unauthenticated,
+    VersionMismatch,
+)
+
+Body = Struct | Raw
+Decision = Callable[[Any, State, Caller, Now, jobs.Emit], Struct]
+# Whatever the driver wants back with the answer to a parked request.
+Ticket = Hashable
+
+# Every command but hello, ping and stats, which need to know more than the state.
+DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
+    commands.Submit: jobs.submit,
+    commands.SubmitMany: jobs.submit_many,
+    commands.Lease: jobs.lease,
+    commands.Extend: jobs.extend,
+    commands.Ack: jobs.ack,
+    commands.Fail: jobs.fail,
+    commands.Release: jobs.release,
+    commands.Cancel: jobs.cancel,
+    commands.Requeue: jobs.requeue,
+    commands.Purge: jobs.purge,
+    commands.Get: jobs.get,
+    commands.ListJobs: jobs.list_jobs,
+    commands.Queues: queues.queues,
+}
+
+LIMITS: Final = {
+    "frame_bytes": model.FRAME_BYTES_MAX,
+    "payload_bytes": model.PAYLOAD_BYTES_MAX,
+    "result_bytes": model.RESULT_BYTES_MAX,
+    "jobs_per_request": model.JOBS_PER_REQUEST_MAX,
+    "in_flight": model.IN_FLIGHT_MAX,
+    "wait_ms": model.WAIT_MS_MAX,
+}
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class FailStop(Exception):  # noqa: N818 - what to do, not what happened
+    """A command failed after its first change. Only the process's end helps."""
+
+
+class ReplayFailed(Exception):  # noqa: N818
+    """A record from the log cannot be applied.
+
+    Args:
+        lsn: of the change that was refused.
+    """
+
+    def __init__(self, lsn: int, reason: str) -> None:
+        super().__init__(f"LSN {lsn}: {reason}")
+        self.lsn = lsn
+
+
+class Batch(Struct, frozen=True, gc=False):
+    """What one loop turn changed, as the store keeps it."""
+
+    first_lsn: int
+    count: int
+    payload: bytes
+
+
+class Parked(Struct, eq=False):
+    """A lease request that waits for a job."""
+
+    serial: int
+    ticket: Ticket
+    command: LeaseCommand
+    caller: Caller
+    request_id: int
+    deadline_ms: int
+
+
+class Engine:
+    """See the file's card.
+
+    Args:
+        state: as recovered: replay() every record before start().
+    """
+
+    def __init__(self, state: State, identity: Identity) -> None:
+        self.state = state
+        self.outbox: list[tuple[Ticket, int, Body | JqdError]] = []  # (ticket, request id, answer)
+        self._identity = identity
+        self._started_ms = 0
+        self._changes: list[Change] = []
+        self._now = Now(0, 0)
+        # Parked requests: by serial, by ticket, and per queue in order of arrival.
+        self._parked: dict[int, Parked] = {}
+        self._parked_by_ticket: dict[Ticket, Parked] = {}
+        self._parked_by_queue: dict[str, dict[int, Parked]] = {}
+        self._parked_by_request: dict[tuple[bytes, int], Parked] = {}
+        self._parked_timers: TimerHeap[int] = TimerHeap()
+        self._parked_serial = 0
+        # Sessions: connections of each, and since when those without one are without one, oldest first.
+        self._attached: dict[bytes, int] = {}
+        self._detached: dict[bytes, int] = {}
+
+    # --- recovery -----------------------------------------------------------------------------
+
+    def replay(self, first_lsn: int, count: int, payload: bytes) -> None:
+        """Apply one record of the log.
+
+        Raises: ReplayFailed: the store vouches for the bytes, but they are not what this state allows.
+        """
+        state = self.state
+        try:
+            batch = decode_batch(payload)
+        except msgspec.DecodeError as error:
+            raise ReplayFailed(first_lsn, f"not a record of this version: {error}") from error
+        if first_lsn != state.lsn + 1 or count != len(batch.changes):
+            raise ReplayFailed(first_lsn, f"{len(batch.changes)} of {count} changes after LSN {state.lsn}")
+        now = Now(batch.engine_ms, batch.wall_ms)
+        for change in batch.changes:
+            try:
+                change.apply(state, now)
+            except Exception as error:
+                raise ReplayFailed(state.lsn + 1, f"{type(change).__name__} was refused: {error!r}") from error
+            state.lsn += 1
+        state.now = now
+        state.woken.clear()
+
+    def start(self, now: Now, version: str) -> None:
+        """Begin a run: a new epoch, and a grace for the leases that were live."""
+        assert now.engine_ms >= self.state.now.engine_ms, "the engine clock never goes back"
+        self._started_ms = now.engine_ms
+        self._begin(now)
+        self._emit(DaemonStarted(jobs.next_epoch(self.state, now), version))
+        self._detached = dict.fromkeys(self.state.sessions, now.engine_ms)
+
+    def stop(self, now: Now) -> None:
+        """End a run: log how far the engine clock came, and send who is parked away."""
+        self._begin(now)
+        self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
+        for parked in list(self._parked.values()):
+            self._answer_parked(parked, _nothing(now))
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def hello(self, command: Hello, now: Now) -> tuple[Caller, Welcome]:
+        """Settle who a new connection is. Its end must be told by disconnect().
+
+        Raises: VersionMismatch, Unauthenticated, InvalidArgument, PermissionDenied, Overloaded.
+        """
+        if command.version != PROTOCOL_VERSION:
+            raise VersionMismatch(
+                f"version = {command.version}: this server speaks {PROTOCOL_VERSION}",
+                details={"version": PROTOCOL_VERSION},
+            )
+        if command.key is not None:
+            raise Unauthenticated("key: this server has no API keys")
+        if command.on_disconnect != "keep":
+            raise InvalidArgument(
+                f"on_disconnect = {model.shorten(command.on_disconnect)}: this server supports only 'keep' yet"
+            )
+        caller = Caller(session=command.session, worker=command.worker)
+        self._begin(now)
+        if command.session is not None:
+            self._attach(command.session, caller)
+        return caller, Welcome(
+            version=PROTOCOL_VERSION,
+            minor=PROTOCOL_MINOR,
+            server=self._identity.server,
+            store_id=self._identity.store_id,
+            epoch=self.state.epoch,
+            engine_ms=now.engine_ms,
+            wall_ms=now.wall_ms,
+            limits=LIMITS,
+        )
+
+    def _attach(self, session: bytes, caller: Caller) -> None:
+        known = self.state.sessions.get(session)
+        if known is None:
+            if len(self.state.sessions) >= model.SESSIONS_MAX:
+                raise Overloaded(
+                    f"{len(self.state.sessions)} sessions are remembered: the limit is {model.SESSIONS_MAX}",
+                    retry_after_ms=model.MINUTE_MS,
+                )
+            self._emit(SessionOpened(session, caller.principal))
+        elif known.principal != caller.principal:
+            raise PermissionDenied("session: it belongs to another key")
+        self._detached.pop(session, None)
+        self._attached[session] = self._attached.get(session, 0) + 1
+
+    def disconnect(self, caller: Caller, ticket: Ticket, now: Now) -> None:
+        """A connection ended: nothing can be answered there any more."""
+        parked = self._parked_by_ticket.get(ticket)
+        if parked is not None:
+            self._unpark(parked)
+        if caller.session is not None:
+            count = self._attached[caller.session] - 1
+            if count:
+                self._attached[caller.session] = count
+            else:
+                del self._attached[caller.session]
+                self._detached[caller.session] = now.engine_ms
+
+    def execute(
+        self, command: Command[Any], caller: Caller, request_id: int, ticket: Ticket, now: Now
+    ) -> Body | None:
+        """Carry out one command.
+
+        Args:
+            ticket: identifies the connection; handed back in outbox if the request is parked.
+        Returns: the reply's body; None: parked, the answer comes through outbox.
+        Raises:  JqdError: refused, nothing has changed. FailStop: stop the process.
+        """
+        self._begin(now)
+        if caller.session is not None and command.writes:
+            answer = self._answered(caller.session, request_id, now)
+            if answer is not None:
+                return answer
+        if type(command) is LeaseCommand:
+            return self._lease(command, caller, request_id, ticket, now)
+        if type(command) is commands.Ping:
+            return Pong(wall_ms=now.wall_ms, engine_ms=now.engine_ms)
+        if type(command) is commands.Stats:
+            uptime_ms = now.engine_ms - self._started_ms
+            return queues.stats(self._identity, self.state, now, uptime_ms, len(self._parked))
+        return self._decide(command, caller, request_id, now)
+
+    def _decide(self, command: Command[Any], caller: Caller, request_id: int, now: Now) -> Body:
+        """Run the decision, and remember its answer for a retry if it changed anything."""
+        before = len(self._changes)
+        try:
+            body: Body = DECISIONS[type(command)](command, self.state, caller, now, self._emit)
+            if caller.session is not None and len(self._changes) > before:
+                body = self._remember(caller.session, request_id, body)
+        except Exception as error:
+            if len(self._changes) > before:
+                raise FailStop(f"{command.verb} failed after its first change: {error!r}") from error
+            raise
+        return body
+
+    def _remember(self, session: bytes, request_id: int, body: Body) -> Body:
+        if isinstance(body, Leased):
+            self._emit(RequestAnswered(session, request_id, body.token))
+            return body
+        encoded = _encode(body)
+        self._emit(RequestAnswered(session, request_id, encoded))
+        return Raw(encoded)
+
+    def _answered(self, session: bytes, request_id: int, now: Now) -> Body | None:
+        """Return the answer that this request got before, or None if it is new."""
+        record = self.state.sessions[session]
+        answer = record.answers.get(request_id)
+        if answer is None:
+            if request_id <= record.floor:
+                raise PositionLost(
+                    f"request_id = {request_id}: only the newest {model.ANSWERS_PER_SESSION_MAX} answers of a "
+                    f"session are remembered (nothing at or below {record.floor}); its outcome is unknown"
+                )
+            return None
+        if isinstance(answer, int):
+            return jobs.leased_again(answer, self.state, now)
+        return Raw(answer)
+
+    # --- parked leases ------------------------------------------------------------------------
+
+    def _lease(
+        self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now
+    ) -> Body | None:
+        if self.state.woken:
+            self._serve_parked(now)  # they were first
+        if ticket in self._parked_by_ticket:
+            raise InvalidArgument("lease: this connection has a lease parked; only one can wait at a time")
+        body = self._decide(command, caller, request_id, now)
+        if not command.wait_ms or not isinstance(body, Leased) or body.jobs:
+            return body
+        self._park(command, caller, request_id, ticket, now)
+        return None
+
+    def _park(
+        self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now
+    ) -> None:
+        if caller.session is not None:
+            zombie = self._parked_by_request.get((caller.session, request_id))
+            if zombie is not None:  # the same request came again, and its first connection is not yet known to be gone
+                self._answer_parked(zombie, _nothing(now))
+        self._parked_serial += 1
+        deadline_ms = now.engine_ms + command.wait_ms
+        parked = Parked(self._parked_serial, ticket, command, caller, request_id, deadline_ms)
+        self._parked[parked.serial] = self._parked_by_ticket[ticket] = parked
+        if caller.session is not None:
+            self._parked_by_request[caller.session, request_id] = parked
+        for name in command.queues:
+            self._parked_by_queue.setdefault(name, {})[parked.serial] = parked
+        self._parked_timers.push(deadline_ms, parked.serial)
+
+    def _unpark(self, parked: Parked) -> None:
+        del self._parked[parked.serial]
+        del self._parked_by_ticket[parked.ticket]
+        if parked.caller.session is not None:
+            del self._parked_by_request[parked.caller.session, parked.request_id]
+        for name in set(parked.command.queues):
+            waiting = self._parked_by_queue[name]
+            del waiting[parked.serial]
+            if not waiting:
+                del self._parked_by_queue[name]
+        self._parked_timers.discard(parked.deadline_ms, parked.serial)
+
+    def _answer_parked(self, parked: Parked, answer: Body | JqdError) -> None:
+        self._unpark(parked)
+        self.outbox.append((parked.ticket, parked.request_id, answer))
+
+    def _serve_parked(self, now: Now) -> None:
+        """Hand jobs that became ready to who waits for them, the longest waiting first."""
+        woken = self.state.woken
+        while woken:
+            name = next(iter(woken))
+            del woken[name]
+            while (waiting := self._parked_by_queue.get(name)) and self.state.ready_ids(name, 1):
+                parked = next(iter(waiting.values()))
+                self._answer_parked(parked, self._decide(parked.command, parked.caller, parked.request_id, now))
+
+    def take_back(self, token: int, now: Now) -> None:
+        """Undo a lease whose reply found its socket closed."""
+        self._begin(now)
+        jobs.take_back(token, self.state, self._emit)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def finish_turn(self, now: Now) -> None:
+        """Let time pass if something is due, then serve who is parked. The last call of a turn."""
+        self._begin(now)
+        deadline_ms = self.next_deadline(now)
+        if deadline_ms is not None and deadline_ms <= now.engine_ms:
+            self._tick(now)
+        if self.state.woken:
+            self._serve_parked(now)
+        for serial in self._parked_timers.pop_due(now.engine_ms, len(self._parked)):
+            parked = self._parked[serial]
+            self._parked_timers.push(parked.deadline_ms, serial)  # _unpark takes it out
+            self._answer_parked(parked, _nothing(now))
+
+    def _tick(self, now: Now) -> None:
+        """Do a bounded part of what is due; next_deadline() says whether more is."""
+        state = self.state
+        if self._promotion_due(now) or self._high_water_due_ms(now) <= now.engine_ms:
+            self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
+        jobs.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        jobs.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        old: list[bytes] = []
+        for session, since_ms in self._detached.items():
+            if since_ms + model.SESSION_RETENTION_MS > now.engine_ms or len(old) >= model.EXPIRIES_PER_TICK:
+                break
+            old.append(session)
+        if old:
+            for session in old:
+                del self._detached[session]
+            self._emit(SessionsForgotten(old))
+
+    def _promotion_due(self, now: Now) -> bool:
+        delay_ms, date_ms = self.state.delay_timers.next_ms(), self.state.date_timers.next_ms()
+        return (delay_ms is not None and delay_ms <= now.engine_ms) or (
+            date_ms is not None and date_ms <= now.wall_ms
+        )
+
+    def _high_water_due_ms(self, now: Now) -> int:
+        """When the engine clock's high water is to be logged: only timers by that clock need it."""
+        if self.state.lease_timers or self.state.delay_timers:
+            return self.state.now.engine_ms + model.HIGH_WATER_EVERY_MS
+        return now.engine_ms + model.DAY_MS
+
+    def next_deadline(self, now: Now) -> int | None:
+        """Return the engine_ms at which finish_turn() has something to do; None: only if asked."""
+        state = self.state
+        if state.overfull or state.result_bytes > model.RESULTS_BYTES_MAX:
+            return now.engine_ms
+        deadlines = [
+            ms
+            for ms in (
+                state.lease_timers.next_ms(),
+                state.delay_timers.next_ms(),
+                state.finished_timers.next_ms(),
+                state.dead_timers.next_ms(),
+                self._parked_timers.next_ms(),
+            )
+            if ms is not None
+        ]
+        date_ms = state.date_timers.next_ms()
+        if date_ms is not None:
+            deadlines.append(now.engine_ms + max(0, date_ms - now.wall_ms))
+        if self._detached:
+            deadlines.append(next(iter(self._detached.values())) + model.SESSION_RETENTION_MS)
+        if not deadlines:
+            return None
+        return min(*deadlines, self._high_water_due_ms(now))
+
+    # --- the turn's changes -------------------------------------------------------------------
+
+    def take_batch(self) -> Batch | None:
+        """Return what this turn changed as one record, and begin a new one."""
+        changes = self._changes
+        if not changes:
+            return None
+        self._changes = []
+        state = self.state
+        payload = encode_batch(self._now, changes)
+        return Batch(state.lsn - len(changes) + 1, len(changes), payload)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether this turn has changed anything yet."""
+        return bool(self._changes)
+
+    def _begin(self, now: Now) -> None:
+        assert now is self._now or not self._changes or now == self._now, "one reading of the clocks a turn"
+        self._now = now
+
+    def _emit(self, change: Change) -> None:
+        self._changes.append(change)  # first: from here on a failure is fatal
+        change.apply(self.state, self._now)
+        self.state.lsn += 1
+        self.state.now = self._now
+
+
+def _nothing(now: Now) -> Leased:
+    return Leased(token=0, lease_ms_left=0, wall_ms=now.wall_ms, jobs=[])

@@ -1,0 +1,639 @@
+"""Everything that is true at one LSN: jobs, queues, leases, timers, sessions.
+
+Knows:         the containers, the indexes over them, and how to keep these in step.
+Must not know: why anything happens (jobs.py, queues.py decide), records, sockets, clocks.
+
+Who may touch it: decisions read; only the apply() of a change (changes.py) calls the methods below
+"writing". No code outside this file touches a container.
+
+    _pages     page number (id >> 12) -> list of 4,096 slots; a page with few jobs left becomes a dict
+    queues     name -> Queue
+    leases     token -> the grant's leases: one, or several after a part of it was extended
+    timers     lease_timers (token), delay_timers (job id) and retention by engine clock;
+               date_timers (job id) by wall clock
+    sessions   session -> the answers that a retry would get again
+    woken      queues in which a job became ready since the engine last looked; a hint, not a fact
+
+Pages because a dict of a million jobs stops the loop for 26 ms when it grows; ids are dense, so a
+slot costs 8 bytes, and a page is a stable place for cursors and for a snapshot that walks by.
+Jobs are Structs without GC header and point to nothing that points back: the collector is off.
+"""
+
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from jqd.core import model
+from jqd.core.model import (
+    Attempt,
+    Cause,
+    DeadReason,
+    Due,
+    Encoding,
+    Job,
+    JobOptions,
+    JobState,
+    Lease,
+    Now,
+    Outcome,
+)
+from jqd.core.ordered import ReadyLane, TimerHeap
+from jqd.errors import JobNotFound, QueueNotFound
+
+PAGE_SHIFT: Final = 12
+PAGE_JOBS: Final = 1 << PAGE_SHIFT
+_SLOT: Final = PAGE_JOBS - 1
+# Below this many jobs a list of 4,096 slots wastes more than a dict does.
+_SPARSE_JOBS: Final = PAGE_JOBS // 16
+# Distinct options kept for sharing. When it is full sharing starts anew; only memory depends on it.
+_SHARED_OPTIONS_MAX: Final = 4_096
+
+DELAYED, READY, LEASED, DONE, DEAD, CANCELLED, EXPIRED = JobState
+FINISHED: Final = frozenset({DONE, CANCELLED, EXPIRED})
+_options_of: Final = attrgetter("options")
+
+Ranges = Sequence[tuple[int, int]]
+
+
+class Queue:
+    """A named, ordered set of jobs.
+
+    ready:    what a lease takes from. One lane; lanes per tenant and group will stand in its place.
+    counts:   jobs by JobState.
+    finished: deque of ids of done, cancelled and expired jobs, the oldest first.
+    dead:     ids of dead jobs, the oldest first; from its middle jobs are requeued.
+    finished_due_ms, dead_due_ms: when the oldest one is to be forgotten; None: there is none.
+    """
+
+    __slots__ = ("counts", "dead", "dead_due_ms", "finished", "finished_due_ms", "name", "ready")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ready = ReadyLane()
+        self.counts = [0] * len(JobState)
+        self.finished: deque[int] = deque()
+        self.dead: OrderedDict[int, None] = OrderedDict()
+        self.finished_due_ms: int | None = None
+        self.dead_due_ms: int | None = None
+
+    def excess(self) -> list[int]:
+        """Return ids that are over the queue's limits, the oldest first."""
+        finished = [self.finished[i] for i in range(max(0, len(self.finished) - model.FINISHED_COUNT_MAX))]
+        surplus = len(self.dead) - model.DEAD_COUNT_MAX
+        dead = [job_id for job_id, _ in zip(self.dead, range(surplus), strict=False)] if surplus > 0 else []
+        return finished + dead
+
+
+class Session(Struct, gc=False):
+    """What is remembered of a client process: the answers to its newest state-changing requests.
+
+    answers: request id -> the encoded body, or a lease's token; at most ANSWERS_PER_SESSION_MAX.
+    floor:   highest request id whose answer was dropped; at or below it nothing can be told.
+    """
+
+    principal: str
+    answers: dict[int, bytes | int] = {}
+    floor: int = 0
+
+
+class State:
+    """See the file's card."""
+
+    def __init__(self) -> None:
+        self.lsn = 0  # of the last change applied
+        self.now = Now(0, 0)  # of the last change applied: the high water of the engine clock
+        self.epoch = 0
+        self.grant = 0  # last grant number of this epoch
+        self.next_id = 1
+        self.result_bytes = 0
+        self.queues: dict[str, Queue] = {}
+        self.sessions: dict[bytes, Session] = {}
+        self.leases: dict[int, list[Lease]] = {}
+        self.lease_timers: TimerHeap[int] = TimerHeap()
+        self.delay_timers: TimerHeap[int] = TimerHeap()
+        self.date_timers: TimerHeap[int] = TimerHeap()
+        self.finished_timers: TimerHeap[str] = TimerHeap()
+        self.dead_timers: TimerHeap[str] = TimerHeap()
+        self.overfull: dict[str, None] = {}  # queues with more finished or dead jobs than they may keep
+        self.woken: dict[str, None] = {}
+        self._pages: dict[int, list[Job | None]] = {}
+        self._page_live: dict[int, int] = {}  # page number -> jobs in it
+        self._sparse: dict[int, dict[int, Job]] = {}  # page number -> id -> job
+        self._results: deque[int] = deque()  # ids of jobs that got a result, the oldest first
+        self._shared: dict[JobOptions, JobOptions] = {}
+        self._last_shared: JobOptions | None = None
+        # What fields of a submit came out as which options: spares the hot path checking and hashing.
+        self.options_by_fields: dict[tuple[object, ...], JobOptions] = {}
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def job(self, job_id: int) -> Job | None:
+        """Return a job, or None if there is none of this id."""
+        page = self._pages.get(job_id >> PAGE_SHIFT)
+        if page is not None:
+            slot = job_id & _SLOT
+            return page[slot] if slot < len(page) else None
+        sparse = self._sparse.get(job_id >> PAGE_SHIFT)
+        return sparse.get(job_id) if sparse is not None else None
+
+    def known_job(self, job_id: int) -> Job:
+        """Return a job. Raises: JobNotFound."""
+        job = self.job(job_id)
+        if job is None:
+            raise JobNotFound(f"job_id = {job_id}: no such job, or it was purged or forgotten")
+        return job
+
+    def known_queue(self, name: str) -> Queue:
+        """Return a queue. Raises: QueueNotFound."""
+        queue = self.queues.get(name)
+        if queue is None:
+            raise QueueNotFound(f"queue = {model.shorten(name)}: no job was ever submitted to it")
+        return queue
+
+    def run(self, first: int, count: int) -> list[Job | None]:
+        """Return the jobs of consecutive ids; None where there is no job."""
+        page = self._pages.get(first >> PAGE_SHIFT)
+        start = first & _SLOT
+        if page is not None and start + count <= len(page):
+            return page[start : start + count]
+        return [self.job(job_id) for job_id in range(first, first + count)]
+
+    def jobs_from(self, job_id: int) -> Iterator[Job]:
+        """Yield all jobs with ids from `job_id` on, in order of their ids. Not to be kept over a change."""
+        for number in sorted(self._pages.keys() | self._sparse.keys()):
+            if number < job_id >> PAGE_SHIFT:
+                continue
+            page = self._pages.get(number)
+            jobs = page if page is not None else [job for _, job in sorted(self._sparse[number].items())]
+            for job in jobs:
+                if job is not None and job.id >= job_id:
+                    yield job
+
+    def ready_ids(self, queue_name: str, count: int) -> list[int]:
+        """Return up to `count` ids in the order in which the queue hands them out."""
+        queue = self.queues.get(queue_name)
+        return queue.ready.peek(count) if queue is not None else []
+
+    def counts(self) -> list[int]:
+        """Return jobs by JobState over all queues."""
+        return [sum(column) for column in zip(*(queue.counts for queue in self.queues.values()), strict=True)] or [
+            0
+        ] * len(JobState)
+
+    def oldest_results(self) -> Iterator[Job]:
+        """Yield finished jobs that hold a result, the oldest first."""
+        for job_id in self._results:
+            job = self.job(job_id)
+            if job is not None and job.outcome is not None and job.outcome.result is not None:
+                yield job
+
+    # --- writing: jobs come -------------------------------------------------------------------
+
+    def share(self, options: JobOptions) -> JobOptions:
+        """Return an equal object that others use too. Metadata is rarely equal, and not hashable."""
+        if options is self._last_shared or options.metadata is not None:
+            return options
+        shared = self._shared.get(options)
+        if shared is None:
+            if len(self._shared) >= _SHARED_OPTIONS_MAX:
+                self._shared.clear()
+                self.options_by_fields.clear()
+            shared = self._shared[options] = options
+        self._last_shared = shared
+        return shared
+
+    def add_jobs(
+        self, first_id: int, options: JobOptions, payloads: list[bytes], due: Due | None, now: Now
+    ) -> None:
+        """Add new jobs with consecutive ids, ready at once or delayed until `due`."""
+        assert first_id == self.next_id, f"ids are dense: {first_id} after {self.next_id - 1}"
+        options = self.share(options)
+        queue = self._queue(options.queue)
+        count = len(payloads)
+        self.next_id = first_id + count
+        state = READY if due is None else DELAYED
+        jobs = [
+            Job(job_id, options, payload, state, now, now, 0, 0, 0, None, due)
+            for job_id, payload in enumerate(payloads, first_id)
+        ]
+        self._store(first_id, jobs)
+        queue.counts[state] += count
+        if due is None:
+            queue.ready.extend(options.priority, [job.id for job in jobs])
+            self.woken[queue.name] = None
+        else:
+            timers = self.date_timers if due.is_wall else self.delay_timers
+            for job in jobs:
+                timers.push(due.ms, job.id)
+
+    def _store(self, first_id: int, jobs: list[Job]) -> None:
+        taken = 0
+        while taken < len(jobs):
+            number, slot = (first_id + taken) >> PAGE_SHIFT, (first_id + taken) & _SLOT
+            page = self._pages.get(number)
+            if page is None:
+                page = self._pages[number] = []
+                self._page_live[number] = 0
+                self._thin_out(number - 1)
+            page.extend([None] * (slot - len(page)))
+            part = jobs[taken : taken + PAGE_JOBS - slot]
+            page.extend(part)
+            self._page_live[number] += len(part)
+            taken += len(part)
+
+    def _queue(self, name: str) -> Queue:
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.queues[name] = Queue(name)
+        return queue
+
+    # --- writing: jobs move -------------------------------------------------------------------
+
+    def lease_jobs(self, lease: Lease, now: Now) -> None:
+        """Hand out ready jobs: one more attempt each, held by `lease` (its live_count is counted here)."""
+        self.grant = lease.token & model.GRANT_MAX
+        for options, jobs in self._groups(lease.ranges):
+            queue = self.queues[options.queue]
+            for job in jobs:
+                assert job.state is READY, f"job {job.id} is {job.state.name}"
+                job.state = LEASED
+                job.attempt += 1
+                job.lease = lease
+                job.changed = now
+            queue.ready.remove_run(options.priority, jobs[0].id, len(jobs))
+            queue.counts[READY] -= len(jobs)
+            queue.counts[LEASED] += len(jobs)
+            lease.live_count += len(jobs)
+        self._hold(lease)
+
+    def extend_leases(self, token: int, ranges: Ranges, deadline_ms: int, lease_ms: int) -> None:
+        """Move the deadline of some jobs of a grant. Those that stay behind keep their own lease."""
+        jobs = [job for first, count in ranges for job in self._jobs(first, count)]
+        old = jobs[0].lease
+        assert old is not None
+        lease = msgspec.structs.replace(
+            old,
+            deadline_ms=deadline_ms,
+            lease_ms=lease_ms,
+            ranges=list(ranges),
+            live_count=len(jobs),
+            restarted=False,
+        )
+        self._end_leases(jobs)
+        for job in jobs:
+            job.lease = lease
+        self._hold(lease)
+
+    def finish(
+        self, ranges: Ranges, state: JobState, now: Now, result: bytes | None = None, encoding: Encoding = "raw"
+    ) -> None:
+        """Move jobs to a final state: payload dropped, result kept until retention forgets the job."""
+        for options, jobs in self._groups(ranges):
+            queue = self.queues[options.queue]
+            self._leave(queue, jobs, state)
+            for job in jobs:
+                job.state = state
+                job.payload = None
+                job.changed = now
+            if result is not None:
+                self._keep_result(jobs, result, encoding)
+            queue.counts[state] += len(jobs)
+            queue.finished.extend([job.id for job in jobs])
+            self._rearm_finished(queue)
+
+    def _keep_result(self, jobs: list[Job], result: bytes, encoding: Encoding) -> None:
+        for job in jobs:
+            outcome = job.outcome = job.outcome or Outcome()
+            outcome.result, outcome.result_encoding = result, encoding
+            self._results.append(job.id)
+        self.result_bytes += len(result) * len(jobs)
+
+    def bury(self, ranges: Ranges, reason: DeadReason, cause: Cause, error: str, now: Now) -> None:
+        """Move leased jobs to dead; their payload stays for a requeue."""
+        for options, jobs in self._groups(ranges):
+            queue = self.queues[options.queue]
+            self._record_attempts(jobs, cause, error, now)
+            self._leave(queue, jobs, DEAD)
+            for job in jobs:
+                job.state = DEAD
+                job.changed = now
+                outcome = job.outcome = job.outcome or Outcome()
+                outcome.reason = reason
+                queue.dead[job.id] = None
+            queue.counts[DEAD] += len(jobs)
+            self._rearm_dead(queue)
+
+    def give_back(self, ranges: Ranges, due: Due | None, cause: Cause, error: str, now: Now) -> None:
+        """Move leased jobs back to wait: ready at once, or delayed until `due`.
+
+        cause "none" takes the attempt back (release); any other is recorded in the job's history.
+        """
+        for options, jobs in self._groups(ranges):
+            queue = self.queues[options.queue]
+            if cause == "none":
+                for job in jobs:
+                    job.attempt -= 1
+            else:
+                self._record_attempts(jobs, cause, error, now)
+            self._leave(queue, jobs, READY if due is None else DELAYED)
+            self._wait(queue, jobs, due, now)
+
+    def revive(self, ranges: Ranges, now: Now) -> None:
+        """Move dead jobs to ready, with new budgets; their history stays."""
+        for options, jobs in self._groups(ranges):
+            queue = self.queues[options.queue]
+            self._leave(queue, jobs, READY)
+            for job in jobs:
+                job.errors = job.crashes = 0
+                assert job.outcome is not None
+                job.outcome.reason = None
+            self._wait(queue, jobs, None, now)
+            self._rearm_dead(queue)
+
+    def promote(self, limit: int, now: Now) -> None:
+        """Make the earliest `limit` delayed jobs that are due ready."""
+        ids = self.delay_timers.pop_due(now.engine_ms, limit)
+        ids += self.date_timers.pop_due(now.wall_ms, limit - len(ids))
+        for job_id in ids:
+            job = self.job(job_id)
+            assert job is not None, f"a timer names job {job_id}, which is gone"
+            assert job.state is DELAYED, f"job {job_id} is {job.state.name}"
+            queue = self.queues[job.options.queue]
+            queue.counts[DELAYED] -= 1
+            job.due = None
+            self._wait(queue, [job], None, now)
+
+    def forget(self, ranges: Ranges) -> None:
+        """Remove jobs without a trace."""
+        for options, jobs in self._groups(ranges):
+            queue = self.queues[options.queue]
+            self._leave(queue, jobs, None)
+            for job in jobs:
+                if job.outcome is not None and job.outcome.result is not None:
+                    self.result_bytes -= len(job.outcome.result)
+                self._unstore(job.id)
+            self._rearm_finished(queue)
+            self._rearm_dead(queue)
+        while self._results and self.job(self._results[0]) is None:
+            self._results.popleft()
+
+    # --- writing: leases and time -------------------------------------------------------------
+
+    def start(self, epoch: int, now: Now) -> None:
+        """Begin a new run of the daemon: every live lease is worth at least the restart grace."""
+        self.epoch, self.grant = epoch, 0
+        self.lease_timers = TimerHeap()
+        for token, parts in self.leases.items():
+            for lease in parts:
+                grace_ms = min(lease.lease_ms, model.RESTART_GRACE_MS)
+                lease.deadline_ms = max(lease.deadline_ms, now.engine_ms + grace_ms)
+                lease.restarted = True
+            for deadline_ms in sorted({lease.deadline_ms for lease in parts}):
+                self.lease_timers.push(deadline_ms, token)
+
+    # --- writing: sessions --------------------------------------------------------------------
+
+    def open_session(self, session: bytes, principal: str) -> None:
+        self.sessions[session] = Session(principal)
+
+    def forget_sessions(self, sessions: Sequence[bytes]) -> None:
+        for session in sessions:
+            del self.sessions[session]
+
+    def remember_answer(self, session: bytes, request_id: int, answer: bytes | int) -> None:
+        record = self.sessions[session]
+        record.answers[request_id] = answer
+        if len(record.answers) > model.ANSWERS_PER_SESSION_MAX:
+            oldest = next(iter(record.answers))
+            del record.answers[oldest]
+            record.floor = max(record.floor, oldest)
+
+    # --- parts of moves -----------------------------------------------------------------------
+
+    def _groups(self, ranges: Ranges) -> Iterator[tuple[JobOptions, list[Job]]]:
+        """Yield the jobs of ranges, in order, cut where the options change: each group has consecutive ids."""
+        for first, count in ranges:
+            jobs = self._jobs(first, count)
+            if count == 1:
+                yield jobs[0].options, jobs
+                continue
+            for options, group in groupby(jobs, _options_of):
+                yield options, list(group)
+
+    def _jobs(self, first: int, count: int) -> list[Job]:
+        jobs = self.run(first, count)
+        assert None not in jobs, f"a job of {first}+{count} does not exist"
+        return jobs  # type: ignore[return-value]  # asserted above
+
+    def _leave(self, queue: Queue, jobs: list[Job], target: JobState | None) -> None:
+        """Take jobs, all in one state, out of what their state keeps them in. target None: forgotten."""
+        state = jobs[0].state
+        assert target is None or target in model.TRANSITIONS[state], f"{state.name} -> {target}"
+        for job in jobs:
+            assert job.state is state, f"job {job.id} is {job.state.name}, not {state.name}"
+        queue.counts[state] -= len(jobs)
+        if state is LEASED:
+            self._end_leases(jobs)
+        elif state is READY:
+            for job in jobs:
+                queue.ready.remove_run(job.options.priority, job.id, 1)
+        elif state is DELAYED:
+            for job in jobs:
+                assert job.due is not None
+                (self.date_timers if job.due.is_wall else self.delay_timers).discard(job.due.ms, job.id)
+                job.due = None
+        elif state is DEAD:
+            for job in jobs:
+                del queue.dead[job.id]
+        else:
+            _remove_oldest(queue.finished, jobs)
+
+    def _wait(self, queue: Queue, jobs: list[Job], due: Due | None, now: Now) -> None:
+        """Put jobs, taken out of their former state, into ready or delayed."""
+        if due is None:
+            for job in jobs:
+                job.state = READY
+                job.changed = now
+                queue.ready.put_back(job.options.priority, job.id)
+            queue.counts[READY] += len(jobs)
+            self.woken[queue.name] = None
+            return
+        timers = self.date_timers if due.is_wall else self.delay_timers
+        for job in jobs:
+            job.state = DELAYED
+            job.changed = now
+            job.due = due
+            timers.push(due.ms, job.id)
+        queue.counts[DELAYED] += len(jobs)
+
+    def _record_attempts(self, jobs: list[Job], cause: Cause, error: str, now: Now) -> None:
+        for job in jobs:
+            assert job.lease is not None
+            if cause == "error":
+                job.errors += 1
+            elif cause == "crash":
+                job.crashes += 1
+            outcome = job.outcome = job.outcome or Outcome()
+            outcome.error = error
+            attempt = Attempt(job.attempt, cause, now.wall_ms, job.lease.worker, error)
+            outcome.attempts = [*outcome.attempts[1 - model.HISTORY_COUNT_MAX :], attempt]
+
+    def _hold(self, lease: Lease) -> None:
+        self.leases.setdefault(lease.token, []).append(lease)
+        self._arm(lease)
+
+    def _end_leases(self, jobs: list[Job]) -> None:
+        lease, count = jobs[0].lease, 0
+        for job in jobs:
+            if job.lease is not lease:
+                self._shrink(lease, count)
+                lease, count = job.lease, 0
+            count += 1
+            job.lease = None
+        self._shrink(lease, count)
+
+    def _shrink(self, lease: Lease | None, count: int) -> None:
+        assert lease is not None
+        assert lease.live_count >= count, "more jobs leave a lease than it holds"
+        lease.live_count -= count
+        if lease.live_count:
+            return
+        parts = self.leases[lease.token]
+        parts[:] = [part for part in parts if part is not lease]
+        if not parts:
+            del self.leases[lease.token]
+        self._disarm(lease)
+
+    def _arm(self, lease: Lease) -> None:
+        """Set the lease's timer: one per (deadline, token), whatever number of parts shares it."""
+        if sum(part.deadline_ms == lease.deadline_ms for part in self.leases[lease.token]) == 1:
+            self.lease_timers.push(lease.deadline_ms, lease.token)
+
+    def _disarm(self, lease: Lease) -> None:
+        for part in self.leases.get(lease.token, ()):
+            if part is not lease and part.deadline_ms == lease.deadline_ms:
+                return
+        self.lease_timers.discard(lease.deadline_ms, lease.token)
+
+    def _rearm_finished(self, queue: Queue) -> None:
+        """Keep the queue's retention timer at its oldest finished job."""
+        due_ms = self._due_to_forget(queue.finished[0] if queue.finished else None, model.FINISHED_RETENTION_MS)
+        queue.finished_due_ms = _move(self.finished_timers, queue.name, queue.finished_due_ms, due_ms)
+        self._note_excess(queue)
+
+    def _rearm_dead(self, queue: Queue) -> None:
+        """Keep the queue's retention timer at its oldest dead job."""
+        due_ms = self._due_to_forget(next(iter(queue.dead), None), model.DEAD_RETENTION_MS)
+        queue.dead_due_ms = _move(self.dead_timers, queue.name, queue.dead_due_ms, due_ms)
+        self._note_excess(queue)
+
+    def _note_excess(self, queue: Queue) -> None:
+        if len(queue.finished) > model.FINISHED_COUNT_MAX or len(queue.dead) > model.DEAD_COUNT_MAX:
+            self.overfull[queue.name] = None
+        elif self.overfull:
+            self.overfull.pop(queue.name, None)
+
+    def _due_to_forget(self, job_id: int | None, retention_ms: int) -> int | None:
+        job = self.job(job_id) if job_id is not None else None
+        return job.changed.engine_ms + retention_ms if job is not None else None
+
+    def _unstore(self, job_id: int) -> None:
+        number = job_id >> PAGE_SHIFT
+        sparse = self._sparse.get(number)
+        if sparse is not None:
+            del sparse[job_id]
+            if not sparse:
+                del self._sparse[number]
+            return
+        self._pages[number][job_id & _SLOT] = None
+        self._page_live[number] -= 1
+        self._thin_out(number)
+
+    def _thin_out(self, number: int) -> None:
+        """Turn a page that is complete and nearly empty into a dict. The newest page still fills."""
+        live = self._page_live.get(number)
+        if live is None or live >= _SPARSE_JOBS or number == self.next_id >> PAGE_SHIFT:
+            return
+        del self._page_live[number]
+        left = {job.id: job for job in self._pages.pop(number) if job is not None}
+        if left:
+            self._sparse[number] = left
+
+    # --- checking -----------------------------------------------------------------------------
+
+    def digest(self) -> str:
+        """Return a hash of everything that is a fact: equal states, however reached, have equal digests."""
+        facts = [
+            (self.lsn, self.now, self.epoch, self.grant, self.next_id, self.result_bytes),
+            [msgspec.structs.astuple(job) for job in self.jobs_from(0)],
+            [(q.name, q.counts, list(q.finished), list(q.dead)) for _, q in sorted(self.queues.items())],
+            [
+                (token, sorted((p.deadline_ms, p.lease_ms, p.live_count, p.restarted) for p in parts))
+                for token, parts in sorted(self.leases.items())
+            ],
+            sorted((key, s.principal, s.floor, list(s.answers.items())) for key, s in self.sessions.items()),
+        ]
+        return hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()
+
+    def check(self) -> None:
+        """Assert that every index agrees with the jobs. O(all jobs): for tests and tools."""
+        jobs = list(self.jobs_from(0))
+        for queue in self.queues.values():
+            mine = [job for job in jobs if job.options.queue == queue.name]
+            counts = [sum(job.state is state for job in mine) for state in JobState]
+            assert counts == queue.counts, f"{queue.name}: {queue.counts}, recounted {counts}"
+            ready = sorted((-job.options.priority, job.id) for job in mine if job.state is READY)
+            assert queue.ready.peek(len(mine) + 1) == [job_id for _, job_id in ready]
+            assert len(queue.ready) == len(ready)
+            assert sorted(queue.finished) == [job.id for job in mine if job.state in FINISHED]
+            assert sorted(queue.dead) == [job.id for job in mine if job.state is DEAD]
+            assert (queue.finished_due_ms is None) == (not queue.finished)
+            assert (queue.dead_due_ms is None) == (not queue.dead)
+        self._check_timers(jobs)
+        results = [job.outcome.result for job in jobs if job.outcome is not None and job.outcome.result is not None]
+        assert sum(map(len, results)) == self.result_bytes
+        assert self._page_live == {n: sum(j is not None for j in page) for n, page in self._pages.items()}
+
+    def _check_timers(self, jobs: list[Job]) -> None:
+        held: dict[int, int] = {}
+        for job in jobs:
+            assert (job.lease is not None) == (job.state is LEASED), f"job {job.id}"
+            assert (job.due is not None) == (job.state is DELAYED), f"job {job.id}"
+            assert (job.payload is None) == (job.state in FINISHED), f"job {job.id}"
+            if job.lease is not None:
+                held[id(job.lease)] = held.get(id(job.lease), 0) + 1
+        leases = [lease for parts in self.leases.values() for lease in parts]
+        assert {id(lease): lease.live_count for lease in leases} == held
+        deadlines = sorted({(lease.deadline_ms, lease.token) for lease in leases})
+        assert _alive(self.lease_timers) == deadlines
+        for timers, is_wall in ((self.delay_timers, False), (self.date_timers, True)):
+            dues = sorted((job.due.ms, job.id) for job in jobs if job.due is not None and job.due.is_wall is is_wall)
+            assert _alive(timers) == dues
+
+
+def _alive(timers: TimerHeap[int]) -> list[tuple[int, int]]:
+    assert len(timers) == len(timers.heap) - len(timers.holes)
+    return sorted(entry for entry in timers.heap if entry not in timers.holes)
+
+
+def _remove_oldest(finished: deque[int], jobs: list[Job]) -> None:
+    for job in jobs:
+        if finished[0] == job.id:
+            finished.popleft()
+        else:
+            finished.remove(job.id)
+
+
+def _move(timers: TimerHeap[str], name: str, armed_ms: int | None, due_ms: int | None) -> int | None:
+    if armed_ms != due_ms:
+        if armed_ms is not None:
+            timers.discard(armed_ms, name)
+        if due_ms is not None:
+            timers.push(due_ms, name)
+    return due_ms
