@@ -59,7 +59,8 @@ bench: setup ## the figures of docs/performance.md (never a test)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 golden: setup ## write the golden vectors anew; read the diff before you commit it
-	$(BIN)/python -m tests.golden $(ARGS)
+	set -e; for maker in tests/golden/make_*.py; do $(BIN)/python -m "tests.golden.$$(basename "$$maker" .py)"; done
+	git status --short tests/golden
 
 lock: ## resolve the lock files anew; LOCK_ARGS=--upgrade takes newer versions
 	@test -x $(LOCK_ENV)/bin/pip-compile || { $(PYTHON) -m venv $(LOCK_ENV) && $(LOCK_ENV)/bin/python -m pip install --quiet $(LOCK_TOOL); }
