@@ -1,0 +1,297 @@
+"""The client's end of the protocol, without I/O: who asked what, what may be sent, which reply is whose.
+
+Knows:         hello first, request ids, the window of unanswered requests, what may be sent again
+               after a connection was lost and what may not.
+Must not know: sockets, asyncio, clocks, threads, how a caller waits, what a reply means.
+
+    shell                                connection
+    open()                               CLOSED   -> GREETING    a byte stream is there: hello goes out
+    receive_data() with the welcome      GREETING -> READY       requests go out, up to the window
+    closed()                             any      -> CLOSED      unanswered requests line up again
+
+A shell does three things in turn: it hands over what arrived (`receive_data`) and delivers the
+answers it gets back, writes what there is to write (`data_to_send`), and when `failure` is set or
+the stream ends it says `closed()`. One object outlives many streams.
+
+Sending again is safe because the server answers a state-changing request once by (session, request
+id). It remembers ANSWERS_PER_SESSION_MAX answers, so a request whose id lies further back than that is
+not sent again: its caller learns that the outcome is unknown. A lease is then asked anew under a new
+id, since the jobs of a lost one come back by themselves.
+Source: protocol.md "Requests", "Sessions"; shape after websockets' Protocol.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Final
+
+from msgspec import Raw, Struct
+
+from jqd.core.commands import PROTOCOL_VERSION, Command, Hello, Lease, Welcome
+from jqd.core.model import ANSWERS_PER_SESSION_MAX, FRAME_BYTES_MAX, IN_FLIGHT_MAX
+from jqd.errors import (
+    WIRE_ERRORS,
+    BadFrame,
+    ConnectionLost,
+    JqdError,
+    PayloadTooLarge,
+    VersionMismatch,
+)
+from jqd.protocol import framing, messages
+from jqd.protocol.messages import ReceivedReply
+
+# A request that was under way each time the connection broke may be what breaks it.
+SENDS_MAX: Final = 5
+# What is handed to the socket at a time: enough for one big write, small beside a socket's buffer limit.
+SLICE_BYTES: Final = 256 << 10
+# [id, verb, args] around the arguments: 1 + 9 + 65 bytes at most.
+_ENVELOPE_BYTES_MAX: Final = 80
+
+
+class State(Enum):
+    CLOSED = "no byte stream"
+    GREETING = "hello is on its way, the welcome is not here"
+    READY = "requests may go out"
+
+
+class Session:
+    """What all connections of one client share: the words of its hello, and request ids that only rise.
+
+    Args:
+        hello: sent first on each connection; must carry the client's session (random bytes that the
+            shell makes), without which a request cannot be sent again.
+    """
+
+    __slots__ = ("hello", "newest_id")
+
+    def __init__(self, hello: Hello) -> None:
+        assert hello.session is not None
+        self.hello = hello
+        self.newest_id = 0
+
+    def next_id(self) -> int:
+        self.newest_id += 1
+        return self.newest_id
+
+
+class Request:
+    """One request on its way. `id` is 0 until it is sent for the first time."""
+
+    __slots__ = ("_args", "id", "kind", "sends", "withdrawn")
+
+    def __init__(self, kind: type[Command[Any]], args: bytes) -> None:
+        self.kind = kind
+        self._args = args  # encoded when it was asked: what the caller changes later does not matter
+        self.id = 0
+        self.sends = 0
+        self.withdrawn = False
+
+    @property
+    def outcome_unknown(self) -> bool:
+        """Whether it may have changed something although no reply came."""
+        return self.sends > 0 and self.kind.writes
+
+
+# A request with its reply, or with the error that it ended in.
+Answered = tuple[Request, Struct | JqdError]
+
+
+class ClientConnection:
+    """The state of one connection to a server, over any number of byte streams.
+
+    Args:
+        session: shared by all connections of one client.
+        in_flight_max: requests that may be unanswered at a time; the rest waits here in order.
+    """
+
+    def __init__(self, session: Session, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+        self.state = State.CLOSED
+        self.welcome: Welcome | None = None  # the newest
+        self.failure: JqdError | None = None  # why the stream is of no use any more; say closed() then
+        self._refused = False  # the server found fault with what was sent: the same bytes would find it again
+        self._session = session
+        self._in_flight_max = in_flight_max
+        self._reader = framing.FrameReader(FRAME_BYTES_MAX)
+        self._hello_id = 0
+        self._hello = b""
+        self._waiting: deque[Request] = deque()  # to be sent, in order
+        self._unanswered: dict[
+            int, Request
+        ] = {}  # sent on this stream, by id, in order; at most in_flight_max
+
+    # --- the stream ---------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin a new byte stream."""
+        assert self.state is State.CLOSED
+        self.state = State.GREETING
+        self.failure = None
+        self._refused = False
+        self._reader = framing.FrameReader(FRAME_BYTES_MAX)
+        self._hello_id = self._session.next_id()
+        self._hello = framing.to_frame(messages.encode_request(self._hello_id, self._session.hello))
+
+    def receive_data(self, data: bytes) -> list[Answered]:
+        """Take what arrived.
+
+        Returns: the requests that it answers, in the order of the replies. Withdrawn ones are among
+                 them: the shell may have to give back what nobody waits for. What is wrong with the
+                 stream itself is in `failure`.
+        """
+        answers: list[Answered] = []
+        if self.state is State.CLOSED or self.failure is not None:
+            return answers
+        self._reader.feed(data)
+        try:
+            while (frame := self._reader.next_frame()) is not None:
+                self._take(messages.decode_reply(frame), answers)
+        except JqdError as error:
+            self.failure = error
+        return answers
+
+    def data_to_send(self) -> bytes:
+        """Return what may be written now, about SLICE_BYTES at a time; b"" when there is nothing."""
+        if self.state is State.GREETING:
+            hello, self._hello = self._hello, b""
+            return hello
+        if self.state is State.CLOSED or not self._waiting:
+            return b""
+        parts: list[bytes] = []
+        size = 0
+        while self._waiting and len(self._unanswered) < self._in_flight_max and size < SLICE_BYTES:
+            request = self._waiting.popleft()
+            if request.withdrawn:
+                continue
+            if not request.id:
+                request.id = self._session.next_id()
+            body = messages.encode((request.id, request.kind.verb, Raw(request._args)))
+            parts += framing.pack_length(len(body)), body
+            size += len(body)
+            request.sends += 1
+            self._unanswered[request.id] = request
+        return b"".join(parts)
+
+    def closed(self) -> list[Answered]:
+        """End the byte stream. What was not answered lines up again, before all that was not sent yet.
+
+        Returns: the requests that must not be sent again, each with its ConnectionLost.
+        """
+        ended: list[Answered] = []
+        again: list[Request] = []
+        for request in self._unanswered.values():
+            if request.withdrawn:
+                continue
+            if reason := self._why_not_again(request):
+                ended.append((request, self._lost(request, reason)))
+            else:
+                again.append(request)
+        self.state = State.CLOSED
+        self._unanswered.clear()
+        self._waiting.extendleft(reversed(again))
+        return ended
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def request(self, command: Command[Any]) -> Request:
+        """Line up a request.
+
+        Raises: PayloadTooLarge: it does not fit into a frame. TypeError: msgpack cannot say it.
+        """
+        args = messages.encode(command)
+        size = len(args) + _ENVELOPE_BYTES_MAX
+        if size > FRAME_BYTES_MAX:
+            raise PayloadTooLarge(
+                f"{command.verb} request = {size} bytes: the limit of a frame is {FRAME_BYTES_MAX}"
+            )
+        request = Request(type(command), args)
+        self._waiting.append(request)
+        return request
+
+    def withdraw(self, request: Request) -> None:
+        """Say that nobody waits for a request any more: it is not sent (again). One that is under way
+        keeps its place in the window until its reply comes.
+        """
+        request.withdrawn = True
+        request._args = b""
+
+    def give_up(self, reason: str, refusal: JqdError | None = None) -> list[Answered]:
+        """End every request.
+
+        Args:
+            reason: for the messages, after the verb.
+            refusal: what a request that was never sent ends in; default: ConnectionLost.
+        Returns: all that were not answered, each with its error.
+        """
+        ended: list[Answered] = [
+            (request, refusal if refusal and not request.sends else self._lost(request, reason))
+            for request in self._open_requests()
+        ]
+        self._unanswered.clear()
+        self._waiting.clear()
+        return ended
+
+    @property
+    def wants_stream(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return next(self._open_requests(), None) is not None
+
+    def _open_requests(self) -> Iterator[Request]:
+        for requests in (self._unanswered.values(), self._waiting):
+            yield from (request for request in requests if not request.withdrawn)
+
+    # --- replies ------------------------------------------------------------------------------
+
+    def _take(self, reply: ReceivedReply, answers: list[Answered]) -> None:
+        """Raises: JqdError: the stream is of no use any more."""
+        if (
+            reply.request_id == 0
+        ):  # about the stream as a whole; an event that this client does not know is skipped
+            if reply.status in WIRE_ERRORS:
+                error: JqdError = messages.decode_body(reply, Welcome)
+                self._refused = not error.retryable
+                raise error
+        elif self.state is State.GREETING:
+            self._greeted(reply)
+        else:
+            request = self._unanswered.pop(reply.request_id, None)
+            if request is None:
+                raise BadFrame(f"reply to request {reply.request_id}: not asked, or answered before")
+            answers.append((request, self._body(reply, request)))
+
+    def _greeted(self, reply: ReceivedReply) -> None:
+        if reply.request_id != self._hello_id:
+            raise BadFrame(f"reply to request {reply.request_id}: the first reply belongs to hello")
+        body = messages.decode_body(reply, Welcome)
+        if isinstance(body, JqdError):
+            raise body
+        if body.version != PROTOCOL_VERSION:
+            raise VersionMismatch(
+                f"server's protocol version = {body.version}: this client speaks {PROTOCOL_VERSION}"
+            )
+        self.welcome = body
+        self.state = State.READY
+
+    def _body(self, reply: ReceivedReply, request: Request) -> Struct | JqdError:
+        try:
+            body: Struct | JqdError = messages.decode_body(reply, request.kind.reply)
+        except BadFrame as error:  # frames are still in step: only this request is lost
+            return self._lost(request, f"its reply cannot be read: {error}")
+        return body
+
+    def _why_not_again(self, request: Request) -> str:
+        """Say why a request must not be sent again, or "". Gives a lease that is too old for it a new id."""
+        if self._refused:
+            return f"the server ended the connection: {self.failure}"
+        if request.sends >= SENDS_MAX:
+            return f"the connection broke {request.sends} times while it was under way"
+        if request.kind.writes and self._session.newest_id - request.id >= ANSWERS_PER_SESSION_MAX:
+            if request.kind is not Lease:
+                return "the connection broke, and the server may have forgotten the answer by now"
+            request.id = 0
+        return ""
+
+    @staticmethod
+    def _lost(request: Request, reason: str) -> ConnectionLost:
+        unknown = request.outcome_unknown
+        outcome = "outcome unknown" if unknown else "nothing was changed"
+        return ConnectionLost(f"{request.kind.verb}: {reason} ({outcome})", outcome_unknown=unknown)
