@@ -1,0 +1,198 @@
+"""What a user says, turned into what the wire says: durations, dates, payloads, addresses.
+
+Knows:         the spellings that are accepted, and how to refuse the others.
+Must not know: which command a value belongs to, connections. Ranges are the server's to check.
+"""
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from jqd.core.model import Encoding, shorten
+from jqd.errors import InvalidArgument
+
+Duration = float | timedelta | str
+"""Seconds, a timedelta, or a text: `500ms`, `30s`, `5m`, `1h30m`, `2d`; a bare number means seconds."""
+
+Date = datetime | str
+"""A datetime with a time zone, or ISO 8601 with `Z` or an offset."""
+
+Payload = bytes | bytearray | memoryview | str
+"""bytes are sent as they are (encoding `raw`), a str as UTF-8 (encoding `text`)."""
+
+DEFAULT_PORT: Final = 7717
+DEFAULT_URL: Final = f"jqd://127.0.0.1:{DEFAULT_PORT}"
+
+# --- durations and dates ----------------------------------------------------------------------
+
+_UNIT_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+")
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+# Far beyond every limit of the server, and within what a float counts exactly.
+_MS_MAX: Final = 1 << 53
+
+
+def to_ms(field: str, value: Duration) -> int:
+    """Turn a duration into whole milliseconds, rounded.
+
+    Args:   field: what the caller calls it, for the message.
+    Raises: InvalidArgument: not a duration, negative, not finite.
+    """
+    ms = _ms(value)
+    if ms is None:
+        raise InvalidArgument(
+            f"{field} = {shorten(value)}: a duration is seconds, a timedelta, or a text such as 30s, 5m, 1h30m"
+        )
+    if not 0 <= ms <= _MS_MAX:  # NaN is not in any range either
+        raise InvalidArgument(f"{field} = {shorten(value)}: a duration must be finite and not negative")
+    return round(ms)
+
+
+def _ms(value: Duration) -> float | None:
+    match value:
+        case bool():
+            return None
+        case int() | float():
+            return value * 1_000 if abs(value) <= _MS_MAX else math.inf
+        case timedelta():
+            return value / timedelta(milliseconds=1)
+        case str() if _NUMBER.fullmatch(value):
+            return float(value) * 1_000
+        case str() if _WHOLE.fullmatch(value):
+            return math.fsum(float(number) * _UNIT_MS[unit] for number, unit in _PART.findall(value))
+        case _:
+            return None
+
+
+def to_optional_ms(field: str, value: Duration | None) -> int | None:
+    return None if value is None else to_ms(field, value)
+
+
+def to_wall_ms(field: str, value: Date) -> int:
+    """Turn a date into unix milliseconds, rounded down.
+
+    Raises: InvalidArgument: not a date, or one without a time zone: it would mean another moment on
+            another machine.
+    """
+    date = value
+    if isinstance(date, str):
+        try:
+            date = datetime.fromisoformat(date)
+        except ValueError:
+            date = ""
+    if not isinstance(date, datetime):
+        raise InvalidArgument(
+            f"{field} = {shorten(value)}: a date is a datetime or ISO 8601, such as 2030-01-31T08:00:00Z"
+        )
+    if date.tzinfo is None or date.utcoffset() is None:
+        raise InvalidArgument(
+            f"{field} = {shorten(value)}: a date needs a time zone: add Z or an offset such as +02:00 "
+            "(datetime.now(UTC), not datetime.now())"
+        )
+    return (date - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+# --- payloads ---------------------------------------------------------------------------------
+
+
+def to_bytes(
+    field: str, value: Payload | None, json: object | UnsetType = UNSET, encoding: Encoding | None = None
+) -> tuple[bytes, Encoding]:
+    """Turn a payload, or a value to be sent as JSON, into bytes and their encoding.
+
+    Args:
+        value: see Payload. None: nothing was given.
+        json: anything that msgspec.json can encode, None included; instead of `value`.
+        encoding: says what the bytes are, where it is not `raw` or `text` by their type.
+    Raises: InvalidArgument: both were given, or it cannot be encoded.
+    """
+    if json is not UNSET:
+        if value is not None:
+            raise InvalidArgument(f"{field} and json: give one of them")
+        try:
+            return msgspec.json.encode(json), "json"
+        except (TypeError, ValueError, RecursionError, msgspec.EncodeError) as error:
+            raise InvalidArgument(f"json = {shorten(json)}: {error}") from None
+    if encoding is not None and encoding not in get_args(Encoding):
+        raise InvalidArgument(f"encoding = {shorten(encoding)}: known are {' '.join(get_args(Encoding))}")
+    match value:
+        case None:
+            return b"", encoding or "raw"
+        case str():
+            try:
+                return value.encode(), encoding or "text"
+            except UnicodeEncodeError as error:
+                raise InvalidArgument(f"{field} = {shorten(value)}: no UTF-8: {error.reason}") from None
+        case bytes() | bytearray() | memoryview():
+            return bytes(value), encoding or "raw"
+        case _:
+            raise InvalidArgument(
+                f"{field} = {shorten(value)}: give bytes or str, or anything else as json=..."
+            )
+
+
+def from_bytes(data: bytes, encoding: Encoding) -> object:
+    """Turn bytes into what their encoding says: bytes, str, or the value in JSON or msgpack.
+
+    Raises: InvalidArgument: they are something else.
+    """
+    try:
+        match encoding:
+            case "text":
+                return data.decode()
+            case "json":
+                return msgspec.json.decode(data)
+            case "msgpack":
+                import msgpack
+
+                return msgpack.unpackb(data)
+            case _:
+                return data
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
+        raise InvalidArgument(f"{len(data)} bytes are not {encoding}: {error}") from None
+
+
+# --- addresses --------------------------------------------------------------------------------
+
+
+class TcpAddress(Struct, frozen=True):
+    host: str
+    port: int
+
+
+class UnixAddress(Struct, frozen=True):
+    path: str
+
+
+Address = TcpAddress | UnixAddress
+
+
+def to_address(url: str) -> Address:
+    """Read `jqd://HOST[:PORT]` or `unix:///PATH`.
+
+    Raises: InvalidArgument.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise _no_address(url) from None
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise _no_address(url)
+    match parts.scheme:
+        case "unix" if not parts.netloc and len(parts.path) > 1:
+            return UnixAddress(parts.path)
+        case "jqd" if host and parts.path in ("", "/") and port != 0:
+            return TcpAddress(host, port or DEFAULT_PORT)
+        case _:
+            raise _no_address(url)
+
+
+def _no_address(url: str) -> InvalidArgument:
+    return InvalidArgument(f"url = {shorten(url)}: a server is jqd://HOST:PORT or unix:///PATH")
