@@ -64,17 +64,15 @@ class Directory:
             raise open_error(error, path) from error
         if lock is None:
             raise DataDirLocked(f"data directory {path} is in use by another jqd")
-        self._lock: int | None = lock
+        self._lock = lock
 
     def path_of(self, name: str) -> str:
         """Return the path of a name in the directory."""
         return f"{self.path}/{name}"
 
     def unlock(self) -> None:
-        """Let others have the directory. A second call does nothing."""
-        if self._lock is not None:
-            lock, self._lock = self._lock, None
-            self._fs.close(lock)
+        """Let others have the directory."""
+        self._fs.close(self._lock)
 
     def segment_numbers(self) -> list[int]:
         """Return the numbers of the segments that exist, rising."""
@@ -138,20 +136,18 @@ class Directory:
 
     def open_store_file(self) -> StoreFile:
         """Return what the file `store` says; make a new store if the directory holds none."""
-        names = set(self._fs.list_directory(self.path))
         path = self.path_of(STORE_NAME)
-        if STORE_NAME not in names:
-            for number in sorted(filter(None, map(segment_number, names))):
-                message = f"{path} is missing, but {segment_name(number)} exists; {WHAT_TO_DO}"
+        if STORE_NAME not in self._fs.list_directory(self.path):
+            if numbers := self.segment_numbers():
+                message = f"{path} is missing, but {segment_name(numbers[0])} exists; {WHAT_TO_DO}"
                 raise Corruption(message, file=path, offset=0)
             return self._create_store()
-        match decode_store_file(self.read(STORE_NAME)):
-            case StoreFile() as store:
-                return store
-            case Newer(newer):
-                raise UnsupportedFormat(f"{path} has format {newer}, this jqd knows {STORE_FORMAT}")
-            case None:
-                raise Corruption(f"{path} is damaged; {WHAT_TO_DO}", file=path, offset=0)
+        store = decode_store_file(self.read(STORE_NAME))
+        if isinstance(store, Newer):
+            raise UnsupportedFormat(f"{path} has format {store.format}, this jqd knows {STORE_FORMAT}")
+        if store is None:
+            raise Corruption(f"{path} is damaged; {WHAT_TO_DO}", file=path, offset=0)
+        return store
 
     def write_store_file(self, store: StoreFile) -> None:
         """Replace the file `store`."""
