@@ -1,0 +1,360 @@
+"""A disk in memory that forgets what was not synced, and fails or stops at any call.
+
+It stands in for `jqd.storage.fs.RealFileSystem`. What it models, as cruel as POSIX allows:
+
+- The content of a file and its name become durable apart: `sync` keeps bytes and size, `sync_directory`
+  keeps names. Until then a power loss may keep any subset, in any order, and tear each write.
+- `kill` is the end of the process: the page cache stays, locks and handles go.
+- A failed sync leaves the page cache in one of the three states that real file systems leave it in.
+
+    disk = FaultDisk()
+    disk.on_call = ...              called before each call with (name, path); may raise OSError or Crash
+    disk.power_loss(DROP)           also KEEP, or tear(random.Random(seed))
+"""
+
+import copy
+import errno
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+# Calls that change something; the others are `list_directory`, `open`, `read`, `close`, `random_bytes`.
+EFFECTS = frozenset(
+    {"make_directory", "lock", "create", "write", "sync", "sync_directory", "rename", "unlink"}
+)
+
+SECTOR_BYTES = 512
+
+
+class Crash(BaseException):
+    """The process or the machine stops here. No code under test may catch it."""
+
+
+class SyncFailure(Enum):
+    """What the page cache holds after a sync that failed (Rebello et al., 2020)."""
+
+    REPORTED_ONCE = "the pages stay dirty, the next sync writes them"
+    KEPT_IN_CACHE = "the pages are marked clean: reads show them, the disk never gets them"
+    REVERTED = "the pages are dropped: reads show what the disk has"
+
+
+Fate = Callable[[], float]
+
+
+def DROP() -> float:  # noqa: N802 - a value in the eyes of its users
+    """Nothing unsynced survives."""
+    return 0.0
+
+
+def KEEP() -> float:  # noqa: N802
+    """Everything unsynced survives."""
+    return 1.0
+
+
+def tear(rng: random.Random) -> Fate:
+    """Each pending operation survives, is lost, or (a write) survives in part."""
+    return lambda: rng.choice((0.0, 0.0, 1.0, 1.0, rng.random()))
+
+
+@dataclass
+class File:
+    cache: bytearray = field(default_factory=bytearray)
+    durable: bytearray = field(default_factory=bytearray)
+    pending: list[tuple[int, bytes]] = field(default_factory=list)  # offset -1: the file was emptied
+
+
+@dataclass
+class Directory:
+    cache: dict[str, "File | Directory"] = field(default_factory=dict)
+    durable: dict[str, "File | Directory"] = field(default_factory=dict)
+    pending: list[tuple[str, str, "File | Directory | None"]] = field(default_factory=list)  # removed, added
+
+
+class FaultDisk:
+    """Implements `jqd.storage.fs.FileSystem`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.root = Directory()
+        self.on_call: Callable[[str, str], None] | None = None
+        self.sync_failure = SyncFailure.REPORTED_ONCE
+        self.short_writes = False
+        self.calls: list[tuple[str, str]] = []
+        self._handles: dict[int, tuple[File, str]] = {}
+        self._locks: dict[str, int] = {}
+        self._next_handle = 3
+        self._rng = random.Random(seed)
+        self._dead = False
+
+    # --- what tests do ------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """The process ends; the machine goes on, and so does `on_call`."""
+        self._handles.clear()
+        self._locks.clear()
+        self._dead = False
+
+    def power_loss(self, fate: Fate) -> None:
+        """The machine stops; `fate` says for each unsynced operation how much of it is kept, 0 to 1."""
+        self.kill()
+        self._lose(self.root, fate)
+
+    def clone(self) -> "FaultDisk":
+        """Return an independent copy."""
+        on_call, self.on_call = self.on_call, None
+        twin = copy.deepcopy(self)
+        self.on_call = on_call
+        return twin
+
+    def file(self, path: str) -> File:
+        """Return the file at `path`, as processes see it."""
+        directory, name = self._parent(path)
+        found = directory.cache.get(name)
+        if found is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if isinstance(found, Directory):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        return found
+
+    def content(self, path: str) -> bytes:
+        """Return the bytes at `path`, as processes see them."""
+        return bytes(self.file(path).cache)
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        """Damage: put other bytes, durably, where a file is or is to be."""
+        directory, name = self._parent(path)
+        file = File(bytearray(data), bytearray(data))
+        directory.cache[name] = directory.durable[name] = file
+
+    def remove(self, path: str) -> None:
+        """Damage: remove a file durably."""
+        directory, name = self._parent(path)
+        del directory.cache[name]
+        directory.durable.pop(name, None)
+
+    def listing(self, path: str) -> dict[str, bytes]:
+        """Return names and contents of the files in a directory."""
+        directory = self._directory(path)
+        return {name: bytes(f.cache) for name, f in directory.cache.items() if isinstance(f, File)}
+
+    # --- the calls ----------------------------------------------------------------------------
+
+    def make_directory(self, path: str) -> None:
+        self._call("make_directory", path)
+        directory, name = self._parent(path)
+        if name not in directory.cache:
+            self._link(directory, "", name, Directory())
+
+    def list_directory(self, path: str) -> list[str]:
+        self._call("list_directory", path)
+        return list(self._directory(path).cache)
+
+    def sync_directory(self, path: str) -> None:
+        self._call("sync_directory", path)
+        directory = self._directory(path)
+        directory.durable = dict(directory.cache)
+        directory.pending.clear()
+
+    def lock(self, path: str) -> int | None:
+        self._call("lock", path)
+        if path in self._locks:
+            return None
+        handle = self._open(self._made(path), path)
+        self._locks[path] = handle
+        return handle
+
+    def create(self, path: str) -> int:
+        self._call("create", path)
+        file = self._made(path)
+        if file.cache:
+            file.cache.clear()
+            file.pending.append((-1, b""))
+        return self._open(file, path)
+
+    def open(self, path: str) -> int:
+        self._call("open", path)
+        return self._open(self.file(path), path)
+
+    def read(self, handle: int, offset: int, count: int) -> bytes:
+        file, path = self._handles[handle]
+        self._call("read", path)
+        return bytes(file.cache[offset : offset + count])
+
+    def write(self, handle: int, data: bytes | memoryview) -> int:
+        file, path = self._handles[handle]
+        taken = bytes(data)
+        if self.short_writes and len(taken) > 1:
+            taken = taken[: self._rng.randrange(1, len(taken))]
+        try:
+            self._call("write", path)
+        except BaseException:
+            # A large write is stopped between pages: half of it has reached the page cache.
+            self._append(file, taken[: len(taken) // 2])
+            raise
+        self._append(file, taken)
+        return len(taken)
+
+    def sync(self, handle: int) -> None:
+        file, path = self._handles[handle]
+        try:
+            self._call("sync", path)
+        except OSError:
+            if self.sync_failure is not SyncFailure.REPORTED_ONCE:
+                file.pending.clear()
+            if self.sync_failure is SyncFailure.REVERTED:
+                file.cache = bytearray(file.durable)
+            raise
+        for offset, data in file.pending:
+            _apply(file.durable, offset, data)
+        file.pending.clear()
+
+    def close(self, handle: int) -> None:
+        # A double close must not pass: on a real system it closes somebody else's file.
+        _, path = self._handles.pop(handle) if not self._dead else (None, "")
+        if self._locks.get(path) == handle:
+            del self._locks[path]
+
+    def rename(self, old: str, new: str) -> None:
+        self._call("rename", new)
+        directory, old_name = self._parent(old)
+        to, new_name = self._parent(new)
+        assert directory is to, "renames across directories are not modelled"
+        self._link(directory, old_name, new_name, directory.cache[old_name])
+
+    def unlink(self, path: str) -> None:
+        self._call("unlink", path)
+        directory, name = self._parent(path)
+        del directory.cache[name]
+        directory.pending.append((name, "", None))
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._rng.randbytes(count)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _call(self, name: str, path: str) -> None:
+        if self._dead:
+            raise Crash
+        self.calls.append((name, path))
+        if self.on_call is not None:
+            try:
+                self.on_call(name, path)
+            except Crash:
+                self._dead = True
+                raise
+
+    def _parent(self, path: str) -> tuple[Directory, str]:
+        parent, _, name = path.rstrip("/").rpartition("/")
+        return self._directory(parent or "/"), name
+
+    def _directory(self, path: str) -> Directory:
+        found: File | Directory = self.root
+        for name in filter(None, path.split("/")):
+            if not isinstance(found, Directory):
+                break
+            if name not in found.cache:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            found = found.cache[name]
+        if not isinstance(found, Directory):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        return found
+
+    def _link(self, directory: Directory, removed: str, added: str, node: File | Directory) -> None:
+        directory.cache.pop(removed, None)
+        directory.cache[added] = node
+        directory.pending.append((removed, added, node))
+
+    def _made(self, path: str) -> File:
+        directory, name = self._parent(path)
+        if name not in directory.cache:
+            self._link(directory, "", name, File())
+        return self.file(path)
+
+    def _open(self, file: File, path: str) -> int:
+        self._next_handle += 1
+        self._handles[self._next_handle] = (file, path)
+        return self._next_handle
+
+    def _append(self, file: File, data: bytes) -> None:
+        file.pending.append((len(file.cache), data))
+        file.cache += data
+
+    def _lose(self, directory: Directory, fate: Fate) -> None:
+        names = dict(directory.durable)
+        for removed, added, node in directory.pending:
+            if fate() >= 0.5:
+                names.pop(removed, None)
+                if node is not None:
+                    names[added] = node
+        directory.pending.clear()
+        directory.durable = names
+        directory.cache = dict(names)
+        seen: set[int] = set()
+        for node in names.values():
+            if isinstance(node, Directory):
+                self._lose(node, fate)
+            elif id(node) not in seen:
+                seen.add(id(node))
+                self._lose_pages(node, fate)
+
+    def _lose_pages(self, file: File, fate: Fate) -> None:
+        for offset, data in file.pending:
+            kept = fate()
+            if kept == 1.0:
+                _apply(file.durable, offset, data)
+            elif kept > 0.0:
+                _apply(file.durable, offset, self._torn(data, kept))
+        file.pending.clear()
+        file.cache = bytearray(file.durable)
+
+    def _torn(self, data: bytes, kept: float) -> bytes:
+        """Cut a write short, or fill a part of it with zeros or garbage as sectors may be."""
+        cut = int(len(data) * kept)
+        match self._rng.randrange(4):
+            case 0:
+                return data[:cut]
+            case 1:
+                return data[:cut] + bytes(len(data) - cut)
+            case 2:
+                return data[:cut] + self._rng.randbytes(len(data) - cut)
+            case _:
+                # The end is there, the beginning is not.
+                return bytes(cut) + data[cut:]
+
+
+def _apply(content: bytearray, offset: int, data: bytes) -> None:
+    if offset < 0:
+        content.clear()
+        return
+    if len(content) < offset:
+        content.extend(bytes(offset - len(content)))
+    content[offset : offset + len(data)] = data
+
+
+def crash_at(disk: FaultDisk, number: int) -> None:
+    """Let the `number`th effect from now, counted from 1, be the one that does not happen."""
+    left = number
+
+    def count(name: str, path: str) -> None:
+        nonlocal left
+        if name in EFFECTS:
+            left -= 1
+            if left == 0:
+                raise Crash
+
+    disk.on_call = count
+
+
+def fail_at(disk: FaultDisk, number: int, code: int, names: frozenset[str] = EFFECTS) -> None:
+    """Let the `number`th call among `names` fail with an errno; calls after it succeed."""
+    left = number
+
+    def count(name: str, path: str) -> None:
+        nonlocal left
+        if name in names:
+            left -= 1
+            if left == 0:
+                raise OSError(code, os.strerror(code), path)
+
+    disk.on_call = count
