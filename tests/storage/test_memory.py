@@ -1,0 +1,42 @@
+"""The store that keeps nothing."""
+
+import pytest
+
+from jqd.storage.base import Record, RecoveryReport
+from jqd.storage.memory import MemoryStore
+from tests.storage.logs import records
+
+
+def test_records_of_an_earlier_process_are_loaded():
+    store = MemoryStore(records(3), keep=True)
+    assert list(store.load()) == records(3)
+    assert store.recovery == RecoveryReport(3, 1, 6, True, 0, None)
+    assert store.durable_lsn == 6
+    store.append(records(1, 7))
+    assert store.durable_lsn == 6
+    store.close()
+    assert store.durable_lsn == 7
+    assert store.records == [*records(3), *records(1, 7)]
+
+
+def test_nothing_is_kept_unless_asked_for():
+    store = MemoryStore()
+    assert list(store.load()) == []
+    store.append(records(2))
+    store.sync()
+    store.seal()
+    assert store.records == []
+    assert (store.durable_lsn, store.size_bytes, store.segment_count) == (3, 40, 0)
+
+
+def test_rules_of_a_store_are_asserted():
+    store = MemoryStore()
+    with pytest.raises(AssertionError):
+        store.append(records(1))
+    with pytest.raises(AssertionError):
+        _ = store.recovery
+    list(store.load())
+    with pytest.raises(AssertionError):
+        list(store.load())
+    with pytest.raises(AssertionError):
+        store.append([Record(2, 1, b"")])
