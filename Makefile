@@ -68,7 +68,7 @@ lock: ## resolve the lock files anew; LOCK_ARGS=--upgrade takes newer versions
 	$(LOCK) $(LOCK_ARGS) --extra server -o requirements-server.lock
 	$(LOCK) $(LOCK_ARGS) --extra server --extra dev -o requirements-dev.lock
 
-release: setup ## build the sdist and the wheel into dist/, the same bytes for the same commit
+release: setup ## build the sdist and the wheel into dist/ (the same wheel for the same commit)
 	rm -rf build dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
 
