@@ -447,7 +447,7 @@ RULES = [
         reads=["*.lock"],
         bad=[
             ("requirements.lock", f"--index-url https://somewhere/simple\nclick==8.5.1 {HASH}"),
-            ("requirements.lock", f"--find-links /opt/wheels\nclick==8.5.1 {HASH}"),
+            ("requirements.lock", f"--find-links ./wheels\nclick==8.5.1 {HASH}"),
             ("requirements.lock", f"click @ https://somewhere/click.whl {HASH}"),
             ("requirements.lock", "click==8.5.1"),
             ("requirements.lock", f"click>=8 {HASH}"),
