@@ -507,7 +507,7 @@ def test_table_names_every_setting_in_all_its_forms():
     rows = render_table().splitlines()
     assert len(rows) == len(SETTINGS) + 3
     assert (
-        "| `sync`<br>`--sync`<br>`JQD_SYNC` | `"always"` | always, or interval=MS with 1 to 60000 ms |"
+        '| `sync`<br>`--sync`<br>`JQD_SYNC` | `"always"` | always, or interval=MS with 1 to 60000 ms |'
         in rows[6]
     )
     assert all(row.count("|") == 5 for row in rows)
