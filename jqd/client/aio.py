@@ -1,0 +1,791 @@
+"""The asyncio client: sockets, timers and futures around the sans-IO connection.
+
+Knows:         how to open, write, read and close a connection with asyncio, how long a caller waits,
+               which connection a request takes.
+Must not know: frames, request ids, what may be sent again (protocol/connection.py), how a verb's
+               arguments are said (requests.py), when to try again (retry.py).
+
+    AsyncClient   has one main _Link: every request but the next ones, pipelined
+                  and one _Link for each `lease(wait=...)` that is waiting now: the server parks one
+                  lease on a connection; kept for the next one afterwards
+    _Link         has a ClientConnection (state, no I/O), one _Socket at a time, one Task while it has none
+
+No task for a request: a reply resolves a future. One timer a link, for the earliest deadline.
+All connections of one client are one session: a state-changing request that is sent again after a
+lost connection is answered once, also if it was carried out the first time.
+"""
+
+# ruff: noqa: ASYNC109 - every verb takes `timeout`: the deadline also decides what is sent again
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Final, Self, TypeVar, Unpack, cast
+
+from msgspec import UNSET, Struct, UnsetType
+
+from jqd import __version__
+from jqd.client import requests
+from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
+from jqd.client.retry import Backoff
+from jqd.client.values import DEFAULT_URL, Duration, Payload, TcpAddress, to_address, to_ms
+from jqd.core.commands import (
+    PROTOCOL_MINOR,
+    PROTOCOL_VERSION,
+    Command,
+    Extended,
+    Hello,
+    JobInfo,
+    JobList,
+    Lease,
+    Leased,
+    Pong,
+    QueueList,
+    Release,
+    ServerStats,
+    Submitted,
+    SubmittedMany,
+    Swept,
+    Verdicts,
+    to_ranges,
+)
+from jqd.core.model import (
+    ANSWERS_PER_SESSION_MAX,
+    DEFAULT_QUEUE,
+    LIST_LIMIT_MAX,
+    SESSION_BYTES,
+    Encoding,
+    StateName,
+)
+from jqd.errors import ConnectionLost, JqdError, RequestTimeout
+from jqd.protocol.connection import Answered, ClientConnection, Request, Session, State
+
+R = TypeVar("R")
+
+# A TCP connect and hello; a daemon in recovery does not listen yet, so this is not its time.
+_CONNECT_S: Final = 5.0
+# A request that had this long, and not a byte came meanwhile: the connection is taken for dead.
+_SILENT_S: Final = 5.0
+# How long close() waits for what is written to leave the socket.
+_CLOSE_S: Final = 1.0
+# Half of the answers that the server remembers: what the other connections of this client ask
+# meanwhile cannot push a request of this one out of its memory.
+_IN_FLIGHT_MAX: Final = ANSWERS_PER_SESSION_MAX // 2
+# Idle lease connections that are kept for the next waiting lease.
+_IDLE_LINKS_MAX: Final = 8
+
+
+class AsyncClient:
+    """A client of one jqd server, for one event loop in one process.
+
+        async with AsyncClient("jqd://127.0.0.1:7717", worker="mailer-1") as client:
+            await client.submit("emails", "hello")
+            held = await client.lease("emails", wait="20s")
+            for job in held.jobs:
+                await client.ack(job)
+
+    Any number of coroutines may use it at once: their requests share a connection and are pipelined,
+    and each lease that waits has a connection of its own.
+
+    A lost connection is made again, and what was not answered is sent again under its id, so that the
+    server carries it out once. An error reply is raised as it is, never asked again: after `busy`,
+    `overloaded` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
+
+    Args:
+        url: `jqd://HOST[:PORT]` or `unix:///PATH`.
+        worker: a name for what leases jobs here, shown in `get` and in a job's history; up to 128 characters.
+        timeout: Duration (seconds, timedelta, "30s") that each request has, reconnecting included; a
+            waiting lease has its `wait` on top. Every verb takes another one as `timeout=`.
+        backoff: when to try again after a lost connection.
+
+    Raises (every verb):
+        RequestTimeout: no reply in time; outcome unknown. A state-changing request may have been carried out.
+        ConnectionLost: no connection; `outcome_unknown` says whether the request may have been carried out.
+        RequestError, UnavailableError: what the server answered, by its code; see jqd.errors.
+        RuntimeError: used after a fork, or in another event loop: make a client there.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        worker: str = "",
+        timeout: Duration = 30,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.url = url
+        self._address = to_address(url)
+        self._timeout_ms = to_ms("timeout", timeout)
+        self._backoff = backoff or Backoff()
+        hello = Hello(
+            version=PROTOCOL_VERSION,
+            minor=PROTOCOL_MINOR,
+            client=f"jqd-python/{__version__}",
+            worker=worker,
+            session=os.urandom(SESSION_BYTES),
+        )
+        self._session = Session(hello)
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._reached = False  # the server has welcomed this client once: from now on it is worth waiting for
+        self._links: set[_Link] = set()
+        self._idle: list[_Link] = []  # lease links that nobody waits on, at most _IDLE_LINKS_MAX
+        self._main: _Link | None = None
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Connect now. Not needed: the first request does it.
+
+        Raises: ConnectionLost at once if the server cannot be reached, or what it answered to hello.
+        """
+        await self._main_link().up()
+
+    async def close(self) -> None:
+        """Close every connection. What was not answered ends in ConnectionLost. Twice is once."""
+        self._check_process()
+        if self._closed:
+            return
+        self._closed = True
+        links = list(self._links)
+        for link in links:
+            link.end("the client was closed")
+        for link in links:
+            await link.gone()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- one request --------------------------------------------------------------------------
+
+    async def call(self, command: Command[R], *, timeout: Duration | None = None) -> R:
+        """Send one command and wait for its reply. Every verb is a call.
+
+        A cancelled or timed-out lease is not lost: the server is told that nobody waits, and jobs
+        that were on their way are given back.
+        """
+        link = self._main_link()
+        wait_s = (self._timeout_ms if timeout is None else to_ms("timeout", timeout)) / 1_000
+        if isinstance(command, Lease) and command.wait_ms:
+            return cast("R", await self._wait(command, wait_s + command.wait_ms / 1_000))
+        return cast("R", await link.ask(command, wait_s))
+
+    async def _wait(self, command: Lease, wait_s: float) -> Struct:
+        link = self._idle.pop() if self._idle else self._new_link(1)
+        try:
+            reply = await link.ask(command, wait_s)
+        except (asyncio.CancelledError, RequestTimeout):
+            link.retire()
+            raise
+        except BaseException:
+            self._keep(link)
+            raise
+        self._keep(link)
+        return reply
+
+    def _keep(self, link: "_Link") -> None:
+        if len(self._idle) < _IDLE_LINKS_MAX and not self._closed:
+            self._idle.append(link)
+        else:
+            link.end("not needed any more")
+
+    def _main_link(self) -> "_Link":
+        """Return the main link, after checking that this client may be used here and now."""
+        self._check_process()
+        if self._closed:
+            raise ConnectionLost("the client is closed", outcome_unknown=False)
+        loop = asyncio.get_running_loop()
+        if self._main is None:
+            self._loop = loop
+            self._main = self._new_link(_IN_FLIGHT_MAX)
+        elif loop is not self._loop:
+            raise RuntimeError("this AsyncClient belongs to another event loop: make one for this loop")
+        return self._main
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"this AsyncClient was made in process {self._pid} and is used in its fork {os.getpid()}: "
+                "make a new client after the fork"
+            )
+
+    def _new_link(self, in_flight_max: int) -> "_Link":
+        link = _Link(self, in_flight_max)
+        self._links.add(link)
+        return link
+
+    def _unclaimed(self, reply: Struct | JqdError) -> None:
+        """Take a reply that nobody waits for any more: leased jobs go back to the queue."""
+        if isinstance(reply, Leased) and reply.jobs and self._main is not None and not self._closed:
+            jobs = [(reply.token, to_ranges([job.job_id for job in reply.jobs]))]
+            self._main.tell(Release(items=jobs))
+
+    # --- the verbs, in the order of COMMANDS ----------------------------------------------------
+
+    async def ping(self, *, timeout: Duration | None = None) -> Pong:
+        """Ask whether the server is there and its disk answers."""
+        return await self.call(requests.ping(), timeout=timeout)
+
+    async def submit(
+        self,
+        queue: str = DEFAULT_QUEUE,
+        payload: Payload | None = None,
+        *,
+        json: object | UnsetType = UNSET,
+        timeout: Duration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Submitted:
+        """Add one job; on disk when this returns.
+
+        Args:
+            payload: bytes (encoding `raw`) or str (encoding `text`), up to 1 MiB.
+            json: anything that JSON can say, instead of payload.
+            options: see JobOptions.
+        """
+        return await self.call(requests.submit(queue, payload, options, json=json), timeout=timeout)
+
+    async def submit_many(
+        self,
+        queue: str,
+        payloads: Iterable[Payload],
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> SubmittedMany:
+        """Add up to 10,000 jobs that differ in nothing but their payload: all of them, or none.
+
+        For jobs that differ in more: `call(requests.submit_many([*requests.group(...), ...]))`.
+
+        Returns: ranges (first id, count, existing) in the order of the payloads.
+        """
+        groups = requests.group(queue, payloads, options)
+        return await self.call(requests.submit_many(groups), timeout=timeout)
+
+    async def lease(
+        self,
+        queues: str | Iterable[str] = DEFAULT_QUEUE,
+        *,
+        count: int = 1,
+        lease: Duration | None = None,
+        wait: Duration = 0,
+        timeout: Duration | None = None,
+    ) -> Held:
+        """Take up to `count` jobs, from the queues in the order given.
+
+        Args:
+            count: 1 to 10,000; fewer come if there are fewer, or to keep the reply below 4 MiB.
+            lease: Duration before the server may hand them to others, 1 s to 24 h; default: what
+                each job's submit said, else 30 s.
+            wait: Duration to wait for the first job, up to 30 s. Answers as soon as there is one.
+        Returns: Held; its `jobs` are empty when there was nothing.
+        """
+        command = requests.lease(queues, count=count, lease=lease, wait=wait)
+        return requests.held(await self.call(command, timeout=timeout))
+
+    async def extend(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        lease: Duration | None = None,
+        timeout: Duration | None = None,
+    ) -> Extended:
+        """Hold a job for `lease` from now on; default: the time that its lease was given.
+
+        Args:   job: what lease() returned, or a job id with its token.
+        Raises: JobNotFound, LeaseLost.
+        """
+        reply = await self.extend_many([requests.holding(job, token)], lease=lease, timeout=timeout)
+        requests.check("extend", reply.results)
+        return reply
+
+    async def extend_many(
+        self, jobs: Iterable[Holding], *, lease: Duration | None = None, timeout: Duration | None = None
+    ) -> Extended:
+        """Hold jobs longer. Returns a verdict per run of jobs; lease_ms_left is the shortest."""
+        return await self.call(requests.extend(jobs, lease=lease), timeout=timeout)
+
+    async def ack(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        result: Payload | None = None,
+        json: object | UnsetType = UNSET,
+        encoding: Encoding | None = None,
+        error: str | None = None,
+        timeout: Duration | None = None,
+    ) -> None:
+        """Finish a held job: `done`; with `error`, dead with reason `refused`, without a retry.
+
+        Args:
+            result: bytes or str, up to 64 KiB, kept with the job; json: the same as a JSON value.
+            error: why the job failed for good.
+        Raises: JobNotFound, LeaseLost, PayloadTooLarge.
+        """
+        results = None if result is None else [result]
+        command = requests.ack(
+            [requests.holding(job, token)], results=results, json=json, encoding=encoding, error=error
+        )
+        requests.check("ack", (await self.call(command, timeout=timeout)).results)
+
+    async def ack_many(
+        self,
+        jobs: Sequence[Holding],
+        *,
+        results: Sequence[Payload | None] | None = None,
+        encoding: Encoding | None = None,
+        error: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Verdicts:
+        """Finish held jobs, `results[i]` being that of `jobs[i]`. Returns a verdict per run of jobs."""
+        command = requests.ack(jobs, results=results, encoding=encoding, error=error)
+        return await self.call(command, timeout=timeout)
+
+    async def fail(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        error: str = "",
+        retry_in: Duration | None = None,
+        dead: bool = False,
+        timeout: Duration | None = None,
+    ) -> None:
+        """Give a held job back as failed: retried after a backoff, dead after the last retry.
+
+        Args:
+            error: what went wrong; kept with the job, cut at 4 KiB.
+            retry_in: Duration until the next attempt, instead of the backoff.
+            dead: no retry (reason `killed`).
+        Raises: JobNotFound, LeaseLost.
+        """
+        jobs = [requests.holding(job, token)]
+        reply = await self.fail_many(jobs, error=error, retry_in=retry_in, dead=dead, timeout=timeout)
+        requests.check("fail", reply.results)
+
+    async def fail_many(
+        self,
+        jobs: Iterable[Holding],
+        *,
+        error: str = "",
+        retry_in: Duration | None = None,
+        dead: bool = False,
+        timeout: Duration | None = None,
+    ) -> Verdicts:
+        """Give held jobs back as failed. Returns a verdict per run of jobs."""
+        command = requests.fail(jobs, error=error, retry_in=retry_in, dead=dead)
+        return await self.call(command, timeout=timeout)
+
+    async def release(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        delay: Duration = 0,
+        timeout: Duration | None = None,
+    ) -> None:
+        """Give a held job back unworked, ready after `delay`: the attempt is not counted.
+
+        Raises: JobNotFound, LeaseLost.
+        """
+        reply = await self.release_many([requests.holding(job, token)], delay=delay, timeout=timeout)
+        requests.check("release", reply.results)
+
+    async def release_many(
+        self, jobs: Iterable[Holding], *, delay: Duration = 0, timeout: Duration | None = None
+    ) -> Verdicts:
+        """Give held jobs back unworked. Returns a verdict per run of jobs."""
+        return await self.call(requests.release(jobs, delay=delay), timeout=timeout)
+
+    async def cancel(
+        self,
+        ids: int | Iterable[int] | None = None,
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[SweepOptions],
+    ) -> Swept:
+        """End waiting jobs for good: one by its id, several by theirs, or those of a queue or state.
+
+        One call looks at a page of a queue: go on with the reply's `cursor` until it is None.
+
+        Raises: JobNotFound, WrongState for a single id; for several, see the reply's verdicts.
+        """
+        return self._swept("cancel", ids, await self.call(requests.cancel(ids, options), timeout=timeout))
+
+    async def requeue(
+        self,
+        ids: int | Iterable[int] | None = None,
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[SweepOptions],
+    ) -> Swept:
+        """Make dead jobs ready again, with new budgets of retries. Arguments as in cancel()."""
+        return self._swept("requeue", ids, await self.call(requests.requeue(ids, options), timeout=timeout))
+
+    async def purge(
+        self,
+        ids: int | Iterable[int] | None = None,
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[SweepOptions],
+    ) -> Swept:
+        """Remove jobs without a trace: waiting ones, dead ones with state="dead". Arguments as in cancel()."""
+        return self._swept("purge", ids, await self.call(requests.purge(ids, options), timeout=timeout))
+
+    @staticmethod
+    def _swept(verb: str, ids: int | Iterable[int] | None, reply: Swept) -> Swept:
+        if isinstance(ids, int):
+            requests.check(verb, reply.results)
+        return reply
+
+    async def get(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:
+        """Show one job. Raises: JobNotFound."""
+        return await self.call(requests.get(job_id), timeout=timeout)
+
+    async def list(
+        self,
+        *,
+        queue: str | None = None,
+        state: StateName | None = None,
+        cursor: int = 0,
+        limit: int = 100,
+        timeout: Duration | None = None,
+    ) -> JobList:
+        """Show jobs in order of their ids, without payloads: a page of at most `limit`, up to 1,000.
+
+        A page may be short or empty before the end: go on with the reply's `cursor` until it is None.
+
+        Raises: QueueNotFound.
+        """
+        command = requests.list_jobs(queue=queue, state=state, cursor=cursor, limit=limit)
+        return await self.call(command, timeout=timeout)
+
+    async def queues(
+        self, *, cursor: str = "", limit: int = LIST_LIMIT_MAX, timeout: Duration | None = None
+    ) -> QueueList:
+        """Show queues with their jobs counted by state: a page, in order of the names."""
+        return await self.call(requests.queues(cursor=cursor, limit=limit), timeout=timeout)
+
+    async def stats(self, *, timeout: Duration | None = None) -> ServerStats:
+        """Show figures of the daemon."""
+        return await self.call(requests.stats(), timeout=timeout)
+
+
+# --- one connection that comes back -----------------------------------------------------------
+
+
+class _Waiter(Struct, eq=False):
+    """Who waits for a reply, and until when on the loop's clock."""
+
+    future: asyncio.Future[Struct]
+    deadline: float
+    wait_s: float
+
+
+class _Link:
+    """One connection to the server, made again when it is lost while somebody waits for an answer.
+
+    _socket and _task: a link has a socket, or a task that makes one, or neither (idle, or ended).
+    """
+
+    def __init__(self, client: AsyncClient, in_flight_max: int) -> None:
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._connection = ClientConnection(client._session, in_flight_max=in_flight_max)
+        self._waiters: dict[Request, _Waiter] = {}
+        self._socket: _Socket | None = None
+        self._task: asyncio.Task[JqdError | None] | None = None
+        self._greeted: asyncio.Future[None] | None = None  # while the task waits for the server's welcome
+        self._flush_due = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0  # when bytes last arrived, on the loop's clock
+        self._retired = False
+
+    # --- requests -----------------------------------------------------------------------------
+
+    async def up(self) -> None:
+        """Wait for a welcome.
+
+        Raises: JqdError: why there is none.
+        """
+        if self._connection.state is State.READY:
+            return
+        task = self._wake()
+        await asyncio.wait([task])  # not the task itself: who is cancelled here leaves it to others
+        if task.cancelled():
+            raise ConnectionLost("the client was closed", outcome_unknown=False)
+        error = task.result()
+        if error is not None:
+            raise error
+
+    async def ask(self, command: Command[R], wait_s: float) -> Struct:
+        """Send a command, and wait for its reply for `wait_s` seconds."""
+        request = self._connection.request(command)
+        future = self._loop.create_future()
+        deadline = self._loop.time() + wait_s
+        self._waiters[request] = _Waiter(future, deadline, wait_s)
+        self._arm(deadline)
+        self._send()
+        try:
+            reply: Struct = await future
+        except asyncio.CancelledError:
+            if self._waiters.pop(request, None) is not None:
+                self._connection.withdraw(request)
+            elif not future.cancelled() and future.exception() is None:
+                self._client._unclaimed(
+                    future.result()
+                )  # the reply came in the same turn as the cancellation
+            raise
+        return reply
+
+    def tell(self, command: Command[R]) -> None:
+        """Send a command whose reply nobody needs."""
+        self._connection.request(command)
+        self._send()
+
+    def _send(self) -> None:
+        """See to it that what was lined up goes out: all requests of one loop turn in one write."""
+        if self._socket is None or self._connection.state is not State.READY:
+            self._wake()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        socket = self._socket
+        while socket is not None and not socket.paused and (data := self._connection.data_to_send()):
+            socket.transport.write(data)
+
+    def _deliver(self, answers: list[Answered]) -> None:
+        for request, outcome in answers:
+            waiter = self._waiters.pop(request, None)
+            if waiter is None or waiter.future.done():
+                self._client._unclaimed(outcome)
+            elif isinstance(outcome, JqdError):
+                waiter.future.set_exception(outcome)
+            else:
+                waiter.future.set_result(outcome)
+
+    # --- deadlines ----------------------------------------------------------------------------
+
+    def _arm(self, deadline: float) -> None:
+        if self._alarm is None or deadline < self._alarm.when():
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        due = [(request, waiter) for request, waiter in self._waiters.items() if waiter.deadline <= now]
+        for request, waiter in due:
+            del self._waiters[request]
+            self._connection.withdraw(request)
+            if not waiter.future.done():
+                waiter.future.set_exception(self._too_late(request, waiter))
+        if self._waiters:
+            self._arm(min(waiter.deadline for waiter in self._waiters.values()))
+        if any(
+            request.sends and self._heard_at <= waiter.deadline - waiter.wait_s for request, waiter in due
+        ):
+            # Not a byte since it was asked: the other end may be gone without a word. What others
+            # wait for is sent again over a new connection.
+            self._drop()
+
+    def _too_late(self, request: Request, waiter: _Waiter) -> RequestTimeout | ConnectionLost:
+        verb, url = request.kind.verb, self._client.url
+        if request.sends:
+            return RequestTimeout(f"{verb}: no reply from {url} within {waiter.wait_s:g} s (outcome unknown)")
+        return ConnectionLost(
+            f"{verb}: {url} could not take it within {waiter.wait_s:g} s (nothing was changed)",
+            outcome_unknown=False,
+        )
+
+    # --- making the connection ----------------------------------------------------------------
+
+    def _wake(self) -> asyncio.Task[JqdError | None]:
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(self._reach(), name=f"jqd connects to {self._client.url}")
+        return self._task
+
+    async def _reach(self) -> JqdError | None:
+        """Try until the server welcomes this client, or the backoff or the server says to stop."""
+        lost_at = self._loop.time()
+        for failures in itertools.count(1):
+            error = await self._try()
+            if error is None:
+                self._client._reached = True
+                self._flush()
+                return None
+            wait_ms = None
+            if self._client._reached and error.retryable:
+                passed_ms = round((self._loop.time() - lost_at) * 1_000)
+                wait_ms = self._client._backoff.wait_ms(failures, passed_ms, random.random())  # noqa: S311
+            if wait_ms is None:
+                refusal = None if isinstance(error, ConnectionLost) else error
+                self._deliver(self._connection.give_up(str(error), refusal))
+                return error
+            await asyncio.sleep(wait_ms / 1_000)
+        raise AssertionError
+
+    async def _try(self) -> JqdError | None:
+        """Make one connection and greet. Returns why it failed, or None."""
+        url = self._client.url
+        self._greeted = self._loop.create_future()
+        error: JqdError
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                await self._open()
+                await self._greeted
+        except TimeoutError:
+            error = ConnectionLost(f"{url} does not answer within {_CONNECT_S:g} s", outcome_unknown=False)
+        except OSError as failure:
+            error = ConnectionLost(f"cannot reach {url}: {failure}", outcome_unknown=False)
+        except JqdError as failure:
+            error = failure
+        else:
+            if self._connection.state is State.READY:
+                return None
+            error = ConnectionLost(f"{url} closed the connection after its welcome", outcome_unknown=False)
+        finally:
+            self._greeted = None
+        self._drop()
+        return error
+
+    async def _open(self) -> None:
+        address = self._client._address
+        if isinstance(address, TcpAddress):
+            await self._loop.create_connection(lambda: _Socket(self), address.host, address.port)
+        else:
+            await self._loop.create_unix_connection(lambda: _Socket(self), address.path)
+
+    # --- what the socket says -----------------------------------------------------------------
+
+    def made(self, socket: "_Socket") -> None:
+        self._socket = socket
+        self._heard_at = self._loop.time()
+        self._connection.open()
+        self._flush()
+
+    def received(self, socket: "_Socket", data: bytes) -> None:
+        if socket is not self._socket:
+            return
+        self._heard_at = self._loop.time()
+        self._deliver(self._connection.receive_data(data))
+        if self._connection.failure is not None:
+            self._drop()
+            return
+        if self._connection.state is State.READY and self._greeted is not None and not self._greeted.done():
+            self._greeted.set_result(None)
+        self._flush()  # replies have made room in the window
+
+    def writable(self, socket: "_Socket") -> None:
+        if socket is self._socket:
+            self._flush()
+
+    def lost(self, socket: "_Socket", error: Exception | None) -> None:
+        if socket is self._socket:
+            self._detach(f"the connection was lost: {error or 'the server closed it'}")
+        if self._retired:
+            self._client._links.discard(self)
+
+    def _drop(self) -> None:
+        """Cut the connection, if there is one, and go on as if it had been lost."""
+        if self._socket is not None:
+            self._socket.transport.abort()
+            self._detach("the connection was given up")
+
+    def _detach(self, reason: str) -> None:
+        self._socket = None
+        failure = self._connection.failure
+        self._deliver(self._connection.closed())
+        if self._greeted is not None:
+            if not self._greeted.done():
+                self._greeted.set_exception(
+                    failure or ConnectionLost(f"{self._client.url}: {reason}", outcome_unknown=False)
+                )
+        elif self._connection.wants_stream:
+            self._wake()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Leave a lease that nobody waits for: tell the server by closing this side, and read what may
+        be on its way, so that its jobs can be given back.
+        """
+        self._retired = True
+        if self._socket is None or self._connection.state is not State.READY:
+            self.end("not needed any more")
+            return
+        self._socket.transport.write_eof()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_later(_CONNECT_S, self._drop)
+
+    def end(self, reason: str) -> None:
+        """Close for good; whoever still waits gets ConnectionLost."""
+        self._retired = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._deliver(self._connection.give_up(reason))
+        if self._socket is not None:
+            self._socket.transport.close()
+        else:
+            self._client._links.discard(self)
+
+    async def gone(self) -> None:
+        """Wait, after end(), until nothing is left of it."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._socket is not None:
+            socket = self._socket
+            await asyncio.wait([socket.closed], timeout=_CLOSE_S)
+            if not socket.closed.done():
+                socket.transport.abort()
+                await socket.closed
+
+
+class _Socket(asyncio.Protocol):
+    """Shuttles between one transport and its link."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+        self.transport: asyncio.Transport
+        self.paused = False  # the transport holds more than enough: write no more
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._link.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._link.received(self, data)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._link.writable(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+        self._link.lost(self, exc)

@@ -1,0 +1,415 @@
+"""The commands of jqd as a program says them: each function turns Python values into one command.
+
+Knows:         how each verb's arguments are said, what a held job is, which exception a verdict means.
+Must not know: how a command is sent, who waits for its reply. AsyncClient, jqctl and whatever else
+               sends commands share these, so that one spelling holds everywhere.
+
+Durations are `values.Duration` (seconds, timedelta, "5m"), dates `values.Date`. Ranges of values are
+checked by the server. Every function raises InvalidArgument for what it cannot turn into a command.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypedDict
+
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import asdict
+
+from jqd.client.values import Date, Duration, Payload, from_bytes, to_bytes, to_ms, to_optional_ms, to_wall_ms
+from jqd.core.commands import (
+    Ack,
+    Cancel,
+    Extend,
+    Fail,
+    Get,
+    JobFilter,
+    JobInfo,
+    JobList,
+    Lease,
+    Leased,
+    LeasedJob,
+    ListJobs,
+    Ping,
+    Pong,
+    Purge,
+    QueueInfo,
+    QueueList,
+    Queues,
+    Release,
+    Requeue,
+    ServerStats,
+    Stats,
+    Submit,
+    SubmitGroup,
+    SubmitMany,
+    Submitted,
+    SubmittedMany,
+    Swept,
+    Verdict,
+    to_ranges,
+)
+from jqd.core.model import (
+    DEFAULT_QUEUE,
+    JOBS_PER_REQUEST_MAX,
+    LIST_LIMIT_MAX,
+    PAYLOAD_BYTES_MAX,
+    STATE_NAMES,
+    Delivery,
+    Encoding,
+    StateName,
+    shorten,
+)
+from jqd.errors import WIRE_ERRORS, InvalidArgument, JqdError
+
+__all__ = [
+    "JOBS_PER_REQUEST_MAX",
+    "LIST_LIMIT_MAX",
+    "PAYLOAD_BYTES_MAX",
+    "STATE_NAMES",
+    "Delivery",
+    "Encoding",
+    "Held",
+    "HeldJob",
+    "JobInfo",
+    "JobList",
+    "JobOptions",
+    "LeasedJob",
+    "Pong",
+    "QueueInfo",
+    "QueueList",
+    "ServerStats",
+    "StateName",
+    "SubmitGroup",
+    "Submitted",
+    "SubmittedMany",
+    "SweepOptions",
+    "Swept",
+    "Verdict",
+    "ack",
+    "cancel",
+    "check",
+    "extend",
+    "fail",
+    "get",
+    "group",
+    "held",
+    "lease",
+    "list_jobs",
+    "ping",
+    "purge",
+    "queues",
+    "release",
+    "requeue",
+    "stats",
+    "submit",
+    "submit_many",
+]
+
+OK: Final = "ok"
+
+
+# --- producer ---------------------------------------------------------------------------------
+
+
+class JobOptions(TypedDict, total=False):
+    """What may be said about a job besides its payload. What is None or left out is the server's default.
+
+    priority:        -32,768 to 32,767, higher is served first; 0.
+    delay:           Duration until the job is ready.
+    run_at:          Date at which it is ready; instead of delay.
+    max_retries:     errors after which it is dead; 3.
+    max_crashes:     crashes after which it is dead; 5.
+    lease:           Duration that a worker gets for it, where the worker does not say; 30 s.
+    delivery:        "at_least_once", or "at_most_once": max_retries must then be 0 or left out.
+    task:            a name for what is to be done with it.
+    metadata:        texts by name, 4 KiB in all.
+    encoding:        what the payload's bytes are: "raw", "text", "json", "msgpack".
+    tenant, group, dedupe_key, idempotency_key, expires, result_ttl: see protocol.md "submit". A server
+                     that does not support one refuses it.
+    """
+
+    priority: int
+    delay: Duration | None
+    run_at: Date | None
+    max_retries: int | None
+    max_crashes: int | None
+    lease: Duration | None
+    delivery: Delivery
+    task: str | None
+    metadata: Mapping[str, str] | None
+    encoding: Encoding | None
+    tenant: str
+    group: str | None
+    dedupe_key: str | None
+    idempotency_key: str | None
+    expires: Duration | None
+    result_ttl: Duration | None
+
+
+# Option -> the wire's field, where a value has to be turned into another one.
+_DURATIONS: Final = {
+    "delay": "delay_ms",
+    "lease": "lease_ms",
+    "expires": "expires_ms",
+    "result_ttl": "result_ttl_ms",
+}
+
+
+def _fields(options: JobOptions) -> dict[str, Any]:
+    """Return options as the wire's fields, without the encoding."""
+    fields: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is None or name == "encoding":
+            continue
+        if name in _DURATIONS:
+            fields[_DURATIONS[name]] = to_ms(name, value)  # type: ignore[arg-type]  # a Duration by its name
+        elif name == "run_at":
+            fields["run_at_ms"] = to_wall_ms(name, value)  # type: ignore[arg-type]
+        elif name == "metadata":
+            fields[name] = dict(value)  # type: ignore[call-overload]
+        else:
+            fields[name] = value
+    return fields
+
+
+def submit(
+    queue: str, payload: Payload | None, options: JobOptions, *, json: object | UnsetType = UNSET
+) -> Submit:
+    data, encoding = to_bytes("payload", payload, json, options.get("encoding"))
+    return Submit(queue=queue, payload=data, encoding=encoding, **_fields(options))
+
+
+def group(queue: str, payloads: Iterable[Payload], options: JobOptions) -> list[SubmitGroup]:
+    """Return jobs that differ in nothing but their payload: one group for each run of bytes or of str."""
+    groups: list[SubmitGroup] = []
+    fields = _fields(options)
+    for index, payload in enumerate(payloads):
+        data, encoding = to_bytes(f"payloads[{index}]", payload, encoding=options.get("encoding"))
+        if groups and groups[-1].encoding == encoding:
+            groups[-1].payloads.append(data)
+        else:
+            groups.append(SubmitGroup(queue=queue, payloads=[data], encoding=encoding, **fields))
+    return groups
+
+
+def submit_many(groups: list[SubmitGroup]) -> SubmitMany:
+    count = sum(len(group.payloads) for group in groups)
+    if not 1 <= count <= JOBS_PER_REQUEST_MAX:
+        raise InvalidArgument(f"payloads = {count} jobs: a request has 1 to {JOBS_PER_REQUEST_MAX}")
+    return SubmitMany(groups=groups)
+
+
+# --- worker -----------------------------------------------------------------------------------
+
+
+class HeldJob(LeasedJob, kw_only=True):
+    """A leased job and the token that it is held by: all that ack, fail, extend and release need."""
+
+    token: int
+
+    def value(self) -> Any:  # noqa: ANN401 - what the producer sent
+        """Return the payload as its encoding says: bytes, str, or the value in JSON or msgpack.
+
+        Raises: InvalidArgument: the bytes are something else.
+        """
+        return from_bytes(self.payload, self.encoding)
+
+
+class Held(Struct, kw_only=True):
+    """What a lease gave: `jobs` is empty when there was nothing.
+
+    token: of every job in it, 0 without any.  lease_ms_left: until the server may hand them to others.
+    wall_ms: the server's date at the reply, for showing only.
+    """
+
+    token: int
+    lease_ms_left: int
+    wall_ms: int
+    jobs: list[HeldJob]
+
+
+def lease(
+    queues: str | Iterable[str] = DEFAULT_QUEUE,
+    *,
+    count: int = 1,
+    lease: Duration | None = None,
+    wait: Duration = 0,
+) -> Lease:
+    return Lease(
+        queues=[queues] if isinstance(queues, str) else list(queues),
+        count=count,
+        lease_ms=to_optional_ms("lease", lease),
+        wait_ms=to_ms("wait", wait),
+    )
+
+
+def held(reply: Leased) -> Held:
+    """Join each job with its token."""
+    return Held(
+        token=reply.token,
+        lease_ms_left=reply.lease_ms_left,
+        wall_ms=reply.wall_ms,
+        jobs=[HeldJob(token=reply.token, **asdict(job)) for job in reply.jobs],
+    )
+
+
+Holding = HeldJob | tuple[int, int]
+"""A held job, or its (job_id, token)."""
+
+
+def holding(job: HeldJob | int, token: int | None) -> Holding:
+    """Say which job is meant by `ack(job)` or `ack(job_id, token)`."""
+    if isinstance(job, HeldJob):
+        return job
+    if token is None:
+        raise InvalidArgument(
+            f"job = {shorten(job)}: give the job that lease() returned, or job_id and token"
+        )
+    return job, token
+
+
+def _key(job: Holding) -> tuple[int, int]:
+    return (job.job_id, job.token) if isinstance(job, HeldJob) else job
+
+
+def _items(jobs: Iterable[Holding]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Pack held jobs into (token, ranges), one item for each run of the same token, in the order given."""
+    items: list[tuple[int, list[int]]] = []
+    for job_id, token in map(_key, jobs):
+        if items and items[-1][0] == token:
+            items[-1][1].append(job_id)
+        else:
+            items.append((token, [job_id]))
+    if not items:
+        raise InvalidArgument("jobs = []: give at least one")
+    return [(token, to_ranges(ids)) for token, ids in items]
+
+
+def extend(jobs: Iterable[Holding], *, lease: Duration | None = None) -> Extend:
+    return Extend(items=_items(jobs), lease_ms=to_optional_ms("lease", lease))
+
+
+def ack(
+    jobs: Sequence[Holding],
+    *,
+    results: Sequence[Payload | None] | None = None,
+    json: object | UnsetType = UNSET,
+    encoding: Encoding | None = None,
+    error: str | None = None,
+) -> Ack:
+    """Finish held jobs.
+
+    Args:
+        results: one for each job, or None for no results; of one encoding.
+        json: the result of a single job, instead of `results`.
+        error: what the job came to, if that is a final failure: dead, without a retry.
+    """
+    if results is None and json is UNSET:
+        return Ack(items=[(token, ranges, None) for token, ranges in _items(jobs)], result_error=error)
+    values: Sequence[Payload | None] = [None] if results is None else results
+    if len(values) != len(jobs):
+        raise InvalidArgument(f"results = {len(values)} for {len(jobs)} jobs: give one for each")
+    items: list[tuple[int, list[tuple[int, int]], bytes | None]] = []
+    encodings: set[Encoding] = set()
+    for (job_id, token), value in zip(map(_key, jobs), values, strict=True):
+        data = None
+        if value is not None or json is not UNSET:
+            data, said = to_bytes("result", value, json, encoding)
+            encodings.add(said)
+        items.append((token, [(job_id, 1)], data))
+    if len(encodings) > 1:
+        raise InvalidArgument("results: a request has one encoding: give all as bytes or all as str")
+    return Ack(items=items, encoding=next(iter(encodings), "raw"), result_error=error)
+
+
+def fail(
+    jobs: Iterable[Holding], *, error: str = "", retry_in: Duration | None = None, dead: bool = False
+) -> Fail:
+    return Fail(items=_items(jobs), error=error, retry_in_ms=to_optional_ms("retry_in", retry_in), dead=dead)
+
+
+def release(jobs: Iterable[Holding], *, delay: Duration = 0) -> Release:
+    return Release(items=_items(jobs), delay_ms=to_ms("delay", delay))
+
+
+# What a verdict means, for an exception's message.
+_VERDICTS: Final = {
+    "job_not_found": "no such job: never submitted, purged, or forgotten by retention",
+    "lease_lost": "the token is not the job's current one, or its deadline has passed",
+    "wrong_state": "the job's state does not allow it",
+}
+
+
+def check(verb: str, results: Iterable[Verdict]) -> None:
+    """Raise the exception that the first verdict names which is not "ok"."""
+    for first, _, code in results:
+        if code != OK:
+            raise refusal(verb, first, code)
+
+
+def refusal(verb: str, job_id: int, code: str) -> JqdError:
+    """Return the exception that a verdict names; a code of a newer server stands in the message."""
+    return WIRE_ERRORS.get(code, JqdError)(f"{verb} of job {job_id}: {_VERDICTS.get(code, code)}")
+
+
+# --- reading and management -------------------------------------------------------------------
+
+
+def ping() -> Ping:
+    return Ping()
+
+
+def _filter(queue: str | None, state: StateName | None) -> JobFilter | None:
+    return None if queue is None and state is None else JobFilter(queue=queue, state=state)
+
+
+class SweepOptions(TypedDict, total=False):
+    """Which jobs, where no ids are given, and how.
+
+    queue, state: all conditions that are given must hold.  cursor: from the reply before; 0 begins.
+    limit:        jobs in one call, at most 1,000.          dry_run: count only, change nothing.
+    """
+
+    queue: str | None
+    state: StateName | None
+    cursor: int
+    limit: int
+    dry_run: bool
+
+
+def cancel(ids: int | Iterable[int] | None, options: SweepOptions) -> Cancel:
+    return Cancel(**_sweep("cancel", ids, options))
+
+
+def requeue(ids: int | Iterable[int] | None, options: SweepOptions) -> Requeue:
+    return Requeue(**_sweep("requeue", ids, options))
+
+
+def purge(ids: int | Iterable[int] | None, options: SweepOptions) -> Purge:
+    return Purge(**_sweep("purge", ids, options))
+
+
+def _sweep(verb: str, ids: int | Iterable[int] | None, options: SweepOptions) -> dict[str, Any]:
+    fields: dict[str, Any] = dict(options)
+    condition = _filter(fields.pop("queue", None), fields.pop("state", None))
+    ranges = None if ids is None else to_ranges([ids] if isinstance(ids, int) else list(ids))
+    if (ranges is None) == (condition is None) or ranges == []:
+        raise InvalidArgument(f"{verb}: give ids, or a queue or state")
+    return {"ids": ranges, "filter": condition, **fields}
+
+
+def get(job_id: int) -> Get:
+    return Get(job_id=job_id)
+
+
+def list_jobs(
+    *, queue: str | None = None, state: StateName | None = None, cursor: int = 0, limit: int = 100
+) -> ListJobs:
+    return ListJobs(filter=_filter(queue, state), cursor=cursor, limit=limit)
+
+
+def queues(*, cursor: str = "", limit: int = LIST_LIMIT_MAX) -> Queues:
+    return Queues(cursor=cursor, limit=limit)
+
+
+def stats() -> Stats:
+    return Stats()
