@@ -25,14 +25,14 @@ def test_log_on_a_real_disk(tmp_path):
         store.append([record])
         store.sync()
     store.close()
-    (tmp_path / "data" / "store.tmp").touch()
+    (tmp_path / "data" / "0000000000000009.wal.tmp").touch()
     again = WalStore(directory)
     assert list(again.load()) == records(6)
     assert again.recovery.clean
     assert again.public_id == store.public_id
     assert again.size_bytes == sum(path.stat().st_size for path in (tmp_path / "data").glob("*.wal"))
     again.close()
-    assert not (tmp_path / "data" / "store.tmp").exists()
+    assert not (tmp_path / "data" / "0000000000000009.wal.tmp").exists()
 
 
 def test_torn_tail_on_a_real_disk(tmp_path):

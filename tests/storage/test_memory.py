@@ -2,9 +2,18 @@
 
 import pytest
 
-from jqd.storage.base import Record, RecoveryReport
+from jqd.storage.base import Record, RecoveryReport, Store
 from jqd.storage.memory import MemoryStore
+from jqd.storage.wal import WalStore
 from tests.storage.logs import records
+from tests.support.faultfs import FaultDisk
+
+
+def test_both_stores_are_stores():
+    stores: list[Store] = [MemoryStore(), WalStore("/data", fs=FaultDisk())]  # mypy checks this line
+    for store in stores:
+        assert list(store.load()) == []
+        assert len(bytes.fromhex(store.public_id)) == 16
 
 
 def test_records_of_an_earlier_process_are_loaded():

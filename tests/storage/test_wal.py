@@ -217,7 +217,7 @@ def test_unsynced_bytes_that_a_recovery_showed_are_durable():
 def test_temporary_files_are_ignored_and_removed_after_a_good_start():
     disk = FaultDisk()
     write(disk, records(1)).close()
-    for name in ("0000000000000002.wal.tmp", "store.tmp", "notes.tmp", "README"):
+    for name in ("0000000000000009.wal.tmp", "store.tmp", "notes.tmp", "README"):
         disk.overwrite(f"{DATA}/{name}", b"junk")
     assert load(disk)[0] == records(1)
     assert set(disk.listing(DATA)) - {"lock", "store"} == {
@@ -252,6 +252,24 @@ def test_torn_tail_is_copied_and_cut():
     assert disk.content(segment(1)) == good
     disk.power_loss(DROP)
     assert disk.content(copy) == b"half a frame"
+
+
+def test_copy_is_durable_before_the_cut_begins():
+    disk = FaultDisk()
+    write(disk, records(2))
+    disk.kill()
+    disk.overwrite(segment(1), disk.content(segment(1)) + b"half a frame")
+    copies: list[bytes] = []
+
+    def look(name: str, path: str) -> None:
+        if (name, path) == ("create", segment(1) + ".tmp"):
+            twin = disk.clone()
+            twin.power_loss(DROP)
+            copies.extend(twin.listing(f"{DATA}/quarantine").values())
+
+    disk.on_call = look
+    load(disk)
+    assert copies == [b"half a frame"]
 
 
 def test_torn_first_batch_is_copied_and_its_segment_replaced():
@@ -305,8 +323,10 @@ def test_bad_frame_before_the_last_segment_is_refused():
     for number in (1, 2):
         twin = disk.clone()
         twin.overwrite(segment(number), twin.content(segment(number))[:-1])
-        with pytest.raises(Corruption, match="and later"):
+        with pytest.raises(Corruption, match="and later") as refused:
             load(twin)
+        assert refused.value.file == segment(number)
+        assert "quarantine" not in twin.list_directory(DATA)
 
 
 def test_unfinished_frame_under_the_clean_mark_is_refused():
@@ -475,6 +495,7 @@ def test_directory_that_cannot_be_used_is_a_setting_to_mend(code, call):
     with pytest.raises(DataDirUnusable, match=DATA) as refused:
         WalStore(DATA, fs=disk)
     assert refused.value.exit_code == 78
+    opened(disk)  # the lock is free again
 
 
 def test_directory_that_becomes_read_only_later_is_a_fault():
