@@ -689,6 +689,7 @@ def _scan(
     for looked, job in enumerate(state.jobs_from(cursor)):
         if len(found) >= limit or looked >= model.SCAN_JOBS_MAX:
             return found, job.id
+        state.work += 1
         if job.state in states and (queue is None or job.options.queue == queue):
             found.append(job)
     return found, None

@@ -112,6 +112,7 @@ class State:
         self.grant = 0  # last grant number of this epoch
         self.next_id = 1
         self.result_bytes = 0
+        self.work = 0  # jobs touched or looked at since the start: a measure of effort, not a fact
         self.queues: dict[str, Queue] = {}
         self.sessions: dict[bytes, Session] = {}
         self.leases: dict[int, list[Lease]] = {}
@@ -216,6 +217,7 @@ class State:
         options = self.share(options)
         queue = self._queue(options.queue)
         count = len(payloads)
+        self.work += count
         self.next_id = first_id + count
         state = READY if due is None else DELAYED
         jobs = [
@@ -419,6 +421,7 @@ class State:
     def _groups(self, ranges: Ranges) -> Iterator[tuple[JobOptions, list[Job]]]:
         """Yield the jobs of ranges, in order, cut where the options change: each group has consecutive ids."""
         for first, count in ranges:
+            self.work += count
             jobs = self._jobs(first, count)
             if count == 1:
                 yield jobs[0].options, jobs

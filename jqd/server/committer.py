@@ -1,0 +1,133 @@
+"""The one thread that writes and syncs the log.
+
+Knows:         when a record is durable, which records share one sync, when to seal an idle log.
+Must not know: what a record means, connections, asyncio.
+
+Records come through a queue in LSN order. All that wait are written and synced together (group
+commit): the loop decodes the next requests while the disk works, which is why the sync has a thread
+of its own. Any failure is final: nothing later may be called durable, and nobody retries a sync.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from jqd.storage.base import Record, Store
+
+# How long the log is idle before it says that its last batch is durable (Store.seal).
+SEAL_AFTER_S: Final = 1.0
+# Records joined into one write; more would only delay the first of them.
+WRITE_BYTES_MAX: Final = 8 << 20
+
+
+class Committer:
+    """See the file's card.
+
+    Args:
+        on_durable: called in this thread with the LSN up to which replies may leave.
+        on_failure: called in this thread with what went wrong; must end the process.
+        on_slow_sync: called in this thread with the milliseconds a sync took, from slow_sync_ms on.
+        sync_interval_ms: None: sync before anything is called durable. Else replies do not wait for
+            the disk, and a power cut may lose what was acknowledged in the last interval.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        on_durable: Callable[[int], object],
+        on_failure: Callable[[BaseException], object],
+        on_slow_sync: Callable[[int], object],
+        sync_interval_ms: int | None,
+        slow_sync_ms: int,
+    ) -> None:
+        self._store = store
+        self._on_durable = on_durable
+        self._on_failure = on_failure
+        self._on_slow_sync = on_slow_sync
+        self._interval_s = None if sync_interval_ms is None else sync_interval_ms / 1_000
+        self._slow_ns = slow_sync_ms * 1_000_000
+        self._queue: SimpleQueue[Record | None] = SimpleQueue()
+        self._unsynced_since_s: float | None = None
+        self._unsealed = False
+        self.sync_count = 0
+        self._thread = threading.Thread(target=self._run, name="jqd-commit", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, record: Record) -> None:
+        """Hand over the next record."""
+        self._queue.put(record)
+
+    def stop(self) -> None:
+        """Write and sync all that was handed over, then end. Blocks until it is done."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except BaseException as error:  # noqa: BLE001 - whatever it was, nothing after it may be called durable
+            self._on_failure(error)
+
+    def _turn(self) -> bool:
+        """Wait for records and make them durable, or do what idleness asks for. False: the end."""
+        try:
+            first = self._queue.get(timeout=self._patience_s())
+        except Empty:
+            if self._unsynced_since_s is not None:
+                self._sync()
+            else:
+                self._store.seal()
+                self._unsealed = False
+            return True
+        records, last = self._gather(first)
+        if records:
+            self._commit(records)
+        if last and self._unsynced_since_s is not None:
+            self._sync()
+        return not last
+
+    def _patience_s(self) -> float | None:
+        if self._unsynced_since_s is not None and self._interval_s is not None:
+            return max(0.0, self._unsynced_since_s + self._interval_s - time.monotonic())
+        return SEAL_AFTER_S if self._unsealed else None
+
+    def _gather(self, first: Record | None) -> tuple[list[Record], bool]:
+        """Return all records that wait, up to WRITE_BYTES_MAX, and whether the end was among them."""
+        records: list[Record] = []
+        size = 0
+        item = first
+        while item is not None:
+            records.append(item)
+            size += len(item.payload)
+            if size >= WRITE_BYTES_MAX or self._queue.empty():
+                return records, False
+            item = self._queue.get()
+        return records, True
+
+    def _commit(self, records: list[Record]) -> None:
+        self._store.append(records)
+        self._unsealed = True
+        if self._interval_s is None:
+            self._sync()
+        else:
+            if self._unsynced_since_s is None:
+                self._unsynced_since_s = time.monotonic()
+            elif time.monotonic() - self._unsynced_since_s >= self._interval_s:
+                self._sync()
+        last = records[-1]
+        self._on_durable(last.first_lsn + last.count - 1)
+
+    def _sync(self) -> None:
+        begun_ns = time.monotonic_ns()
+        self._store.sync()
+        self.sync_count += 1
+        self._unsynced_since_s = None
+        took_ns = time.monotonic_ns() - begun_ns
+        if took_ns >= self._slow_ns:
+            self._on_slow_sync(took_ns // 1_000_000)

@@ -1,0 +1,429 @@
+"""The loop around the engine: sockets, clocks and turns.
+
+Knows:         asyncio transports, the two clocks, when a turn ends, whose replies wait for which LSN.
+Must not know: what a command does, what a frame looks like, how a record is stored.
+
+One turn: all bytes that the loop delivers before its next pass. It has one reading of the clocks,
+one record, and one write per connection:
+
+    data_received ... data_received      session -> engine, replies kept in the session
+    _end_turn (call_soon)                engine.finish_turn, take_batch -> committer
+    _durable(lsn) (from the commit thread)  replies of all turns up to lsn -> sockets
+
+There is no task, no future and no log line per request on this path. Replies of a turn without
+changes wait for the last turn that had some: what was read may not be durable yet.
+"""
+
+import asyncio
+import os
+import time
+from collections import deque
+from typing import Any, Final, NamedTuple, cast
+
+from jqd.core.commands import Command
+from jqd.core.engine import Engine
+from jqd.core.model import SECOND_MS, Now
+from jqd.errors import Busy, Draining, JqdError, Overloaded
+from jqd.protocol.framing import to_frame
+from jqd.protocol.messages import encode, error_reply
+from jqd.server.committer import Committer
+from jqd.server.config import Config
+from jqd.server.log import get_logger
+from jqd.server.session import Output, Session
+from jqd.storage.base import Record, Store
+
+# The wall clock may be set while the loop sleeps; this is how late a run_at can get by that.
+_SLEEP_MS_MAX: Final = SECOND_MS
+# Above this a client is told to come back later; the committer gets there within.
+_BUSY_RETRY_MS: Final = 100
+
+log = get_logger()
+
+
+class Clock:
+    """Both clocks: engine_ms goes on from the log's high water, by time that includes suspend."""
+
+    def __init__(self, high_water_ms: int) -> None:
+        self._offset_ms = high_water_ms - _boot_ms()
+
+    def now(self) -> Now:
+        return Now(self._offset_ms + _boot_ms(), time.time_ns() // 1_000_000)
+
+
+def _boot_ms() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+class _Waiting(NamedTuple):
+    """Replies that may leave once the log is durable up to `lsn`."""
+
+    lsn: int
+    record_bytes: int
+    outputs: list[tuple["Connection", Output]]
+
+
+class Driver:
+    """See the file's card. It is the House of the sessions.
+
+    Args:
+        clock: tests hand in their own.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        on_failure: Any,  # noqa: ANN401 - Callable[[BaseException], NoReturn] in the daemon
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.output_bytes_max = config.output_bytes_max
+        self.connections: set[Connection] = set()
+        self._settled = asyncio.Event()  # while draining: nothing waits for the disk, no turn is under way
+        self._emptied = asyncio.Event()  # while draining: the last connection has ended
+        self._store = store
+        self._loop = loop
+        self._clock = clock
+        self._on_failure = on_failure
+        self._draining = False
+        self._now: Now | None = None  # of the turn under way
+        self._talkers: dict[Connection, None] = {}  # connections with replies of this turn
+        self._unfinished: dict[Connection, None] = {}  # connections whose bytes wait for the next turn
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
+        self._durable_lsn = engine.state.lsn
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._turns = 0
+        self._committer = Committer(
+            store,
+            on_durable=lambda lsn: loop.call_soon_threadsafe(self._durable, lsn),
+            on_failure=on_failure,
+            on_slow_sync=lambda ms: loop.call_soon_threadsafe(self._slow_sync, ms),
+            sync_interval_ms=config.sync_interval_ms,
+            slow_sync_ms=config.slow_sync_ms,
+        )
+
+    def start(self, version: str) -> None:
+        """Begin a run of the engine; that it began is the first record."""
+        self._committer.start()
+        self.engine.start(self.begin_turn(), version)
+
+    # --- House --------------------------------------------------------------------------------
+
+    def refusal(self, command: type[Command[Any]]) -> JqdError | None:
+        if self._draining:
+            return Draining("the server is shutting down", retry_after_ms=SECOND_MS)
+        if command.writes and self._waiting_bytes >= self.config.commit_queue_bytes:
+            return Busy(
+                f"{self._waiting_bytes} bytes wait for the disk: the limit is {self.config.commit_queue_bytes}",
+                retry_after_ms=_BUSY_RETRY_MS,
+            )
+        return None
+
+    def process_figures(self) -> dict[str, int]:
+        return {
+            "pid": os.getpid(),
+            "connections": len(self.connections),
+            "turns": self._turns,
+            "syncs": self._committer.sync_count,
+            "durable_lsn": self._durable_lsn,
+            "unsynced_bytes": self._waiting_bytes,
+            "log_bytes": self._store.size_bytes,
+            "log_segments": self._store.segment_count,
+            "rss_bytes": _rss_bytes(),
+        }
+
+    def report(self, event: str, error: Exception) -> None:
+        log.error(event, error=repr(error), exc_info=error)
+
+    # --- turns --------------------------------------------------------------------------------
+
+    def begin_turn(self) -> Now:
+        """Return this turn's reading of the clocks; the first call takes it and plans the turn's end."""
+        if self._now is None:
+            self._now = self._clock.now()
+            self._loop.call_soon(self._end_turn)
+        return self._now
+
+    def spoke(self, connection: "Connection") -> None:
+        """Note what a session left behind: replies to be sent, bytes to be looked at in the next turn."""
+        session = connection.session
+        if session.has_output:
+            self._talkers[connection] = None
+        if session.unfinished and session.has_room:
+            self._unfinished[connection] = None
+
+    def _end_turn(self) -> None:
+        try:
+            self._finish_turn()
+        except BaseException as error:
+            self._on_failure(error)
+            raise
+
+    def _finish_turn(self) -> None:
+        now = self._now
+        assert now is not None
+        engine = self.engine
+        engine.finish_turn(now)
+        if engine.outbox:
+            for ticket, request_id, answer in engine.outbox:
+                assert isinstance(ticket, Connection)
+                ticket.session.answer(request_id, answer)
+                self._talkers[ticket] = None
+            engine.outbox.clear()
+        batch = engine.take_batch()
+        outputs = [(connection, connection.session.take_output()) for connection in self._talkers]
+        self._talkers.clear()
+        self._now = None
+        self._turns += 1
+        if batch is not None:
+            self._waiting_bytes += len(batch.payload)
+            self._waiting.append(_Waiting(engine.state.lsn, len(batch.payload), outputs))
+            self._committer.put(Record(batch.first_lsn, batch.count, batch.payload))
+        elif self._waiting:
+            self._waiting.append(_Waiting(engine.state.lsn, 0, outputs))
+        else:
+            self._send(outputs)
+        if self._unfinished:
+            self._loop.call_soon(self._go_on)
+        self._set_timer(now)
+
+    def _go_on(self) -> None:
+        """Give connections with requests left from the last turn their share of this one."""
+        unfinished, self._unfinished = self._unfinished, {}
+        for connection in unfinished:
+            connection.go_on()
+
+    def _set_timer(self, now: Now) -> None:
+        due_ms = self.engine.next_deadline(now)
+        if due_ms is None or self._draining:
+            return
+        due_ms = min(due_ms, now.engine_ms + _SLEEP_MS_MAX)
+        if self._timer is not None:
+            if self._timer_ms <= due_ms:
+                return
+            self._timer.cancel()
+        self._timer_ms = due_ms
+        self._timer = self._loop.call_later(max(0, due_ms - now.engine_ms) / 1_000, self._time_passed)
+
+    def _time_passed(self) -> None:
+        self._timer = None
+        self.begin_turn()
+
+    # --- durability ---------------------------------------------------------------------------
+
+    def _durable(self, lsn: int) -> None:
+        """The log is durable up to `lsn`: let the replies go that waited for it."""
+        try:
+            self._durable_lsn = lsn
+            waiting = self._waiting
+            while waiting and waiting[0].lsn <= lsn:
+                done = waiting.popleft()
+                self._waiting_bytes -= done.record_bytes
+                self._send(done.outputs)
+            self._note_settled()
+        except BaseException as error:
+            self._on_failure(error)
+            raise
+
+    def _note_settled(self) -> None:
+        if self._draining and self._now is None and not self._waiting:
+            self._settled.set()
+
+    def _send(self, outputs: list[tuple["Connection", Output]]) -> None:
+        for connection, output in outputs:
+            connection.send(output)
+
+    def _slow_sync(self, took_ms: int) -> None:
+        log.warning("slow_sync", took_ms=took_ms, limit_ms=self.config.slow_sync_ms, unsynced_bytes=self._waiting_bytes)
+
+    # --- connections --------------------------------------------------------------------------
+
+    def new_connection(self) -> "Connection":
+        """Protocol factory of the listeners."""
+        return Connection(self)
+
+    def connected(self, connection: "Connection") -> JqdError | None:
+        """Take a connection in, or say why not."""
+        if self._draining:
+            return Draining("the server is shutting down", retry_after_ms=SECOND_MS)
+        limit = self.config.max_connections
+        if len(self.connections) >= limit:
+            return Overloaded(f"{limit} connections are open: that is the limit", retry_after_ms=SECOND_MS)
+        self.connections.add(connection)
+        return None
+
+    def disconnected(self, connection: "Connection") -> None:
+        self.connections.discard(connection)
+        self._unfinished.pop(connection, None)
+        if self._draining and not self.connections:
+            self._emptied.set()
+
+    async def drain(self) -> None:
+        """End in order: nothing new, parked requests answered, all replies sent, all records durable.
+
+        Takes at most config.drain_ms before connections that do not read are cut.
+        """
+        self._draining = True
+        now = self.begin_turn()
+        self.engine.stop(now)
+        deadline_s = self._loop.time() + self.config.drain_ms / 1_000
+        await self._settled.wait()
+        for connection in list(self.connections):
+            connection.close()
+        if self.connections:
+            try:
+                await asyncio.wait_for(self._emptied.wait(), max(0.0, deadline_s - self._loop.time()))
+            except TimeoutError:
+                for connection in list(self.connections):
+                    connection.abort()
+        self._committer.stop()
+
+
+class Connection(asyncio.Protocol):
+    """A socket and its session: it only shuttles, and stops reading when the session is full."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._transport: asyncio.Transport | None = None
+        self._reading = True
+        self._writable = True
+        self._closed = False
+        self._timeout: asyncio.TimerHandle | None = None
+        self.session = Session(driver, self)
+
+    # --- asyncio calls ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+        refusal = self._driver.connected(self)
+        if refusal is not None:
+            self._transport.write(to_frame(encode(error_reply(0, self._driver.engine.state.lsn, refusal))))
+            self._transport.close()
+            return
+        config = self._driver.config
+        self._transport.set_write_buffer_limits(high=config.output_bytes_max)
+        self._timeout = self._driver._loop.call_later(config.hello_timeout_ms / 1_000, self._no_hello)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self.session.receive(data, self._driver.begin_turn())
+            self._after()
+        except BaseException as error:
+            self._driver._on_failure(error)
+            raise
+
+    def pause_writing(self) -> None:
+        assert self._transport is not None
+        self._writable = False
+        self._watch_stall(self._transport.get_write_buffer_size())
+        self._pace()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        if self.session.unfinished:
+            self.go_on()
+        self._pace()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        if self._timeout is not None:
+            self._timeout.cancel()
+        self.session.close(self._driver.begin_turn())
+        self._driver.disconnected(self)
+
+    # --- driver calls -------------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        """Carry out requests that are already here."""
+        if self._closed or not self._writable:
+            return
+        try:
+            self.session.resume(self._driver.begin_turn())
+            self._after()
+        except BaseException as error:
+            self._driver._on_failure(error)
+            raise
+
+    def send(self, output: Output) -> None:
+        """Hand durable replies to the socket."""
+        assert self._transport is not None
+        session = self.session
+        if self._closed or self._transport.is_closing():
+            if output.tokens:
+                session.output_lost(output, self._driver.begin_turn())
+            return
+        if output.data:
+            self._transport.write(output.data)
+        session.output_sent(output)
+        if session.closing and not session.in_flight:
+            self.close()
+        elif session.unfinished:
+            self._driver.spoke(self)
+            if session.has_room:
+                self._driver.begin_turn()
+        self._pace()
+
+    def close(self) -> None:
+        """End the connection after what was written has left."""
+        assert self._transport is not None
+        self._transport.close()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        assert self._transport is not None
+        self._transport.abort()
+
+    # --- pacing -------------------------------------------------------------------------------
+
+    def _after(self) -> None:
+        if self.session.greeted and self._timeout is not None and self._writable:
+            self._timeout.cancel()
+            self._timeout = None
+        self._driver.spoke(self)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Read exactly while the session could use what comes."""
+        if self._closed or self._transport is None or self._transport.is_closing():
+            return
+        wanted = self._writable and self.session.has_room and not self.session.unfinished
+        if wanted is self._reading:
+            return
+        self._reading = wanted
+        if wanted:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _no_hello(self) -> None:
+        if not self.session.greeted:
+            log.info("hello_timeout", limit_ms=self._driver.config.hello_timeout_ms)
+            self.abort()
+
+    def _watch_stall(self, size: int) -> None:
+        """Cut the connection if its unsent replies do not get fewer for output_stall_ms."""
+        after_s = self._driver.config.output_stall_ms / 1_000
+        self._timeout = self._driver._loop.call_later(after_s, self._check_stall, size)
+
+    def _check_stall(self, size_before: int) -> None:
+        self._timeout = None
+        if self._writable or self._transport is None:
+            return
+        size = self._transport.get_write_buffer_size()
+        if size >= size_before:
+            log.warning("output_stalled", unsent_bytes=size, limit_ms=self._driver.config.output_stall_ms)
+            self.abort()
+        else:
+            self._watch_stall(size)
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+

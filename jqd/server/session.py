@@ -1,0 +1,247 @@
+"""One connection without its socket: bytes in, bytes out.
+
+Knows:         the handshake, how many requests may be in flight, when to stop reading, what to answer
+               to a request that cannot be carried out.
+Must not know: asyncio, sockets, threads, clocks; the simulator runs this file as it stands.
+
+The shell's contract (driver.py, and the simulator):
+
+    receive(data, now)   bytes arrived; may be called only while `reading` is true
+    resume(now)          go on with bytes that were kept, when one of the limits below has room again
+    answer(...)          the answer to a parked request came
+    take_output()        what this turn has to say; to be sent when the turn's record is durable
+    output_sent(output)  it was handed to the socket; output_lost(output, now): the socket was closed
+
+Back-pressure has three limits, each ends reading until there is room: requests in flight, replies not
+yet sent, and work in one turn, so that one connection with a full pipe does not keep the others waiting.
+"""
+
+from typing import Any, Final, NamedTuple, Protocol
+
+from msgspec import Struct
+
+from jqd.core import model
+from jqd.core.commands import Command, Hello, Lease, Leased, ServerStats
+from jqd.core.engine import Body, Engine, FailStop
+from jqd.core.model import Caller, Now
+from jqd.errors import BadFrame, Internal, InvalidArgument, JqdError, ProtocolError
+from jqd.protocol.framing import FrameReader, pack_length
+from jqd.protocol.messages import OK, Reply, decode_command, decode_request, encode, error_reply
+
+# Jobs that one connection may touch in one turn; the request that passes it is still carried out.
+# About 10 ms of the loop, as one request may name 10,000 jobs.
+TURN_WORK_MAX: Final = 10_000
+
+
+class House(Protocol):
+    """What a session needs from the daemon around it."""
+
+    engine: Engine
+    output_bytes_max: int
+
+    def refusal(self, command: type[Command[Any]]) -> JqdError | None:
+        """Return why no such command can be taken now: draining or busy."""
+        ...
+
+    def process_figures(self) -> dict[str, int]:
+        """Return the daemon's own figures for `stats`."""
+        ...
+
+    def report(self, event: str, error: Exception) -> None:
+        """Tell the operator about a failure that the daemon survives."""
+        ...
+
+
+class Output(NamedTuple):
+    """The replies of one turn to one connection."""
+
+    data: bytes
+    replies: int
+    tokens: list[int]  # grants that these replies hand out
+
+
+class Session:
+    """See the file's card.
+
+    Args:
+        ticket: what the engine hands back with the answer to a parked request.
+    """
+
+    __slots__ = (
+        "_caller",
+        "_chunks",
+        "_chunks_bytes",
+        "_house",
+        "_reader",
+        "_replies",
+        "_ticket",
+        "_tokens",
+        "closing",
+        "in_flight",
+        "unsent_bytes",
+        "unfinished",
+    )
+
+    def __init__(self, house: House, ticket: object) -> None:
+        self._house = house
+        self._ticket = ticket
+        self._caller: Caller | None = None
+        self._reader = FrameReader(model.FRAME_BYTES_MAX_BEFORE_HELLO)
+        self._chunks: list[bytes] = []
+        self._chunks_bytes = 0
+        self._replies = 0
+        self._tokens: list[int] = []
+        self.in_flight = 0  # requests taken, reply not yet handed to the socket
+        self.unsent_bytes = 0  # replies made, not yet handed to the socket
+        self.unfinished = False  # bytes are kept that may hold a whole request
+        self.closing = False  # a fatal error was answered: nothing more is read
+
+    @property
+    def greeted(self) -> bool:
+        """Whether hello succeeded."""
+        return self._caller is not None
+
+    @property
+    def has_output(self) -> bool:
+        return bool(self._chunks)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may be taken, as far as its replies are concerned."""
+        return (
+            self.in_flight < model.IN_FLIGHT_MAX
+            and self.unsent_bytes + self._chunks_bytes < self._house.output_bytes_max
+            and not self.closing
+        )
+
+    # --- bytes in -----------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: Now) -> None:
+        """Take what arrived and carry out the requests in it, as far as the limits allow."""
+        if self.closing:
+            return
+        self._reader.feed(data)
+        self.resume(now)
+
+    def resume(self, now: Now) -> None:
+        """Carry out requests that are already here, as far as the limits allow."""
+        engine = self._house.engine
+        work_end = engine.state.work + TURN_WORK_MAX
+        while self.has_room and engine.state.work < work_end:
+            try:
+                frame = self._reader.next_frame()
+            except JqdError as error:
+                self._refuse_stream(0, error)
+                return
+            if frame is None:
+                self.unfinished = False
+                return
+            self._handle(frame, now)
+        self.unfinished = not self.closing
+
+    def _handle(self, frame: memoryview, now: Now) -> None:
+        try:
+            request = decode_request(frame)
+        except BadFrame as error:
+            self._refuse_stream(0, error)
+            return
+        self.in_flight += 1
+        request_id = request.request_id
+        try:
+            command = decode_command(request)
+            if self._caller is None:
+                self._reply(request_id, self._hello(command, now))
+                return
+            refusal = self._house.refusal(type(command))
+            if refusal is not None:
+                raise refusal
+            body = self._execute(command, self._caller, request_id, now)
+            if body is not None:
+                self._reply(request_id, body)
+        except JqdError as error:
+            if self._caller is None or (isinstance(error, ProtocolError) and error.fatal):
+                self._refuse_stream(request_id, error)
+            else:
+                self._reply_error(request_id, error)
+
+    def _hello(self, command: Command[Any], now: Now) -> Body:
+        if not isinstance(command, Hello):
+            raise BadFrame(f"verb = '{command.verb}': the first request of a connection must be hello")
+        self._caller, welcome = self._house.engine.hello(command, now)
+        self._reader.limit = model.FRAME_BYTES_MAX
+        return welcome
+
+    def _execute(self, command: Command[Any], caller: Caller, request_id: int, now: Now) -> Body | None:
+        if isinstance(command, Hello):
+            raise InvalidArgument("hello: this connection has said hello before")
+        engine = self._house.engine
+        grant = engine.state.grant
+        try:
+            body = engine.execute(command, caller, request_id, self._ticket, now)
+        except (JqdError, FailStop):
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing has changed yet, so the daemon can go on
+            self._house.report("command_failed", error)
+            raise Internal(f"{command.verb} failed inside the server; its log says why") from error
+        if type(command) is Lease and engine.state.grant != grant and isinstance(body, Leased):
+            self._tokens.append(body.token)
+        if isinstance(body, ServerStats):
+            body.process = self._house.process_figures()
+        return body
+
+    def _refuse_stream(self, request_id: int, error: JqdError) -> None:
+        """Answer with an error after which the bytes mean nothing any more; then the connection ends."""
+        if not request_id:
+            self.in_flight += 1
+        self._reply_error(request_id, error)
+        self.closing = True
+        self.unfinished = False
+
+    # --- bytes out ----------------------------------------------------------------------------
+
+    def answer(self, request_id: int, answer: Body | JqdError) -> None:
+        """Answer a request that was parked."""
+        if isinstance(answer, JqdError):
+            self._reply_error(request_id, answer)
+            return
+        if isinstance(answer, Leased) and answer.jobs:
+            self._tokens.append(answer.token)
+        self._reply(request_id, answer)
+
+    def _reply(self, request_id: int, body: Struct | Body) -> None:
+        self._say(Reply(request_id, OK, self._house.engine.state.lsn, body))
+
+    def _reply_error(self, request_id: int, error: JqdError) -> None:
+        self._say(error_reply(request_id, self._house.engine.state.lsn, error))
+
+    def _say(self, reply: Reply) -> None:
+        message = encode(reply)
+        self._chunks.append(pack_length(len(message)))
+        self._chunks.append(message)
+        self._chunks_bytes += len(message)
+        self._replies += 1
+
+    def take_output(self) -> Output:
+        """Return this turn's replies; they count as unsent until output_sent() or output_lost()."""
+        output = Output(b"".join(self._chunks), self._replies, self._tokens)
+        self._chunks = []
+        self._chunks_bytes = self._replies = 0
+        self._tokens = []
+        self.unsent_bytes += len(output.data)
+        return output
+
+    def output_sent(self, output: Output) -> None:
+        self.in_flight -= output.replies
+        self.unsent_bytes -= len(output.data)
+
+    def output_lost(self, output: Output, now: Now) -> None:
+        """The socket was closed before these replies reached it: leases in them are taken back."""
+        for token in output.tokens:
+            self._house.engine.take_back(token, now)
+
+    def close(self, now: Now) -> None:
+        """The connection ended."""
+        self.closing = True
+        self.unfinished = False
+        if self._caller is not None:
+            self._house.engine.disconnect(self._caller, self._ticket, now)
