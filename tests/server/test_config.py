@@ -143,7 +143,7 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "log_format": [("json", "json"), ("console", "console")],
     "slow_sync_ms": [("1", 1), ("60000", 60_000)],
     "drain_ms": [("0", 0), ("9000", 9_000)],
-    "max_connections": [("1", 1), ("20000", 20_000)],
+    "max_connections": [("1", 1), ("200", 200)],
     "hello_timeout_ms": [("100", 100), ("60000", 60_000)],
     "output_bytes_max": [("64KiB", 65_536), ("256MiB", 256 << 20)],
     "output_stall_ms": [("100", 100), ("600000", 600_000)],
