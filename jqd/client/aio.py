@@ -1,16 +1,13 @@
-"""The asyncio client: sockets, timers and futures around the sans-IO connection.
+"""The asyncio client: every verb, and which connection a request takes.
 
-Knows:         how to open, write, read and close a connection with asyncio, how long a caller waits,
-               which connection a request takes.
-Must not know: frames, request ids, what may be sent again (protocol/connection.py), how a verb's
-               arguments are said (requests.py), when to try again (retry.py).
+Knows:         what a caller may rely on, which process and loop it belongs to.
+Must not know: how a connection is kept up (link.py), frames and request ids (protocol/connection.py),
+               how a verb's arguments are said (requests.py), when to try again (retry.py).
 
-    AsyncClient   has one main _Link: every request but the next ones, pipelined
-                  and one _Link for each `lease(wait=...)` that is waiting now: the server parks one
+    AsyncClient   has one main Link: every request but the next ones, pipelined
+                  and one Link for each `lease(wait=...)` that is waiting now: the server parks one
                   lease on a connection; kept for the next one afterwards
-    _Link         has a ClientConnection (state, no I/O), one _Socket at a time, one Task while it has none
 
-No task for a request: a reply resolves a future. One timer a link, for the earliest deadline.
 All connections of one client are one session: a state-changing request that is sent again after a
 lost connection is answered once, also if it was carried out the first time.
 """
@@ -18,9 +15,7 @@ lost connection is answered once, also if it was carried out the first time.
 # ruff: noqa: ASYNC109 - every verb takes `timeout`: the deadline also decides what is sent again
 
 import asyncio
-import itertools
 import os
-import random
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self, TypeVar, Unpack, cast
@@ -29,9 +24,10 @@ from msgspec import UNSET, Struct, UnsetType
 
 from jqd import __version__
 from jqd.client import requests
+from jqd.client.link import Link, Shared
 from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
 from jqd.client.retry import Backoff
-from jqd.client.values import DEFAULT_URL, Duration, Payload, TcpAddress, to_address, to_ms
+from jqd.client.values import DEFAULT_URL, Duration, Payload, to_address, to_ms
 from jqd.core.commands import (
     PROTOCOL_MINOR,
     PROTOCOL_VERSION,
@@ -61,16 +57,10 @@ from jqd.core.model import (
     StateName,
 )
 from jqd.errors import ConnectionLost, JqdError, RequestTimeout
-from jqd.protocol.connection import Answered, ClientConnection, Request, Session, State
+from jqd.protocol.connection import Session
 
 R = TypeVar("R")
 
-# A TCP connect and hello; a daemon in recovery does not listen yet, so this is not its time.
-_CONNECT_S: Final = 5.0
-# A request that had this long, and not a byte came meanwhile: the connection is taken for dead.
-_SILENT_S: Final = 5.0
-# How long close() waits for what is written to leave the socket.
-_CLOSE_S: Final = 1.0
 # Half of the answers that the server remembers: what the other connections of this client ask
 # meanwhile cannot push a request of this one out of its memory.
 _IN_FLIGHT_MAX: Final = ANSWERS_PER_SESSION_MAX // 2
@@ -117,9 +107,7 @@ class AsyncClient:
         backoff: Backoff | None = None,
     ) -> None:
         self.url = url
-        self._address = to_address(url)
         self._timeout_ms = to_ms("timeout", timeout)
-        self._backoff = backoff or Backoff()
         hello = Hello(
             version=PROTOCOL_VERSION,
             minor=PROTOCOL_MINOR,
@@ -127,14 +115,18 @@ class AsyncClient:
             worker=worker,
             session=os.urandom(SESSION_BYTES),
         )
-        self._session = Session(hello)
+        self._shared = Shared(
+            url=url,
+            address=to_address(url),
+            session=Session(hello),
+            backoff=backoff or Backoff(),
+            unclaimed=self._unclaimed,
+        )
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
-        self._reached = False  # the server has welcomed this client once: from now on it is worth waiting for
-        self._links: set[_Link] = set()
-        self._idle: list[_Link] = []  # lease links that nobody waits on, at most _IDLE_LINKS_MAX
-        self._main: _Link | None = None
+        self._main: Link | None = None
+        self._idle: list[Link] = []  # lease links that nobody waits on, at most _IDLE_LINKS_MAX
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -151,7 +143,7 @@ class AsyncClient:
         if self._closed:
             return
         self._closed = True
-        links = list(self._links)
+        links = list(self._shared.links)
         for link in links:
             link.end("the client was closed")
         for link in links:
@@ -185,7 +177,7 @@ class AsyncClient:
         return cast("R", await link.ask(command, wait_s))
 
     async def _wait(self, command: Lease, wait_s: float) -> Struct:
-        link = self._idle.pop() if self._idle else self._new_link(1)
+        link = self._idle.pop() if self._idle else Link(self._shared, 1)
         try:
             reply = await link.ask(command, wait_s)
         except (asyncio.CancelledError, RequestTimeout):
@@ -197,13 +189,13 @@ class AsyncClient:
         self._keep(link)
         return reply
 
-    def _keep(self, link: "_Link") -> None:
+    def _keep(self, link: Link) -> None:
         if len(self._idle) < _IDLE_LINKS_MAX and not self._closed:
             self._idle.append(link)
         else:
             link.end("not needed any more")
 
-    def _main_link(self) -> "_Link":
+    def _main_link(self) -> Link:
         """Return the main link, after checking that this client may be used here and now."""
         self._check_process()
         if self._closed:
@@ -211,7 +203,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         if self._main is None:
             self._loop = loop
-            self._main = self._new_link(_IN_FLIGHT_MAX)
+            self._main = Link(self._shared, _IN_FLIGHT_MAX)
         elif loop is not self._loop:
             raise RuntimeError("this AsyncClient belongs to another event loop: make one for this loop")
         return self._main
@@ -222,11 +214,6 @@ class AsyncClient:
                 f"this AsyncClient was made in process {self._pid} and is used in its fork {os.getpid()}: "
                 "make a new client after the fork"
             )
-
-    def _new_link(self, in_flight_max: int) -> "_Link":
-        link = _Link(self, in_flight_max)
-        self._links.add(link)
-        return link
 
     def _unclaimed(self, reply: Struct | JqdError) -> None:
         """Take a reply that nobody waits for any more: leased jobs go back to the queue."""
@@ -484,308 +471,3 @@ class AsyncClient:
     async def stats(self, *, timeout: Duration | None = None) -> ServerStats:
         """Show figures of the daemon."""
         return await self.call(requests.stats(), timeout=timeout)
-
-
-# --- one connection that comes back -----------------------------------------------------------
-
-
-class _Waiter(Struct, eq=False):
-    """Who waits for a reply, and until when on the loop's clock."""
-
-    future: asyncio.Future[Struct]
-    deadline: float
-    wait_s: float
-
-
-class _Link:
-    """One connection to the server, made again when it is lost while somebody waits for an answer.
-
-    _socket and _task: a link has a socket, or a task that makes one, or neither (idle, or ended).
-    """
-
-    def __init__(self, client: AsyncClient, in_flight_max: int) -> None:
-        self._client = client
-        self._loop = asyncio.get_running_loop()
-        self._connection = ClientConnection(client._session, in_flight_max=in_flight_max)
-        self._waiters: dict[Request, _Waiter] = {}
-        self._socket: _Socket | None = None
-        self._task: asyncio.Task[JqdError | None] | None = None
-        self._greeted: asyncio.Future[None] | None = None  # while the task waits for the server's welcome
-        self._flush_due = False
-        self._alarm: asyncio.TimerHandle | None = None
-        self._heard_at = 0.0  # when bytes last arrived, on the loop's clock
-        self._retired = False
-
-    # --- requests -----------------------------------------------------------------------------
-
-    async def up(self) -> None:
-        """Wait for a welcome.
-
-        Raises: JqdError: why there is none.
-        """
-        if self._connection.state is State.READY:
-            return
-        task = self._wake()
-        await asyncio.wait([task])  # not the task itself: who is cancelled here leaves it to others
-        if task.cancelled():
-            raise ConnectionLost("the client was closed", outcome_unknown=False)
-        error = task.result()
-        if error is not None:
-            raise error
-
-    async def ask(self, command: Command[R], wait_s: float) -> Struct:
-        """Send a command, and wait for its reply for `wait_s` seconds."""
-        request = self._connection.request(command)
-        future = self._loop.create_future()
-        deadline = self._loop.time() + wait_s
-        self._waiters[request] = _Waiter(future, deadline, wait_s)
-        self._arm(deadline)
-        self._send()
-        try:
-            reply: Struct = await future
-        except asyncio.CancelledError:
-            if self._waiters.pop(request, None) is not None:
-                self._connection.withdraw(request)
-            elif not future.cancelled() and future.exception() is None:
-                self._client._unclaimed(
-                    future.result()
-                )  # the reply came in the same turn as the cancellation
-            raise
-        return reply
-
-    def tell(self, command: Command[R]) -> None:
-        """Send a command whose reply nobody needs."""
-        self._connection.request(command)
-        self._send()
-
-    def _send(self) -> None:
-        """See to it that what was lined up goes out: all requests of one loop turn in one write."""
-        if self._socket is None or self._connection.state is not State.READY:
-            self._wake()
-        elif not self._flush_due:
-            self._flush_due = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        socket = self._socket
-        while socket is not None and not socket.paused and (data := self._connection.data_to_send()):
-            socket.transport.write(data)
-
-    def _deliver(self, answers: list[Answered]) -> None:
-        for request, outcome in answers:
-            waiter = self._waiters.pop(request, None)
-            if waiter is None or waiter.future.done():
-                self._client._unclaimed(outcome)
-            elif isinstance(outcome, JqdError):
-                waiter.future.set_exception(outcome)
-            else:
-                waiter.future.set_result(outcome)
-
-    # --- deadlines ----------------------------------------------------------------------------
-
-    def _arm(self, deadline: float) -> None:
-        if self._alarm is None or deadline < self._alarm.when():
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm = self._loop.call_at(deadline, self._ring)
-
-    def _ring(self) -> None:
-        self._alarm = None
-        now = self._loop.time()
-        due = [(request, waiter) for request, waiter in self._waiters.items() if waiter.deadline <= now]
-        for request, waiter in due:
-            del self._waiters[request]
-            self._connection.withdraw(request)
-            if not waiter.future.done():
-                waiter.future.set_exception(self._too_late(request, waiter))
-        if self._waiters:
-            self._arm(min(waiter.deadline for waiter in self._waiters.values()))
-        if any(
-            request.sends and self._heard_at <= waiter.deadline - waiter.wait_s for request, waiter in due
-        ):
-            # Not a byte since it was asked: the other end may be gone without a word. What others
-            # wait for is sent again over a new connection.
-            self._drop()
-
-    def _too_late(self, request: Request, waiter: _Waiter) -> RequestTimeout | ConnectionLost:
-        verb, url = request.kind.verb, self._client.url
-        if request.sends:
-            return RequestTimeout(f"{verb}: no reply from {url} within {waiter.wait_s:g} s (outcome unknown)")
-        return ConnectionLost(
-            f"{verb}: {url} could not take it within {waiter.wait_s:g} s (nothing was changed)",
-            outcome_unknown=False,
-        )
-
-    # --- making the connection ----------------------------------------------------------------
-
-    def _wake(self) -> asyncio.Task[JqdError | None]:
-        if self._task is None or self._task.done():
-            self._task = self._loop.create_task(self._reach(), name=f"jqd connects to {self._client.url}")
-        return self._task
-
-    async def _reach(self) -> JqdError | None:
-        """Try until the server welcomes this client, or the backoff or the server says to stop."""
-        lost_at = self._loop.time()
-        for failures in itertools.count(1):
-            error = await self._try()
-            if error is None:
-                self._client._reached = True
-                self._flush()
-                return None
-            wait_ms = None
-            if self._client._reached and error.retryable:
-                passed_ms = round((self._loop.time() - lost_at) * 1_000)
-                wait_ms = self._client._backoff.wait_ms(failures, passed_ms, random.random())  # noqa: S311
-            if wait_ms is None:
-                refusal = None if isinstance(error, ConnectionLost) else error
-                self._deliver(self._connection.give_up(str(error), refusal))
-                return error
-            await asyncio.sleep(wait_ms / 1_000)
-        raise AssertionError
-
-    async def _try(self) -> JqdError | None:
-        """Make one connection and greet. Returns why it failed, or None."""
-        url = self._client.url
-        self._greeted = self._loop.create_future()
-        error: JqdError
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                await self._open()
-                await self._greeted
-        except TimeoutError:
-            error = ConnectionLost(f"{url} does not answer within {_CONNECT_S:g} s", outcome_unknown=False)
-        except OSError as failure:
-            error = ConnectionLost(f"cannot reach {url}: {failure}", outcome_unknown=False)
-        except JqdError as failure:
-            error = failure
-        else:
-            if self._connection.state is State.READY:
-                return None
-            error = ConnectionLost(f"{url} closed the connection after its welcome", outcome_unknown=False)
-        finally:
-            self._greeted = None
-        self._drop()
-        return error
-
-    async def _open(self) -> None:
-        address = self._client._address
-        if isinstance(address, TcpAddress):
-            await self._loop.create_connection(lambda: _Socket(self), address.host, address.port)
-        else:
-            await self._loop.create_unix_connection(lambda: _Socket(self), address.path)
-
-    # --- what the socket says -----------------------------------------------------------------
-
-    def made(self, socket: "_Socket") -> None:
-        self._socket = socket
-        self._heard_at = self._loop.time()
-        self._connection.open()
-        self._flush()
-
-    def received(self, socket: "_Socket", data: bytes) -> None:
-        if socket is not self._socket:
-            return
-        self._heard_at = self._loop.time()
-        self._deliver(self._connection.receive_data(data))
-        if self._connection.failure is not None:
-            self._drop()
-            return
-        if self._connection.state is State.READY and self._greeted is not None and not self._greeted.done():
-            self._greeted.set_result(None)
-        self._flush()  # replies have made room in the window
-
-    def writable(self, socket: "_Socket") -> None:
-        if socket is self._socket:
-            self._flush()
-
-    def lost(self, socket: "_Socket", error: Exception | None) -> None:
-        if socket is self._socket:
-            self._detach(f"the connection was lost: {error or 'the server closed it'}")
-        if self._retired:
-            self._client._links.discard(self)
-
-    def _drop(self) -> None:
-        """Cut the connection, if there is one, and go on as if it had been lost."""
-        if self._socket is not None:
-            self._socket.transport.abort()
-            self._detach("the connection was given up")
-
-    def _detach(self, reason: str) -> None:
-        self._socket = None
-        failure = self._connection.failure
-        self._deliver(self._connection.closed())
-        if self._greeted is not None:
-            if not self._greeted.done():
-                self._greeted.set_exception(
-                    failure or ConnectionLost(f"{self._client.url}: {reason}", outcome_unknown=False)
-                )
-        elif self._connection.wants_stream:
-            self._wake()
-
-    # --- the end ------------------------------------------------------------------------------
-
-    def retire(self) -> None:
-        """Leave a lease that nobody waits for: tell the server by closing this side, and read what may
-        be on its way, so that its jobs can be given back.
-        """
-        self._retired = True
-        if self._socket is None or self._connection.state is not State.READY:
-            self.end("not needed any more")
-            return
-        self._socket.transport.write_eof()
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = self._loop.call_later(_CONNECT_S, self._drop)
-
-    def end(self, reason: str) -> None:
-        """Close for good; whoever still waits gets ConnectionLost."""
-        self._retired = True
-        if self._task is not None:
-            self._task.cancel()
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._deliver(self._connection.give_up(reason))
-        if self._socket is not None:
-            self._socket.transport.close()
-        else:
-            self._client._links.discard(self)
-
-    async def gone(self) -> None:
-        """Wait, after end(), until nothing is left of it."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
-        if self._socket is not None:
-            socket = self._socket
-            await asyncio.wait([socket.closed], timeout=_CLOSE_S)
-            if not socket.closed.done():
-                socket.transport.abort()
-                await socket.closed
-
-
-class _Socket(asyncio.Protocol):
-    """Shuttles between one transport and its link."""
-
-    def __init__(self, link: _Link) -> None:
-        self._link = link
-        self.transport: asyncio.Transport
-        self.paused = False  # the transport holds more than enough: write no more
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        self._link.made(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._link.received(self, data)
-
-    def pause_writing(self) -> None:
-        self.paused = True
-
-    def resume_writing(self) -> None:
-        self.paused = False
-        self._link.writable(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed.set_result(None)
-        self._link.lost(self, exc)

@@ -1,0 +1,353 @@
+"""One connection to the server over asyncio, made again when it is lost.
+
+Knows:         how to open, write, read and close with asyncio, how long somebody waits for a reply.
+Must not know: frames, request ids, what may be sent again (protocol/connection.py), what is asked
+               (aio.py), when to try again (retry.py).
+
+    Link    has a ClientConnection (state, no I/O), one Socket at a time, one Task while it makes one
+    Socket  shuttles between a transport and its Link
+
+No task for a request: a reply resolves a future. One timer a link, for the earliest deadline. What is
+asked in one turn of the loop leaves in one write, and nothing is written while the transport is full.
+"""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from msgspec import Struct
+
+from jqd.client.retry import Backoff
+from jqd.client.values import Address, TcpAddress
+from jqd.core.commands import Command
+from jqd.errors import ConnectionLost, JqdError, RequestTimeout
+from jqd.protocol.connection import Answered, ClientConnection, Request, Session, State
+
+# A TCP connect and hello; a daemon in recovery does not listen yet, so this is not its time.
+_CONNECT_S: Final = 5.0
+# A request that had this long, and not a byte came meanwhile: the connection is taken for dead.
+_SILENT_S: Final = 5.0
+# How long gone() waits for what is written to leave the socket.
+_CLOSE_S: Final = 1.0
+
+
+class Shared(Struct, eq=False, kw_only=True):
+    """What all links of one client share.
+
+    unclaimed: gets each reply that nobody waits for any more.
+    reached:   the server has welcomed one of them: from then on it is worth waiting for.
+    links:     those that have not ended.
+    """
+
+    url: str
+    address: Address
+    session: Session
+    backoff: Backoff
+    unclaimed: Callable[[Struct | JqdError], None]
+    reached: bool = False
+    links: set["Link"] = set()
+
+
+class _Waiter(Struct, eq=False):
+    """Who waits for a reply, and until when on the loop's clock."""
+
+    future: asyncio.Future[Struct]
+    deadline: float
+    wait_s: float
+
+
+class Link:
+    """One connection to the server, made again when it is lost while somebody waits for an answer.
+
+    _socket and _task: a link has a socket, or a task that makes one, or neither (idle, or ended).
+    """
+
+    def __init__(self, shared: Shared, in_flight_max: int) -> None:
+        self._shared = shared
+        shared.links.add(self)
+        self._loop = asyncio.get_running_loop()
+        self._connection = ClientConnection(shared.session, in_flight_max=in_flight_max)
+        self._waiters: dict[Request, _Waiter] = {}
+        self._socket: Socket | None = None
+        self._task: asyncio.Task[JqdError | None] | None = None
+        self._greeted: asyncio.Future[None] | None = None  # while the task waits for the server's welcome
+        self._flush_due = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0  # when bytes last arrived, on the loop's clock
+        self._retired = False
+
+    # --- requests -----------------------------------------------------------------------------
+
+    async def up(self) -> None:
+        """Wait for a welcome.
+
+        Raises: JqdError: why there is none.
+        """
+        if self._connection.state is State.READY:
+            return
+        task = self._wake()
+        await asyncio.wait([task])  # not the task itself: who is cancelled here leaves it to others
+        if task.cancelled():
+            raise ConnectionLost("the client was closed", outcome_unknown=False)
+        error = task.result()
+        if error is not None:
+            raise error
+
+    async def ask(self, command: Command[Any], wait_s: float) -> Struct:
+        """Send a command, and wait for its reply for `wait_s` seconds."""
+        request = self._connection.request(command)
+        future = self._loop.create_future()
+        deadline = self._loop.time() + wait_s
+        self._waiters[request] = _Waiter(future, deadline, wait_s)
+        self._arm(deadline)
+        self._send()
+        try:
+            reply: Struct = await future
+        except asyncio.CancelledError:
+            if self._waiters.pop(request, None) is not None:
+                self._connection.withdraw(request)
+            elif not future.cancelled() and future.exception() is None:
+                self._shared.unclaimed(future.result())  # the reply came in the same turn as the cancellation
+            raise
+        return reply
+
+    def tell(self, command: Command[Any]) -> None:
+        """Send a command whose reply nobody needs."""
+        self._connection.request(command)
+        self._send()
+
+    def _send(self) -> None:
+        """See to it that what was lined up goes out: all requests of one loop turn in one write."""
+        if self._socket is None or self._connection.state is not State.READY:
+            self._wake()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        socket = self._socket
+        while socket is not None and not socket.paused and (data := self._connection.data_to_send()):
+            socket.transport.write(data)
+
+    def _deliver(self, answers: list[Answered]) -> None:
+        for request, outcome in answers:
+            waiter = self._waiters.pop(request, None)
+            if waiter is None or waiter.future.done():
+                self._shared.unclaimed(outcome)
+            elif isinstance(outcome, JqdError):
+                waiter.future.set_exception(outcome)
+            else:
+                waiter.future.set_result(outcome)
+
+    # --- deadlines ----------------------------------------------------------------------------
+
+    def _arm(self, deadline: float) -> None:
+        if self._alarm is None or deadline < self._alarm.when():
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = self._loop.call_at(deadline, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        due = [(request, waiter) for request, waiter in self._waiters.items() if waiter.deadline <= now]
+        for request, waiter in due:
+            del self._waiters[request]
+            self._connection.withdraw(request)
+            if not waiter.future.done():
+                waiter.future.set_exception(self._too_late(request, waiter))
+        if self._waiters:
+            self._arm(min(waiter.deadline for waiter in self._waiters.values()))
+        if any(request.sends and self._is_silent(waiter) for request, waiter in due):
+            self._drop()
+
+    def _is_silent(self, waiter: _Waiter) -> bool:
+        """Whether not a byte came for long since this was asked: the other end may be gone without a
+        word, and what others wait for is better sent again over a new connection.
+        """
+        return waiter.wait_s >= _SILENT_S and self._heard_at <= waiter.deadline - waiter.wait_s
+
+    def _too_late(self, request: Request, waiter: _Waiter) -> RequestTimeout | ConnectionLost:
+        verb, url = request.kind.verb, self._shared.url
+        if request.sends:
+            return RequestTimeout(f"{verb}: no reply from {url} within {waiter.wait_s:g} s (outcome unknown)")
+        return ConnectionLost(
+            f"{verb}: {url} could not take it within {waiter.wait_s:g} s (nothing was changed)",
+            outcome_unknown=False,
+        )
+
+    # --- making the connection ----------------------------------------------------------------
+
+    def _wake(self) -> asyncio.Task[JqdError | None]:
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(self._reach(), name=f"jqd connects to {self._shared.url}")
+        return self._task
+
+    async def _reach(self) -> JqdError | None:
+        """Try until the server welcomes this client, or the backoff or the server says to stop."""
+        lost_at = self._loop.time()
+        for failures in itertools.count(1):
+            error = await self._try()
+            if error is None:
+                self._shared.reached = True
+                self._flush()
+                return None
+            wait_ms = None
+            if self._shared.reached and error.retryable:
+                passed_ms = round((self._loop.time() - lost_at) * 1_000)
+                wait_ms = self._shared.backoff.wait_ms(failures, passed_ms, random.random())  # noqa: S311
+            if wait_ms is None:
+                refusal = None if isinstance(error, ConnectionLost) else error
+                self._deliver(self._connection.give_up(str(error), refusal))
+                return error
+            await asyncio.sleep(wait_ms / 1_000)
+        raise AssertionError
+
+    async def _try(self) -> JqdError | None:
+        """Make one connection and greet. Returns why it failed, or None."""
+        url = self._shared.url
+        self._greeted = self._loop.create_future()
+        error: JqdError
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                await self._open()
+                await self._greeted
+        except TimeoutError:
+            error = ConnectionLost(f"{url} does not answer within {_CONNECT_S:g} s", outcome_unknown=False)
+        except OSError as failure:
+            error = ConnectionLost(f"cannot reach {url}: {failure}", outcome_unknown=False)
+        except JqdError as failure:
+            error = failure
+        else:
+            if self._connection.state is State.READY:
+                return None
+            error = ConnectionLost(f"{url} closed the connection after its welcome", outcome_unknown=False)
+        finally:
+            self._greeted = None
+        self._drop()
+        return error
+
+    async def _open(self) -> None:
+        address = self._shared.address
+        if isinstance(address, TcpAddress):
+            await self._loop.create_connection(lambda: Socket(self), address.host, address.port)
+        else:
+            await self._loop.create_unix_connection(lambda: Socket(self), address.path)
+
+    # --- what the socket says -----------------------------------------------------------------
+
+    def made(self, socket: "Socket") -> None:
+        self._socket = socket
+        self._heard_at = self._loop.time()
+        self._connection.open()
+        self._flush()
+
+    def received(self, socket: "Socket", data: bytes) -> None:
+        if socket is not self._socket:
+            return
+        self._heard_at = self._loop.time()
+        self._deliver(self._connection.receive_data(data))
+        if self._connection.failure is not None:
+            self._drop()
+            return
+        if self._connection.state is State.READY and self._greeted is not None and not self._greeted.done():
+            self._greeted.set_result(None)
+        self._flush()  # replies have made room in the window
+
+    def writable(self, socket: "Socket") -> None:
+        if socket is self._socket:
+            self._flush()
+
+    def lost(self, socket: "Socket", error: Exception | None) -> None:
+        if socket is self._socket:
+            self._detach(f"the connection was lost: {error or 'the server closed it'}")
+        if self._retired:
+            self._shared.links.discard(self)
+
+    def _drop(self) -> None:
+        """Cut the connection, if there is one, and go on as if it had been lost."""
+        if self._socket is not None:
+            self._socket.transport.abort()
+            self._detach("the connection was given up")
+
+    def _detach(self, reason: str) -> None:
+        self._socket = None
+        failure = self._connection.failure
+        self._deliver(self._connection.closed())
+        if self._greeted is not None:
+            if not self._greeted.done():
+                self._greeted.set_exception(
+                    failure or ConnectionLost(f"{self._shared.url}: {reason}", outcome_unknown=False)
+                )
+        elif self._connection.wants_stream:
+            self._wake()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        """Leave a lease that nobody waits for: tell the server by closing this side, and read what may
+        be on its way, so that its jobs can be given back.
+        """
+        self._retired = True
+        if self._socket is None or self._connection.state is not State.READY:
+            self.end("not needed any more")
+            return
+        self._socket.transport.write_eof()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_later(_CONNECT_S, self._drop)
+
+    def end(self, reason: str) -> None:
+        """Close for good; whoever still waits gets ConnectionLost."""
+        self._retired = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._deliver(self._connection.give_up(reason))
+        if self._socket is not None:
+            self._socket.transport.close()
+        else:
+            self._shared.links.discard(self)
+
+    async def gone(self) -> None:
+        """Wait, after end(), until nothing is left of it."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        if self._socket is not None:
+            socket = self._socket
+            await asyncio.wait([socket.closed], timeout=_CLOSE_S)
+            if not socket.closed.done():
+                socket.transport.abort()
+                await socket.closed
+
+
+class Socket(asyncio.Protocol):
+    """Shuttles between one transport and its link."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.transport: asyncio.Transport
+        self.paused = False  # the transport holds more than enough: write no more
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._link.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._link.received(self, data)
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        self._link.writable(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+        self._link.lost(self, exc)
