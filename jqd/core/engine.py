@@ -54,11 +54,11 @@ Decision = Callable[[Any, State, Caller, Now, jobs.Emit], Struct]
 # Whatever the driver wants back with the answer to a parked request.
 Ticket = Hashable
 
-# Every command but hello, ping and stats, which need to know more than the state.
+# Commands whose decision needs nothing but the state. The engine itself answers hello, ping and stats,
+# and lease, which may have to wait (jobs.lease decides).
 DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
     commands.Submit: jobs.submit,
     commands.SubmitMany: jobs.submit_many,
-    commands.Lease: jobs.lease,
     commands.Extend: jobs.extend,
     commands.Ack: jobs.ack,
     commands.Fail: jobs.fail,
@@ -252,25 +252,30 @@ class Engine:
         Returns: the reply's body; None: parked, the answer comes through outbox.
         Raises:  JqdError: refused, nothing has changed. FailStop: stop the process.
         """
-        self._begin(now)
+        if now is not self._now:
+            self._begin(now)
         if caller.session is not None and command.writes:
             answer = self._answered(caller.session, request_id, now)
             if answer is not None:
                 return answer
+        decision = DECISIONS.get(type(command))
+        if decision is not None:
+            return self._decide(decision, command, caller, request_id, now)
         if type(command) is LeaseCommand:
             return self._lease(command, caller, request_id, ticket, now)
         if type(command) is commands.Ping:
             return Pong(wall_ms=now.wall_ms, engine_ms=now.engine_ms)
-        if type(command) is commands.Stats:
-            uptime_ms = now.engine_ms - self._started_ms
-            return queues.stats(self._identity, self.state, now, uptime_ms, len(self._parked))
-        return self._decide(command, caller, request_id, now)
+        assert type(command) is commands.Stats, f"no decision for {command.verb}"
+        uptime_ms = now.engine_ms - self._started_ms
+        return queues.stats(self._identity, self.state, now, uptime_ms, len(self._parked))
 
-    def _decide(self, command: Command[Any], caller: Caller, request_id: int, now: Now) -> Body:
+    def _decide(
+        self, decision: Decision, command: Command[Any], caller: Caller, request_id: int, now: Now
+    ) -> Body:
         """Run the decision, and remember its answer for a retry if it changed anything."""
         before = len(self._changes)
         try:
-            body: Body = DECISIONS[type(command)](command, self.state, caller, now, self._emit)
+            body: Body = decision(command, self.state, caller, now, self._emit)
             if caller.session is not None and len(self._changes) > before:
                 body = self._remember(caller.session, request_id, body)
         except Exception as error:
@@ -311,7 +316,7 @@ class Engine:
             self._serve_parked(now)  # they were first
         if ticket in self._parked_by_ticket:
             raise InvalidArgument("lease: this connection has a lease parked; only one can wait at a time")
-        body = self._decide(command, caller, request_id, now)
+        body = self._decide(jobs.lease, command, caller, request_id, now)
         if not command.wait_ms or not isinstance(body, Leased) or body.jobs:
             return body
         self._park(command, caller, request_id, ticket, now)
@@ -358,7 +363,8 @@ class Engine:
             del woken[name]
             while (waiting := self._parked_by_queue.get(name)) and self.state.ready_ids(name, 1):
                 parked = next(iter(waiting.values()))
-                self._answer_parked(parked, self._decide(parked.command, parked.caller, parked.request_id, now))
+                body = self._decide(jobs.lease, parked.command, parked.caller, parked.request_id, now)
+                self._answer_parked(parked, body)
 
     def take_back(self, token: int, now: Now) -> None:
         """Undo a lease whose reply found its socket closed."""
@@ -452,7 +458,7 @@ class Engine:
         return bool(self._changes)
 
     def _begin(self, now: Now) -> None:
-        assert now is self._now or not self._changes or now == self._now, "one reading of the clocks a turn"
+        assert not self._changes or now == self._now, "one reading of the clocks a turn"
         self._now = now
 
     def _emit(self, change: Change) -> None:

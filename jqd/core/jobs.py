@@ -85,11 +85,11 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     """
     options = _options(command, state)
     due_engine_ms, due_wall_ms = _due(command, now)
-    _check_payload("payload", command.payload)
+    payload = command.payload
+    if len(payload) > model.PAYLOAD_BYTES_MAX:
+        raise _too_large("payload", payload)
     job_id = state.next_id
-    emit(
-        JobsSubmitted(job_id, options, [command.payload], due_engine_ms, due_wall_ms, caller.principal),
-    )
+    emit(JobsSubmitted(job_id, options, [payload], due_engine_ms, due_wall_ms, caller.principal))
     return Submitted(job_id=job_id)
 
 
@@ -110,8 +110,8 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
         except InvalidArgument as error:
             raise InvalidArgument(f"groups[{index}].{error}") from None
         if max(map(len, group.payloads)) > model.PAYLOAD_BYTES_MAX:
-            for number, payload in enumerate(group.payloads):
-                _check_payload(f"groups[{index}].payloads[{number}]", payload)
+            number, payload = max(enumerate(group.payloads), key=lambda item: len(item[1]))
+            raise _too_large(f"groups[{index}].payloads[{number}]", payload)
         changes.append(
             JobsSubmitted(next_id, options, group.payloads, due_engine_ms, due_wall_ms, caller.principal)
         )
@@ -189,9 +189,8 @@ def _due(fields: JobFields, now: Now) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _check_payload(field: str, payload: bytes) -> None:
-    if len(payload) > model.PAYLOAD_BYTES_MAX:
-        raise PayloadTooLarge(f"{field} = {len(payload)} bytes: the limit is {model.PAYLOAD_BYTES_MAX}")
+def _too_large(field: str, payload: bytes) -> PayloadTooLarge:
+    return PayloadTooLarge(f"{field} = {len(payload)} bytes: the limit is {model.PAYLOAD_BYTES_MAX}")
 
 
 # --- lease ------------------------------------------------------------------------------------

@@ -137,6 +137,10 @@ class ReadyLane:
     def __len__(self) -> int:
         return sum(map(len, self.lines.values()))
 
+    def append(self, priority: int, job_id: int) -> None:
+        """Add one new job; see Line.extend."""
+        (self.lines.get(priority) or self._line(priority)).fresh.append(job_id)
+
     def extend(self, priority: int, ids: Iterable[int]) -> None:
         """Add new jobs; see Line.extend."""
         self._line(priority).extend(ids)

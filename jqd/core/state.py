@@ -124,7 +124,7 @@ class State:
         self.overfull: dict[str, None] = {}  # queues with more finished or dead jobs than they may keep
         self.woken: dict[str, None] = {}
         self._pages: dict[int, list[Job | None]] = {}
-        self._page_live: dict[int, int] = {}  # page number -> jobs in it
+        self._page_holes: dict[int, int] = {}  # page number -> slots without a job among those it has
         self._sparse: dict[int, dict[int, Job]] = {}  # page number -> id -> job
         self._results: deque[int] = deque()  # ids of jobs that got a result, the oldest first
         self._shared: dict[JobOptions, JobOptions] = {}
@@ -214,8 +214,9 @@ class State:
     ) -> None:
         """Add new jobs with consecutive ids, ready at once or delayed until `due`."""
         assert first_id == self.next_id, f"ids are dense: {first_id} after {self.next_id - 1}"
-        options = self.share(options)
-        queue = self._queue(options.queue)
+        if options is not self._last_shared:
+            options = self.share(options)
+        queue = self.queues.get(options.queue) or self._new_queue(options.queue)
         count = len(payloads)
         self.work += count
         self.next_id = first_id + count
@@ -224,10 +225,17 @@ class State:
             Job(job_id, options, payload, state, now, now, 0, 0, 0, None, due)
             for job_id, payload in enumerate(payloads, first_id)
         ]
-        self._store(first_id, jobs)
+        page = self._pages.get(first_id >> PAGE_SHIFT)
+        if page is not None and len(page) == first_id & _SLOT and len(page) + count <= PAGE_JOBS:
+            page += jobs
+        else:
+            self._store(first_id, jobs)
         queue.counts[state] += count
         if due is None:
-            queue.ready.extend(options.priority, [job.id for job in jobs])
+            if count == 1:
+                queue.ready.append(options.priority, first_id)
+            else:
+                queue.ready.extend(options.priority, [job.id for job in jobs])
             self.woken[queue.name] = None
         else:
             timers = self.date_timers if due.is_wall else self.delay_timers
@@ -235,24 +243,23 @@ class State:
                 timers.push(due.ms, job.id)
 
     def _store(self, first_id: int, jobs: list[Job]) -> None:
+        """Put jobs into their pages, which may have to be made."""
         taken = 0
         while taken < len(jobs):
             number, slot = (first_id + taken) >> PAGE_SHIFT, (first_id + taken) & _SLOT
             page = self._pages.get(number)
             if page is None:
                 page = self._pages[number] = []
-                self._page_live[number] = 0
                 self._thin_out(number - 1)
-            page.extend([None] * (slot - len(page)))
+            if slot > len(page):
+                self._page_holes[number] = self._page_holes.get(number, 0) + slot - len(page)
+                page.extend([None] * (slot - len(page)))
             part = jobs[taken : taken + PAGE_JOBS - slot]
             page.extend(part)
-            self._page_live[number] += len(part)
             taken += len(part)
 
-    def _queue(self, name: str) -> Queue:
-        queue = self.queues.get(name)
-        if queue is None:
-            queue = self.queues[name] = Queue(name)
+    def _new_queue(self, name: str) -> Queue:
+        queue = self.queues[name] = Queue(name)
         return queue
 
     # --- writing: jobs move -------------------------------------------------------------------
@@ -555,15 +562,18 @@ class State:
                 del self._sparse[number]
             return
         self._pages[number][job_id & _SLOT] = None
-        self._page_live[number] -= 1
+        self._page_holes[number] = self._page_holes.get(number, 0) + 1
         self._thin_out(number)
 
     def _thin_out(self, number: int) -> None:
         """Turn a page that is complete and nearly empty into a dict. The newest page still fills."""
-        live = self._page_live.get(number)
-        if live is None or live >= _SPARSE_JOBS or number == self.next_id >> PAGE_SHIFT:
+        page = self._pages.get(number)
+        if page is None or number == self.next_id >> PAGE_SHIFT:
             return
-        del self._page_live[number]
+        holes = self._page_holes.get(number, 0)
+        if len(page) - holes >= _SPARSE_JOBS:
+            return
+        self._page_holes.pop(number, None)
         left = {job.id: job for job in self._pages.pop(number) if job is not None}
         if left:
             self._sparse[number] = left
@@ -601,7 +611,8 @@ class State:
         self._check_timers(jobs)
         results = [job.outcome.result for job in jobs if job.outcome is not None and job.outcome.result is not None]
         assert sum(map(len, results)) == self.result_bytes
-        assert self._page_live == {n: sum(j is not None for j in page) for n, page in self._pages.items()}
+        holes = {number: sum(job is None for job in page) for number, page in self._pages.items()}
+        assert self._page_holes == {number: count for number, count in holes.items() if count}
 
     def _check_timers(self, jobs: list[Job]) -> None:
         held: dict[int, int] = {}

@@ -38,15 +38,6 @@ class Request(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
     args: Raw
 
 
-class Reply(Struct, array_like=True, gc=False):
-    """A reply on its way out. A body given as Raw was encoded before."""
-
-    request_id: int
-    status: str
-    lsn: int
-    body: Struct | Raw
-
-
 class ReceivedReply(Struct, array_like=True, gc=False):
     """A reply, or with request_id 0 an event, on its way in. Longer arrays are allowed: newer servers."""
 
@@ -133,10 +124,15 @@ def _value_at(path: str, args: Raw) -> str:
     return f" = {shorten(value)}"
 
 
-def error_reply(request_id: int, lsn: int, error: JqdError) -> Reply:
-    """Say an error on the wire."""
+def encode_reply(request_id: int, lsn: int, body: Struct | Raw) -> bytes:
+    """Encode the reply to a request that was carried out. A body given as Raw was encoded before."""
+    return encode((request_id, OK, lsn, body))
+
+
+def encode_error(request_id: int, lsn: int, error: JqdError) -> bytes:
+    """Encode the reply to a request that was refused; request_id 0: to bytes that are no request."""
     body = ErrorBody(error.message, error.retryable, error.retry_after_ms, error.details)
-    return Reply(request_id, error.code, lsn, body)
+    return encode((request_id, error.code, lsn, body))
 
 
 # --- client's side ----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from jqd.core.engine import Engine
 from jqd.core.model import SECOND_MS, Now
 from jqd.errors import Busy, Draining, JqdError, Overloaded
 from jqd.protocol.framing import to_frame
-from jqd.protocol.messages import encode, error_reply
+from jqd.protocol.messages import encode_error
 from jqd.server.committer import Committer
 from jqd.server.config import Config
 from jqd.server.log import get_logger
@@ -114,15 +114,18 @@ class Driver:
 
     # --- House --------------------------------------------------------------------------------
 
-    def refusal(self, command: type[Command[Any]]) -> JqdError | None:
+    @property
+    def refusing(self) -> bool:
+        return self._draining or self._waiting_bytes >= self.config.commit_queue_bytes
+
+    def refuse(self, command: Command[Any]) -> None:
         if self._draining:
-            return Draining("the server is shutting down", retry_after_ms=SECOND_MS)
-        if command.writes and self._waiting_bytes >= self.config.commit_queue_bytes:
-            return Busy(
+            raise Draining("the server is shutting down", retry_after_ms=SECOND_MS)
+        if command.writes:
+            raise Busy(
                 f"{self._waiting_bytes} bytes wait for the disk: the limit is {self.config.commit_queue_bytes}",
                 retry_after_ms=_BUSY_RETRY_MS,
             )
-        return None
 
     def process_figures(self) -> dict[str, int]:
         return {
@@ -302,7 +305,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
         refusal = self._driver.connected(self)
         if refusal is not None:
-            self._transport.write(to_frame(encode(error_reply(0, self._driver.engine.state.lsn, refusal))))
+            self._transport.write(to_frame(encode_error(0, self._driver.engine.state.lsn, refusal)))
             self._transport.close()
             return
         config = self._driver.config

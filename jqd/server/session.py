@@ -18,15 +18,13 @@ yet sent, and work in one turn, so that one connection with a full pipe does not
 
 from typing import Any, Final, NamedTuple, Protocol
 
-from msgspec import Struct
-
 from jqd.core import model
-from jqd.core.commands import Command, Hello, Lease, Leased, ServerStats
+from jqd.core.commands import Command, Hello, Leased, ServerStats
 from jqd.core.engine import Body, Engine, FailStop
 from jqd.core.model import Caller, Now
 from jqd.errors import BadFrame, Internal, InvalidArgument, JqdError, ProtocolError
 from jqd.protocol.framing import FrameReader, pack_length
-from jqd.protocol.messages import OK, Reply, decode_command, decode_request, encode, error_reply
+from jqd.protocol.messages import decode_command, decode_request, encode_error, encode_reply
 
 # Jobs that one connection may touch in one turn; the request that passes it is still carried out.
 # About 10 ms of the loop, as one request may name 10,000 jobs.
@@ -39,8 +37,13 @@ class House(Protocol):
     engine: Engine
     output_bytes_max: int
 
-    def refusal(self, command: type[Command[Any]]) -> JqdError | None:
-        """Return why no such command can be taken now: draining or busy."""
+    @property
+    def refusing(self) -> bool:
+        """Whether refuse() has to be asked."""
+        ...
+
+    def refuse(self, command: Command[Any]) -> None:
+        """Raise why this command cannot be taken now, if it cannot: Draining or Busy."""
         ...
 
     def process_figures(self) -> dict[str, int]:
@@ -125,11 +128,12 @@ class Session:
 
     def resume(self, now: Now) -> None:
         """Carry out requests that are already here, as far as the limits allow."""
-        engine = self._house.engine
-        work_end = engine.state.work + TURN_WORK_MAX
-        while self.has_room and engine.state.work < work_end:
+        state = self._house.engine.state
+        next_frame = self._reader.next_frame
+        work_end = state.work + TURN_WORK_MAX
+        while self.has_room and state.work < work_end:
             try:
-                frame = self._reader.next_frame()
+                frame = next_frame()
             except JqdError as error:
                 self._refuse_stream(0, error)
                 return
@@ -152,9 +156,8 @@ class Session:
             if self._caller is None:
                 self._reply(request_id, self._hello(command, now))
                 return
-            refusal = self._house.refusal(type(command))
-            if refusal is not None:
-                raise refusal
+            if self._house.refusing:
+                self._house.refuse(command)
             body = self._execute(command, self._caller, request_id, now)
             if body is not None:
                 self._reply(request_id, body)
@@ -183,9 +186,9 @@ class Session:
         except Exception as error:  # noqa: BLE001 - nothing has changed yet, so the daemon can go on
             self._house.report("command_failed", error)
             raise Internal(f"{command.verb} failed inside the server; its log says why") from error
-        if type(command) is Lease and engine.state.grant != grant and isinstance(body, Leased):
+        if type(body) is Leased and engine.state.grant != grant:
             self._tokens.append(body.token)
-        if isinstance(body, ServerStats):
+        elif type(body) is ServerStats:
             body.process = self._house.process_figures()
         return body
 
@@ -208,14 +211,13 @@ class Session:
             self._tokens.append(answer.token)
         self._reply(request_id, answer)
 
-    def _reply(self, request_id: int, body: Struct | Body) -> None:
-        self._say(Reply(request_id, OK, self._house.engine.state.lsn, body))
+    def _reply(self, request_id: int, body: Body) -> None:
+        self._say(encode_reply(request_id, self._house.engine.state.lsn, body))
 
     def _reply_error(self, request_id: int, error: JqdError) -> None:
-        self._say(error_reply(request_id, self._house.engine.state.lsn, error))
+        self._say(encode_error(request_id, self._house.engine.state.lsn, error))
 
-    def _say(self, reply: Reply) -> None:
-        message = encode(reply)
+    def _say(self, message: bytes) -> None:
         self._chunks.append(pack_length(len(message)))
         self._chunks.append(message)
         self._chunks_bytes += len(message)

@@ -23,7 +23,7 @@ from jqd.core.commands import PROTOCOL_VERSION, Command, Hello, Welcome
 from jqd.core.model import FRAME_BYTES_MAX
 from jqd.errors import JqdError
 from jqd.protocol import framing, messages
-from jqd.protocol.messages import OK, Reply
+
 
 WELCOME = Welcome(
     version=PROTOCOL_VERSION,
@@ -51,8 +51,8 @@ Answering = Said | Callable[[Asked], Said]
 
 def reply_frame(request_id: int, body: Struct | JqdError) -> bytes:
     if isinstance(body, JqdError):
-        return framing.to_frame(messages.encode(messages.error_reply(request_id, 0, body)))
-    return framing.to_frame(messages.encode(Reply(request_id, OK, 0, body)))
+        return framing.to_frame(messages.encode_error(request_id, 0, body))
+    return framing.to_frame(messages.encode_reply(request_id, 0, body))
 
 
 class Connection(asyncio.Protocol):
