@@ -194,6 +194,7 @@ class Driver:
         if self._unfinished:
             self._loop.call_soon(self._go_on)
         self._set_timer(now)
+        self._note_settled()
 
     def _go_on(self) -> None:
         """Give connections with requests left from the last turn their share of this one."""
