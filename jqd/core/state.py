@@ -57,6 +57,7 @@ _SHARED_OPTIONS_MAX: Final = 4_096
 DELAYED, READY, LEASED, DONE, DEAD, CANCELLED, EXPIRED = JobState
 FINISHED: Final = frozenset({DONE, CANCELLED, EXPIRED})
 _options_of: Final = attrgetter("options")
+_options_and_state_of: Final = attrgetter("options", "state")
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -303,7 +304,7 @@ class State:
         self, ranges: Ranges, state: JobState, now: Now, result: bytes | None = None, encoding: Encoding = "raw"
     ) -> None:
         """Move jobs to a final state: payload dropped, result kept until retention forgets the job."""
-        for options, jobs in self._groups(ranges):
+        for options, jobs in self._groups(ranges, mixed=state is CANCELLED):
             queue = self.queues[options.queue]
             self._leave(queue, jobs, state)
             for job in jobs:
@@ -380,7 +381,7 @@ class State:
 
     def forget(self, ranges: Ranges) -> None:
         """Remove jobs without a trace."""
-        for options, jobs in self._groups(ranges):
+        for options, jobs in self._groups(ranges, mixed=True):
             queue = self.queues[options.queue]
             self._leave(queue, jobs, None)
             for job in jobs:
@@ -425,16 +426,20 @@ class State:
 
     # --- parts of moves -----------------------------------------------------------------------
 
-    def _groups(self, ranges: Ranges) -> Iterator[tuple[JobOptions, list[Job]]]:
-        """Yield the jobs of ranges, in order, cut where the options change: each group has consecutive ids."""
+    def _groups(self, ranges: Ranges, *, mixed: bool = False) -> Iterator[tuple[JobOptions, list[Job]]]:
+        """Yield the jobs of ranges, in order, cut where the options change: each group has consecutive ids.
+
+        mixed: the jobs may be in several states, and a group is cut where the state changes as well.
+        """
         for first, count in ranges:
             self.work += count
             jobs = self._jobs(first, count)
             if count == 1:
                 yield jobs[0].options, jobs
                 continue
-            for options, group in groupby(jobs, _options_of):
-                yield options, list(group)
+            for _, group in groupby(jobs, _options_and_state_of if mixed else _options_of):
+                alike = list(group)
+                yield alike[0].options, alike
 
     def _jobs(self, first: int, count: int) -> list[Job]:
         jobs = self.run(first, count)
