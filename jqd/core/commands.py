@@ -90,9 +90,9 @@ class Hello(Command[Welcome]):
     client: Label = ""
     key: Annotated[str, Meta(max_length=512)] | None = None
     worker: Label = ""
-    session: (
-        Annotated[bytes, Meta(min_length=model.SESSION_BYTES, max_length=model.SESSION_BYTES)] | None
-    ) = None
+    session: Annotated[bytes, Meta(min_length=model.SESSION_BYTES, max_length=model.SESSION_BYTES)] | None = (
+        None
+    )
     on_disconnect: Literal["keep", "release"] = "keep"
 
 

@@ -83,11 +83,11 @@ LIMITS: Final = {
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class FailStop(Exception):  # noqa: N818 - what to do, not what happened
+class FailStop(Exception):
     """A command failed after its first change. Only the process's end helps."""
 
 
-class ReplayFailed(Exception):  # noqa: N818
+class ReplayFailed(Exception):
     """A record from the log cannot be applied.
 
     Args:
@@ -162,7 +162,9 @@ class Engine:
             try:
                 change.apply(state, now)
             except Exception as error:
-                raise ReplayFailed(state.lsn + 1, f"{type(change).__name__} was refused: {error!r}") from error
+                raise ReplayFailed(
+                    state.lsn + 1, f"{type(change).__name__} was refused: {error!r}"
+                ) from error
             state.lsn += 1
         state.now = now
         state.woken.clear()
@@ -322,12 +324,12 @@ class Engine:
         self._park(command, caller, request_id, ticket, now)
         return None
 
-    def _park(
-        self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now
-    ) -> None:
+    def _park(self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now) -> None:
         if caller.session is not None:
             zombie = self._parked_by_request.get((caller.session, request_id))
-            if zombie is not None:  # the same request came again, and its first connection is not yet known to be gone
+            if (
+                zombie is not None
+            ):  # the same request came again, and its first connection is not yet known to be gone
                 self._answer_parked(zombie, _nothing(now))
         self._parked_serial += 1
         deadline_ms = now.engine_ms + command.wait_ms

@@ -100,7 +100,9 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
     """
     count = sum(len(group.payloads) for group in command.groups)
     if count > model.JOBS_PER_REQUEST_MAX:
-        raise InvalidArgument(f"groups = {count} jobs in all: the limit is {model.JOBS_PER_REQUEST_MAX} a request")
+        raise InvalidArgument(
+            f"groups = {count} jobs in all: the limit is {model.JOBS_PER_REQUEST_MAX} a request"
+        )
     changes: list[JobsSubmitted] = []
     next_id = state.next_id
     for index, group in enumerate(command.groups):
@@ -217,7 +219,9 @@ def lease(command: LeaseCommand, state: State, caller: Caller, now: Now, emit: E
     token = _next_token(state, now, emit)
     ranges = to_ranges([job.id for job in jobs])
     emit(JobsLeased(token, lease_ms, ranges, caller.worker, caller.session, caller.principal))
-    return Leased(token=token, lease_ms_left=lease_ms, wall_ms=now.wall_ms, jobs=[_leased_job(job) for job in jobs])
+    return Leased(
+        token=token, lease_ms_left=lease_ms, wall_ms=now.wall_ms, jobs=[_leased_job(job) for job in jobs]
+    )
 
 
 def _candidates(command: LeaseCommand, state: State) -> list[Job]:
@@ -355,9 +359,13 @@ def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Ver
                 f"items[{index}] result = {len(result)} bytes: the limit is {model.RESULT_BYTES_MAX}"
             )
         if result is not None and command.result_error is not None:
-            raise InvalidArgument(f"items[{index}] result = {len(result)} bytes: with result_error there is none")
+            raise InvalidArgument(
+                f"items[{index}] result = {len(result)} bytes: with result_error there is none"
+            )
     results: list[Verdict] = []
-    plain: list[tuple[int, int]] = []  # all that end alike are one fact; ranges are disjoint, so they can wait
+    plain: list[
+        tuple[int, int]
+    ] = []  # all that end alike are one fact; ranges are disjoint, so they can wait
     for token, ranges, result in command.items:
         held = _held(state, now, token, ranges, results)
         if result is None:
@@ -593,7 +601,9 @@ def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) 
     State:  delayed | ready -> cancelled.
     Raises: InvalidArgument, QueueNotFound, WrongState (filter.state).
     """
-    return _sweep(command, state, _WAITING, _WAITING, lambda ranges: emit(JobsCancelled(ranges, caller.principal)))
+    return _sweep(
+        command, state, _WAITING, _WAITING, lambda ranges: emit(JobsCancelled(ranges, caller.principal))
+    )
 
 
 def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
@@ -602,7 +612,9 @@ def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit
     State:  dead -> ready.
     Raises: InvalidArgument, QueueNotFound, WrongState (filter.state).
     """
-    return _sweep(command, state, (DEAD,), (DEAD,), lambda ranges: emit(JobsRequeued(ranges, caller.principal)))
+    return _sweep(
+        command, state, (DEAD,), (DEAD,), lambda ranges: emit(JobsRequeued(ranges, caller.principal))
+    )
 
 
 def purge(command: Purge, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
@@ -612,7 +624,9 @@ def purge(command: Purge, state: State, caller: Caller, now: Now, emit: Emit) ->
     Raises: InvalidArgument, QueueNotFound, WrongState (filter.state).
     """
     accepted = (*_WAITING, DEAD)
-    return _sweep(command, state, accepted, _WAITING, lambda ranges: emit(JobsForgotten(ranges, caller.principal)))
+    return _sweep(
+        command, state, accepted, _WAITING, lambda ranges: emit(JobsForgotten(ranges, caller.principal))
+    )
 
 
 def _sweep(
@@ -775,4 +789,3 @@ def job_info(job: Job, now: Now) -> JobInfo:
             for a in job.outcome.attempts
         ]
     return info
-

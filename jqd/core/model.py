@@ -49,7 +49,9 @@ WALL_MS_MAX: Final = 253_402_300_799_999
 PAYLOAD_BYTES_MAX: Final = 1 << 20
 RESULT_BYTES_MAX: Final = 64 << 10
 METADATA_BYTES_MAX: Final = 4 << 10  # keys and values together, UTF-8
-ERROR_TEXT_BYTES_MAX: Final = 4 << 10  # longer texts are cut, not refused: a traceback must not cost its report
+ERROR_TEXT_BYTES_MAX: Final = (
+    4 << 10
+)  # longer texts are cut, not refused: a traceback must not cost its report
 NAME_CHARS_MAX: Final = 128
 JOBS_PER_REQUEST_MAX: Final = 10_000
 QUEUES_PER_LEASE_MAX: Final = 64
@@ -202,11 +204,15 @@ class Lease(Struct, gc=False):
     token: int
     deadline_ms: int  # engine clock; at this very ms the lease is over
     lease_ms: int
-    ranges: list[tuple[int, int]]  # (first id, count): the jobs it began with; a job is in it while job.lease is it
+    ranges: list[
+        tuple[int, int]
+    ]  # (first id, count): the jobs it began with; a job is in it while job.lease is it
     live_count: int
     worker: str
     session: bytes | None
-    restarted: bool = False  # was live at DaemonStarted and not extended since: its end counts against no limit
+    restarted: bool = (
+        False  # was live at DaemonStarted and not extended since: its end counts against no limit
+    )
 
 
 class Due(Struct, frozen=True, gc=False):

@@ -77,7 +77,12 @@ class Line:
     def remove_run(self, first: int, count: int) -> None:
         """Take `count` consecutive ids out; quick when they are the head of the fresh ones."""
         fresh = self.fresh
-        if not self.holes and len(fresh) >= count and fresh[0] == first and fresh[count - 1] == first + count - 1:
+        if (
+            not self.holes
+            and len(fresh) >= count
+            and fresh[0] == first
+            and fresh[count - 1] == first + count - 1
+        ):
             popleft = fresh.popleft
             for _ in repeat(None, count):
                 popleft()

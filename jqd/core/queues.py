@@ -56,5 +56,3 @@ def stats(identity: Identity, state: State, now: Now, uptime_ms: int, parked_cou
         result_bytes=state.result_bytes,
         process={},
     )
-
-

@@ -184,9 +184,9 @@ class State:
 
     def counts(self) -> list[int]:
         """Return jobs by JobState over all queues."""
-        return [sum(column) for column in zip(*(queue.counts for queue in self.queues.values()), strict=True)] or [
-            0
-        ] * len(JobState)
+        return [
+            sum(column) for column in zip(*(queue.counts for queue in self.queues.values()), strict=True)
+        ] or [0] * len(JobState)
 
     def oldest_results(self) -> Iterator[Job]:
         """Yield finished jobs that hold a result, the oldest first."""
@@ -287,6 +287,7 @@ class State:
         jobs = [job for first, count in ranges for job in self._jobs(first, count)]
         old = jobs[0].lease
         assert old is not None
+        assert old.token == token, f"job {jobs[0].id} is held under {old.token}, not {token}"
         lease = msgspec.structs.replace(
             old,
             deadline_ms=deadline_ms,
@@ -301,7 +302,12 @@ class State:
         self._hold(lease)
 
     def finish(
-        self, ranges: Ranges, state: JobState, now: Now, result: bytes | None = None, encoding: Encoding = "raw"
+        self,
+        ranges: Ranges,
+        state: JobState,
+        now: Now,
+        result: bytes | None = None,
+        encoding: Encoding = "raw",
     ) -> None:
         """Move jobs to a final state: payload dropped, result kept until retention forgets the job."""
         for options, jobs in self._groups(ranges, mixed=state is CANCELLED):
@@ -538,7 +544,9 @@ class State:
 
     def _rearm_finished(self, queue: Queue) -> None:
         """Keep the queue's retention timer at its oldest finished job."""
-        due_ms = self._due_to_forget(queue.finished[0] if queue.finished else None, model.FINISHED_RETENTION_MS)
+        due_ms = self._due_to_forget(
+            queue.finished[0] if queue.finished else None, model.FINISHED_RETENTION_MS
+        )
         queue.finished_due_ms = _move(self.finished_timers, queue.name, queue.finished_due_ms, due_ms)
         self._note_excess(queue)
 
@@ -614,7 +622,9 @@ class State:
             assert (queue.finished_due_ms is None) == (not queue.finished)
             assert (queue.dead_due_ms is None) == (not queue.dead)
         self._check_timers(jobs)
-        results = [job.outcome.result for job in jobs if job.outcome is not None and job.outcome.result is not None]
+        results = [
+            job.outcome.result for job in jobs if job.outcome is not None and job.outcome.result is not None
+        ]
         assert sum(map(len, results)) == self.result_bytes
         holes = {number: sum(job is None for job in page) for number, page in self._pages.items()}
         assert self._page_holes == {number: count for number, count in holes.items() if count}
@@ -632,7 +642,9 @@ class State:
         deadlines = sorted({(lease.deadline_ms, lease.token) for lease in leases})
         assert _alive(self.lease_timers) == deadlines
         for timers, is_wall in ((self.delay_timers, False), (self.date_timers, True)):
-            dues = sorted((job.due.ms, job.id) for job in jobs if job.due is not None and job.due.is_wall is is_wall)
+            dues = sorted(
+                (job.due.ms, job.id) for job in jobs if job.due is not None and job.due.is_wall is is_wall
+            )
             assert _alive(timers) == dues
 
 

@@ -24,6 +24,8 @@ from jqd.errors import WIRE_ERRORS, BadFrame, InvalidArgument, JqdError, Unknown
 
 REQUEST_ID_MAX: Final = (1 << 63) - 1
 OK: Final = "ok"
+# What decoding hostile bytes can raise: text that is not UTF-8 has an exception of its own.
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Arguments up to this size are decoded once more to show the value that was refused.
 _EXPLAINED_BYTES_MAX: Final = 4 << 10
 
@@ -80,8 +82,10 @@ def decode_request(body: memoryview | bytes) -> Request:
     """
     try:
         return _request_decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadFrame(f"frame of {len(body)} bytes is no request [request_id, verb, args]: {error}") from None
+    except _UNDECODABLE as error:
+        raise BadFrame(
+            f"frame of {len(body)} bytes is no request [request_id, verb, args]: {error}"
+        ) from None
 
 
 def decode_command(request: Request) -> Command[Any]:
@@ -94,7 +98,7 @@ def decode_command(request: Request) -> Command[Any]:
         raise UnknownCommand(f"verb = {shorten(request.verb)}: known are {' '.join(COMMANDS)}")
     try:
         command: Command[Any] = decoder.decode(request.args)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise InvalidArgument(f"{request.verb}: {_explain(error, request.args)}") from None
     return command
 
@@ -112,7 +116,10 @@ def _explain(error: Exception, args: Raw) -> str:
 def _value_at(path: str, args: Raw) -> str:
     if len(memoryview(args)) > _EXPLAINED_BYTES_MAX:
         return ""
-    value: Any = msgspec.msgpack.decode(args)
+    try:
+        value: Any = msgspec.msgpack.decode(args)
+    except _UNDECODABLE:
+        return ""  # typed decoding stopped before what is broken elsewhere in it
     for step in path.replace("[", ".[").split("."):
         match value:
             case dict() if step in value:
@@ -150,8 +157,10 @@ def decode_reply(body: memoryview | bytes) -> ReceivedReply:
     """
     try:
         return _reply_decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise BadFrame(f"frame of {len(body)} bytes is no reply [request_id, status, lsn, body]: {error}") from None
+    except _UNDECODABLE as error:
+        raise BadFrame(
+            f"frame of {len(body)} bytes is no reply [request_id, status, lsn, body]: {error}"
+        ) from None
 
 
 def decode_body(reply: ReceivedReply, expected: type[Struct]) -> Any:  # noqa: ANN401 - the Struct given
@@ -164,7 +173,7 @@ def decode_body(reply: ReceivedReply, expected: type[Struct]) -> Any:  # noqa: A
         if reply.status == OK:
             return _body_decoders[expected].decode(reply.body)
         body = _error_decoder.decode(reply.body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise BadFrame(f"body of reply {reply.request_id}: {error}") from None
     kind = WIRE_ERRORS.get(reply.status)
     if kind is None:  # a newer server's code

@@ -115,11 +115,10 @@ class Committer:
         self._unsealed = True
         if self._interval_s is None:
             self._sync()
-        else:
-            if self._unsynced_since_s is None:
-                self._unsynced_since_s = time.monotonic()
-            elif time.monotonic() - self._unsynced_since_s >= self._interval_s:
-                self._sync()
+        elif self._unsynced_since_s is None:
+            self._unsynced_since_s = time.monotonic()
+        elif time.monotonic() - self._unsynced_since_s >= self._interval_s:
+            self._sync()
         last = records[-1]
         self._on_durable(last.first_lsn + last.count - 1)
 

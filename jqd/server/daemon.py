@@ -9,7 +9,6 @@ Must not know: the rules of jobs, the bytes of the log.
 """
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -17,6 +16,7 @@ import socket
 import stat
 import sys
 import time
+from pathlib import Path
 from typing import Final, NoReturn
 
 import uvloop
@@ -118,9 +118,11 @@ def _tame_collector() -> None:
 
 def _make_parents(data_dir: str) -> None:
     try:
-        os.makedirs(os.path.dirname(data_dir), mode=0o700, exist_ok=True)
+        Path(data_dir).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise DataDirUnusable(f"data directory {data_dir}: its parent cannot be made: {error.strerror}") from error
+        raise DataDirUnusable(
+            f"data directory {data_dir}: its parent cannot be made: {error.strerror}"
+        ) from error
 
 
 async def _serve(engine: Engine, store: Store, config: Config) -> None:
@@ -138,8 +140,7 @@ async def _serve(engine: Engine, store: Store, config: Config) -> None:
         server.close()
     await driver.drain()
     if config.unix is not None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(config.unix)
+        Path(config.unix).unlink(missing_ok=True)
 
 
 async def _listen(
@@ -161,7 +162,9 @@ async def _listen(
     if config.unix is not None:
         _remove_stale_socket(config.unix)
         try:
-            servers.append(await loop.create_unix_server(driver.new_connection, config.unix, backlog=_BACKLOG))
+            servers.append(
+                await loop.create_unix_server(driver.new_connection, config.unix, backlog=_BACKLOG)
+            )
         except OSError as error:
             raise ConfigurationError(f"unix = {config.unix}: {error.strerror or error}") from error
         addresses.append(f"unix://{config.unix}")
@@ -171,14 +174,14 @@ async def _listen(
 def _remove_stale_socket(path: str) -> None:
     """Remove what a killed daemon left behind; leave alone what somebody still serves, or is no socket."""
     try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
             raise ConfigurationError(f"unix = {path}: there is a file of that name that is no socket")
         with socket.socket(socket.AF_UNIX) as probe:
             probe.connect(path)
     except FileNotFoundError:
         return
     except ConnectionRefusedError:
-        os.unlink(path)
+        Path(path).unlink()
         return
     except OSError as error:
         raise ConfigurationError(f"unix = {path}: {error.strerror or error}") from error

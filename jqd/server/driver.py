@@ -18,6 +18,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 from jqd.core.commands import Command
@@ -243,7 +244,12 @@ class Driver:
             connection.send(output)
 
     def _slow_sync(self, took_ms: int) -> None:
-        log.warning("slow_sync", took_ms=took_ms, limit_ms=self.config.slow_sync_ms, unsynced_bytes=self._waiting_bytes)
+        log.warning(
+            "slow_sync",
+            took_ms=took_ms,
+            limit_ms=self.config.slow_sync_ms,
+            unsynced_bytes=self._waiting_bytes,
+        )
 
     # --- connections --------------------------------------------------------------------------
 
@@ -303,7 +309,7 @@ class Connection(asyncio.Protocol):
     # --- asyncio calls ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
         refusal = self._driver.connected(self)
         if refusal is not None:
             self._transport.write(to_frame(encode_error(0, self._driver.engine.state.lsn, refusal)))
@@ -333,7 +339,7 @@ class Connection(asyncio.Protocol):
             self.go_on()
         self._pace()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._closed = True
         if self._timeout is not None:
             self._timeout.cancel()
@@ -427,7 +433,4 @@ class Connection(asyncio.Protocol):
 
 
 def _rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

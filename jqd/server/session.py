@@ -81,8 +81,8 @@ class Session:
         "_tokens",
         "closing",
         "in_flight",
-        "unsent_bytes",
         "unfinished",
+        "unsent_bytes",
     )
 
     def __init__(self, house: House, ticket: object) -> None:
@@ -183,7 +183,7 @@ class Session:
             body = engine.execute(command, caller, request_id, self._ticket, now)
         except (JqdError, FailStop):
             raise
-        except Exception as error:  # noqa: BLE001 - nothing has changed yet, so the daemon can go on
+        except Exception as error:
             self._house.report("command_failed", error)
             raise Internal(f"{command.verb} failed inside the server; its log says why") from error
         if type(body) is Leased and engine.state.grant != grant:
