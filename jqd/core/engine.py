@@ -315,7 +315,10 @@ class Engine:
         self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now
     ) -> Body | None:
         if self.state.woken:
-            self._serve_parked(now)  # they were first
+            self._serve_parked(now)  # they were first, perhaps this very request over a dead connection
+            answer = None if caller.session is None else self._answered(caller.session, request_id, now)
+            if answer is not None:
+                return answer
         if ticket in self._parked_by_ticket:
             raise InvalidArgument("lease: this connection has a lease parked; only one can wait at a time")
         body = self._decide(jobs.lease, command, caller, request_id, now)
