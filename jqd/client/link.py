@@ -13,6 +13,7 @@ asked in one turn of the loop leaves in one write, and nothing is written while 
 
 import asyncio
 import itertools
+import os
 import random
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -48,6 +49,11 @@ class Shared(Struct, eq=False, kw_only=True):
     unclaimed: Callable[[Struct | JqdError], None]
     reached: bool = False
     links: set["Link"] = set()
+
+
+def _reason(failure: OSError) -> str:
+    """Say why a connect failed as the system says it, without asyncio's account of the call."""
+    return os.strerror(failure.errno) if failure.errno and failure.errno > 0 else str(failure)
 
 
 class _Waiter(Struct, eq=False):
@@ -218,7 +224,7 @@ class Link:
         except TimeoutError:
             error = ConnectionLost(f"{url} does not answer within {_CONNECT_S:g} s", outcome_unknown=False)
         except OSError as failure:
-            error = ConnectionLost(f"cannot reach {url}: {failure}", outcome_unknown=False)
+            error = ConnectionLost(f"cannot reach {url}: {_reason(failure)}", outcome_unknown=False)
         except JqdError as failure:
             error = failure
         else:

@@ -11,8 +11,8 @@ checked by the server. Every function raises InvalidArgument for what it cannot 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypedDict
 
-from msgspec import UNSET, Struct, UnsetType
-from msgspec.structs import asdict
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from jqd.client.values import Date, Duration, Payload, from_bytes, to_bytes, to_ms, to_optional_ms, to_wall_ms
 from jqd.core.commands import (
@@ -56,9 +56,10 @@ from jqd.core.model import (
     Delivery,
     Encoding,
     StateName,
+    check_name,
     shorten,
 )
-from jqd.errors import WIRE_ERRORS, InvalidArgument, JqdError
+from jqd.errors import WIRE_ERRORS, InvalidArgument, JqdError, PayloadTooLarge
 
 __all__ = [
     "JOBS_PER_REQUEST_MAX",
@@ -97,11 +98,13 @@ __all__ = [
     "ping",
     "purge",
     "queues",
+    "refusal",
     "release",
     "requeue",
     "stats",
     "submit",
     "submit_many",
+    "validate",
 ]
 
 OK: Final = "ok"
@@ -198,6 +201,24 @@ def submit_many(groups: list[SubmitGroup]) -> SubmitMany:
     return SubmitMany(groups=groups)
 
 
+def validate(group: SubmitGroup) -> SubmitGroup:
+    """Check what a server would check before it looks at its queues, for who has to know it sooner.
+
+    Raises: InvalidArgument, PayloadTooLarge.
+    """
+    bare = structs.replace(group, payloads=[b""])
+    try:
+        msgspec.convert(msgspec.to_builtins(bare, builtin_types=(bytes,)), SubmitGroup)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(str(error)) from None
+    check_name("queue", group.queue)
+    if group.task is not None:
+        check_name("task", group.task)
+    if (size := max(map(len, group.payloads))) > PAYLOAD_BYTES_MAX:
+        raise PayloadTooLarge(f"payload = {size} bytes: the limit is {PAYLOAD_BYTES_MAX}")
+    return group
+
+
 # --- worker -----------------------------------------------------------------------------------
 
 
@@ -248,7 +269,7 @@ def held(reply: Leased) -> Held:
         token=reply.token,
         lease_ms_left=reply.lease_ms_left,
         wall_ms=reply.wall_ms,
-        jobs=[HeldJob(token=reply.token, **asdict(job)) for job in reply.jobs],
+        jobs=[HeldJob(token=reply.token, **structs.asdict(job)) for job in reply.jobs],
     )
 
 

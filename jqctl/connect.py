@@ -1,0 +1,94 @@
+"""Where the server is, and one call after the other to it.
+
+Knows:         the places a daemon listens at by default, in the order they are tried.
+Must not know: verbs, what is printed. The one place that knows that the client is an asyncio one.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from jqd.client.aio import AsyncClient
+from jqd.client.values import DEFAULT_URL
+from jqd.errors import ConnectionLost
+
+R = TypeVar("R")
+
+SERVICE_SOCKET = Path("/run/jqd/jqd.sock")
+
+
+def default_urls() -> Iterator[str]:
+    """Yield where a daemon may listen: the service's socket, the data directory's, the TCP port."""
+    home = os.environ.get("HOME", "/nonexistent")
+    if os.geteuid() == 0:
+        data = Path("/var/lib/jqd")
+    else:
+        data = Path(os.environ.get("XDG_DATA_HOME") or f"{home}/.local/share") / "jqd"
+    for path in (SERVICE_SOCKET, data / "jqd.sock"):
+        if path.exists():
+            yield f"unix://{path}"
+    yield DEFAULT_URL
+
+
+class Connection:
+    """A client for a program without an event loop; a context manager. Connects at the first call.
+
+    Args:
+        url: `jqd://HOST:PORT` or `unix:///PATH`; None: the first default that connects.
+        timeout: Duration for each call.
+    """
+
+    def __init__(self, url: str | None, timeout: str) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._runner = asyncio.Runner()
+        self._client: AsyncClient | None = None
+
+    @property
+    def url(self) -> str | None:
+        """Where it is connected, or will be."""
+        return self._client.url if self._client else self._url
+
+    def call(self, command: Any) -> Any:  # noqa: ANN401 - a Command[R] -> R; jqctl knows commands by their builders
+        """Send one command and wait for its reply.
+
+        Raises: ConnectionLost: nobody answers there; else as AsyncClient.call.
+        """
+        if self._client is None:
+            urls = [self._url] if self._url else list(default_urls())
+            self._client = self._runner.run(_connect(urls, self._timeout))
+        return self._runner.run(self._client.call(command))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            if self._client is not None:
+                self._runner.run(self._client.close())
+        finally:
+            self._runner.close()
+
+
+async def _connect(urls: list[str], timeout: str) -> AsyncClient:  # noqa: ASYNC109 - of each call, not of this one
+    """Return a client of the first server that answers.
+
+    A daemon that can be reached and refuses is the answer; only where nobody is the next one is tried.
+    """
+    failures: list[str] = []
+    for url in urls:
+        client = AsyncClient(url, worker=f"jqctl:{os.getpid()}", timeout=timeout)
+        try:
+            await client.connect()
+        except ConnectionLost as error:
+            failures.append(str(error))
+            await client.close()
+        except BaseException:
+            await client.close()
+            raise
+        else:
+            return client
+    hint = "" if len(urls) == 1 else " (start a daemon with `jqd`, or say where it is with --url)"
+    raise ConnectionLost("; ".join(failures) + hint, outcome_unknown=False)

@@ -1,0 +1,640 @@
+"""The verbs of `jqctl`: what each takes on the command line, and what of the reply it shows.
+
+Knows:         arguments, help and examples of every verb, which fields a table shows.
+Must not know: the wire, how a connection is made (connect.py), how a value is shown (output.py).
+
+The client is imported when a verb runs, so that `jqctl --help` and `--version` cost only click.
+"""
+
+# ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
+
+import click
+from msgspec import Struct, structs
+
+from jqctl import output
+from jqd import __version__
+from jqd.errors import InvalidArgument, JqdError
+
+if TYPE_CHECKING:
+    from jqctl.connect import Connection
+    from jqd.client.requests import JobOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATES: Final = ("delayed", "ready", "leased", "done", "dead", "cancelled", "expired")
+ENCODINGS: Final = ("raw", "text", "json", "msgpack")
+_PAGE: Final = 1_000
+
+# --- what is common to all --------------------------------------------------------------------
+
+
+class Settings:
+    """What --url, --timeout and -o said, before or after the verb."""
+
+    def __init__(self) -> None:
+        self.url: str | None = None
+        self.timeout = "30s"
+        self.format: output.Format = "table"
+
+    def connection(self) -> "Connection":
+        from jqctl.connect import Connection
+
+        return Connection(self.url, self.timeout)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        setattr(context.ensure_object(Settings), str(parameter.name), value)
+
+
+class _Checked(click.ParamType[str]):
+    """A text that the client will read: refused here if it cannot."""
+
+    def __init__(self, name: str, check: str) -> None:
+        self.name = name
+        self._check = check
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from jqd.client import values
+
+        try:
+            getattr(values, self._check)(self.name, value)
+        except InvalidArgument as error:
+            self.fail(output.clean(str(error)), param, ctx)
+        return value
+
+
+class _Url(click.ParamType[str]):
+    name = "url"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from jqd.client.values import to_address
+
+        try:
+            to_address(value)
+        except InvalidArgument as error:
+            self.fail(output.clean(str(error)), param, ctx)
+        return value
+
+
+DURATION: Final = _Checked("duration", "to_ms")
+DATE: Final = _Checked("date", "to_wall_ms")
+ID: Final = click.IntRange(min=1, max=(1 << 60) - 1)
+TOKEN: Final = click.IntRange(min=1, max=(1 << 64) - 1)
+
+
+def common(command: F, envvar: str | None = None) -> F:
+    """Give a command the options that stand before or after the verb; after it they count more.
+
+    envvar: where the address comes from if no option says it; only for what stands before.
+    """
+    for option in (
+        click.option(
+            "-o",
+            "--output",
+            "format",
+            type=click.Choice(("table", "json", "id")),
+            expose_value=False,
+            callback=_remember,
+            help="table for people; json: one object a line; id: what the next command wants.",
+        ),
+        click.option(
+            "--timeout",
+            type=DURATION,
+            expose_value=False,
+            callback=_remember,
+            help="For each request: 30s. A waiting lease has its --wait on top.",
+        ),
+        click.option(
+            "--url",
+            type=_Url(),
+            metavar="URL",
+            envvar=envvar,
+            expose_value=False,
+            callback=_remember,
+            help="jqd://HOST:PORT or unix:///PATH; also $JQD_URL.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def verb(function: Callable[..., int | None]) -> click.Command:
+    """Make a command out of a function that takes the settings and a connection first."""
+
+    @functools.wraps(function)
+    def invoke(**arguments: object) -> int:
+        settings = click.get_current_context().ensure_object(Settings)
+        with settings.connection() as connection:
+            return function(settings, connection, **arguments) or 0
+
+    # What click.option and click.argument have left on the function goes over with functools.wraps.
+    return cli.command(name=function.__name__.rstrip("_"))(common(invoke))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@functools.partial(common, envvar="JQD_URL")
+@click.version_option(__version__, prog_name="jqctl", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Submit, run and look at the jobs of a jqd daemon.
+
+    \b
+    Examples:
+      jqctl submit emails "hello"              add a job, print its id
+      jqctl lease emails --wait 20s            take one: JOB_ID TOKEN ATTEMPT PAYLOAD
+      jqctl ack $(jqctl lease emails -o id)    take one and finish it
+      jqctl queues                             how many jobs are where
+
+    \b
+    Without --url and $JQD_URL the first of these that answers is used:
+      /run/jqd/jqd.sock                        the service's socket
+      /var/lib/jqd/jqd.sock                    root; others: $XDG_DATA_HOME/jqd/jqd.sock
+                                               or ~/.local/share/jqd/jqd.sock
+      jqd://127.0.0.1:7717
+
+    \b
+    Durations: 500ms, 30s, 5m, 1h30m, 2d; a number alone means seconds.
+    Exit codes: 0 done, 1 refused (the code is printed), 2 wrong usage, 3 not reachable or no reply
+    in time; the message then says whether the outcome is unknown.
+
+    json has ids and tokens as strings, dates as *_ms and in RFC 3339, payloads as text or JSON value
+    by their encoding, else as payload_base64. Colours are off where $NO_COLOR is set.
+    """
+
+
+# --- showing ----------------------------------------------------------------------------------
+
+
+def _show(
+    settings: Settings,
+    columns: Sequence[str],
+    things: Iterable[Struct | Mapping[str, Any]],
+    ids: Sequence[str],
+    *,
+    header: bool = True,
+) -> None:
+    """Print things in the chosen format; `ids`: the fields that `-o id` prints."""
+    maps = [thing if isinstance(thing, Mapping) else structs.asdict(thing) for thing in things]
+    match settings.format:
+        case "json":
+            for fields in maps:
+                click.echo(output.to_json(output.to_record(fields)), nl=False)
+        case "id":
+            for fields in maps:
+                click.echo(" ".join(output.clean(str(fields[name])) for name in ids))
+        case "table" if maps:
+            rows = [[output.cell(name, fields.get(name)) for name in columns] for fields in maps]
+            output.table(columns, rows, header=header)
+        case _:
+            pass
+
+
+def _show_one(settings: Settings, thing: Struct | Mapping[str, Any], ids: Sequence[str]) -> None:
+    fields = thing if isinstance(thing, Mapping) else structs.asdict(thing)
+    if settings.format == "table":
+        output.details({name: value for name, value in fields.items() if value not in (None, "", [])})
+    else:
+        _show(settings, (), [fields], ids)
+
+
+def _verdicts(settings: Settings, verb: str, results: Iterable[tuple[int, int, str]], **more: object) -> int:
+    """Print what became of each job. Returns the exit code."""
+    from jqd.client import requests
+
+    jobs = [(first + n, code) for first, count, code in results for n in range(count)]
+    refused = [(job_id, code) for job_id, code in jobs if code != "ok"]
+    shown: list[dict[str, Any]]
+    if settings.format == "id":
+        shown = [{"job_id": job_id} for job_id, code in jobs if code == "ok"]
+    else:
+        shown = [{"job_id": job_id, "code": code, **(more if code == "ok" else {})} for job_id, code in jobs]
+    _show(settings, ("job_id", "code", *more), shown, ("job_id",), header=False)
+    for job_id, code in refused:
+        output.say(f"jqctl: {code}: {requests.refusal(verb, job_id, code)}")
+    return 1 if refused else 0
+
+
+def _text_or_stdin(text: str) -> str | bytes:
+    return sys.stdin.buffer.read() if text == "-" else text
+
+
+# --- producer ---------------------------------------------------------------------------------
+
+
+def _metadata(
+    context: click.Context, parameter: click.Parameter, pairs: Sequence[str]
+) -> dict[str, str] | None:
+    metadata: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{output.clean(pair)!r} is not KEY=VALUE", context, parameter)
+        metadata[key] = value
+    return metadata or None
+
+
+@verb
+@click.argument("queue")
+@click.argument("payload", required=False)
+@click.option("--file", type=click.File("rb"), help="Submit the jobs of a file of JSON lines; - is stdin.")
+@click.option("--priority", type=int, help="-32768 to 32767, higher is served first: 0.")
+@click.option("--delay", type=DURATION, help="Ready after this.")
+@click.option("--run-at", type=DATE, help="Ready at this date: ISO 8601 with Z or an offset.")
+@click.option("--max-retries", type=int, help="Errors after which it is dead: 3.")
+@click.option("--max-crashes", type=int, help="Crashes after which it is dead: 5.")
+@click.option("--lease", type=DURATION, help="What a worker gets that does not say: 30s.")
+@click.option("--task", help="A name for what is to be done.")
+@click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
+@click.option(
+    "--meta", "metadata", multiple=True, metavar="KEY=VALUE", callback=_metadata, help="Repeatable."
+)
+@click.option("--encoding", type=click.Choice(ENCODINGS), help="What PAYLOAD is: text; from stdin: raw.")
+def submit(
+    settings: Settings,
+    connection: "Connection",
+    queue: str,
+    payload: str | None,
+    file: BinaryIO | None,
+    at_most_once: bool,
+    **options: object,
+) -> None:
+    """Add a job, or all jobs of a file, and print its id.
+
+    PAYLOAD is a text, or - for stdin as it is. The job is on disk when the id is printed.
+
+    \b
+    Examples:
+      jqctl submit emails '{"to": "ada"}' --encoding json --priority 5
+      jqctl submit reports monthly --run-at 2030-01-31T08:00:00Z --meta team=sales
+      tar c docs | jqctl submit archive -
+      jqctl submit emails --file jobs.jsonl --max-retries 10
+
+    A line of jobs.jsonl is an object: `payload` (a string is a text, any other value JSON) or
+    `payload_base64`, `queue`, and options as here (`delay`, `max-retries`, `meta`) or as on the wire
+    (`delay_ms`). The file is checked as a whole before the first job goes in; from a pipe, each 10,000
+    lines are. 10,000 jobs, or 8 MiB, are one request: all of it goes in or nothing. One line is printed
+    for each range: first job id and count.
+    """
+    from jqd.client import requests
+
+    if at_most_once:
+        options["delivery"] = "at_most_once"
+    chosen = cast("JobOptions", {name: value for name, value in options.items() if value is not None})
+    if file is not None:
+        if payload is not None:
+            raise click.UsageError("PAYLOAD and --file: give one of them")
+        _submit_file(settings, connection, file, queue, chosen)
+        return
+    data = None if payload is None else _text_or_stdin(payload)
+    reply = connection.call(requests.submit(queue, data, chosen))
+    _show(settings, ("job_id",), [reply], ("job_id",), header=False)
+
+
+def _submit_file(
+    settings: Settings, connection: "Connection", file: BinaryIO, queue: str, options: "JobOptions"
+) -> None:
+    from jqctl import bulk
+    from jqd.client import requests
+
+    done_line = 0
+    try:
+        if file.seekable():
+            for _ in bulk.parts(file, queue, options):
+                pass
+            file.seek(0)
+        for part in bulk.parts(file, queue, options):
+            try:
+                reply = connection.call(requests.submit_many(part.groups))
+            except JqdError as error:
+                unknown = getattr(error, "outcome_unknown", False)
+                fate = "outcome unknown, all or none of them are in" if unknown else "none of them is in"
+                output.say(f"lines {part.first_line} to {part.last_line}: {fate}")
+                raise
+            done_line = part.last_line
+            _show_ranges(settings, reply.jobs)
+    except bulk.BadLine as error:
+        raise click.UsageError(output.clean(str(error))) from None
+    finally:
+        if done_line and not file.closed and file.read(1):
+            output.say(f"lines 1 to {done_line} are in")
+
+
+def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]]) -> None:
+    if settings.format == "id":
+        for first, count, _ in ranges:
+            click.echo("\n".join(map(str, range(first, first + count))))
+        return
+    shown = [{"job_id": first, "count": count, "existing": old} for first, count, old in ranges]
+    _show(settings, ("job_id", "count"), shown, ("job_id",), header=False)
+
+
+# --- worker -----------------------------------------------------------------------------------
+
+
+@verb
+@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")
+@click.option("--count", type=click.IntRange(1, 10_000), default=1, help="Take up to so many: 1.")
+@click.option("--wait", type=DURATION, default="0", help="Wait so long for the first one, up to 30s.")
+@click.option("--lease", type=DURATION, help="Hold them so long: what the job says, or 30s.")
+def lease(
+    settings: Settings,
+    connection: "Connection",
+    queues: tuple[str, ...],
+    count: int,
+    wait: str,
+    lease: str | None,
+) -> None:
+    """Take jobs: print job id, token, attempt and payload of each.
+
+    Several queues are served in the order given. Nothing to lease prints nothing and exits 0. With -o id
+    a line is `JOB_ID TOKEN`, the arguments of ack, fail, extend and release.
+
+    \b
+    Examples:
+      jqctl lease emails --wait 20s
+      jqctl lease urgent emails --count 100 --lease 5m -o json
+      jqctl ack $(jqctl lease emails -o id)
+    """
+    from jqd.client import requests
+
+    held = requests.held(connection.call(requests.lease(queues, count=count, lease=lease, wait=wait)))
+    jobs = [structs.asdict(job) | {"lease_ms_left": held.lease_ms_left} for job in held.jobs]
+    columns = ("job_id", "token", "attempt", "payload", "queue", "task")
+    _show(settings, columns, jobs, ("job_id", "token"))
+    if not jobs and settings.format == "table":
+        output.say("nothing to lease")
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--result", help="Kept with the job: a text, or - for stdin as it is.")
+@click.option("--error", help="It failed for good: dead, without a retry.")
+def ack(
+    settings: Settings,
+    connection: "Connection",
+    job_id: int,
+    token: int,
+    result: str | None,
+    error: str | None,
+) -> int:
+    """Finish a held job: done, or with --error dead.
+
+    \b
+    Examples:
+      jqctl ack 17 7298374651238 --result sent
+      jqctl ack 17 7298374651238 --error "no such address"
+    """
+    from jqd.client import requests
+
+    results = None if result is None else [_text_or_stdin(result)]
+    reply = connection.call(requests.ack([(job_id, token)], results=results, error=error))
+    return _verdicts(settings, "ack", reply.results)
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--error", default="", help="What went wrong; kept with the job.")
+@click.option("--retry-in", type=DURATION, help="Next attempt after this, instead of the backoff.")
+@click.option("--dead", is_flag=True, help="No retry.")
+def fail(
+    settings: Settings,
+    connection: "Connection",
+    job_id: int,
+    token: int,
+    error: str,
+    retry_in: str | None,
+    dead: bool,
+) -> int:
+    """Give a held job back as failed.
+
+    It is retried after a backoff, and dead after its last retry.
+
+    \b
+    Examples:
+      jqctl fail 17 7298374651238 --error "connection refused"
+      jqctl fail 17 7298374651238 --retry-in 5m
+    """
+    from jqd.client import requests
+
+    command = requests.fail([(job_id, token)], error=error, retry_in=retry_in, dead=dead)
+    return _verdicts(settings, "fail", connection.call(command).results)
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--lease", type=DURATION, help="From now on: what the lease was given.")
+def extend(settings: Settings, connection: "Connection", job_id: int, token: int, lease: str | None) -> int:
+    """Hold a job longer.
+
+    \b
+    Example:
+      jqctl extend 17 7298374651238 --lease 10m
+    """
+    from jqd.client import requests
+
+    reply = connection.call(requests.extend([(job_id, token)], lease=lease))
+    return _verdicts(settings, "extend", reply.results, lease_ms_left=reply.lease_ms_left)
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--delay", type=DURATION, default="0", help="Ready again after this: at once.")
+def release(settings: Settings, connection: "Connection", job_id: int, token: int, delay: str) -> int:
+    """Give a held job back unworked: the attempt is not counted.
+
+    \b
+    Example:
+      jqctl release 17 7298374651238 --delay 1m
+    """
+    from jqd.client import requests
+
+    reply = connection.call(requests.release([(job_id, token)], delay=delay))
+    return _verdicts(settings, "release", reply.results)
+
+
+# --- management -------------------------------------------------------------------------------
+
+
+@verb
+@click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
+@click.option("--queue", help="The waiting jobs of this queue.")
+@click.option("--state", type=click.Choice(("delayed", "ready")), help="Only those in this state.")
+@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
+def cancel(
+    settings: Settings,
+    connection: "Connection",
+    ids: tuple[int, ...],
+    queue: str | None,
+    state: str | None,
+    dry_run: bool,
+) -> int:
+    """End waiting jobs for good: by id, or all of a queue or state.
+
+    \b
+    Examples:
+      jqctl cancel 17 18
+      jqctl cancel --queue emails --state delayed --dry-run
+    """
+    return _sweep(settings, connection, "cancel", ids, queue, state, dry_run=dry_run)
+
+
+@verb
+@click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
+@click.option("--queue", help="The dead jobs of this queue.")
+@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
+def requeue(
+    settings: Settings, connection: "Connection", ids: tuple[int, ...], queue: str | None, dry_run: bool
+) -> int:
+    """Make dead jobs ready again: by id, or all of a queue.
+
+    They get new budgets of retries; their history stays.
+
+    \b
+    Examples:
+      jqctl requeue 17
+      jqctl requeue --queue emails
+    """
+    return _sweep(settings, connection, "requeue", ids, queue, None if ids else "dead", dry_run=dry_run)
+
+
+def _sweep(
+    settings: Settings,
+    connection: "Connection",
+    verb: str,
+    ids: tuple[int, ...],
+    queue: str | None,
+    state: str | None,
+    *,
+    dry_run: bool,
+) -> int:
+    """Act on the jobs with these ids, or on all that the filter means, page by page."""
+    from jqd.client import requests
+
+    if ids and (queue is not None or (state is not None)):
+        raise click.UsageError("JOB_ID and --queue or --state: give one of them")
+    if not ids and queue is None and (state is None or verb == "requeue"):
+        raise click.UsageError("give JOB_ID or --queue" + (" or --state" if verb == "cancel" else ""))
+    command: Callable[..., Any] = getattr(requests, verb)
+    if ids:
+        reply = connection.call(command(list(ids), {"dry_run": dry_run}))
+        return _verdicts(settings, verb, reply.results)
+    count = 0
+    cursor: int | None = 0
+    while cursor is not None:
+        page = {"queue": queue, "state": state, "cursor": cursor, "dry_run": dry_run}
+        try:
+            reply = connection.call(command(None, page))
+        except JqdError:
+            if count:
+                output.say(f"{verb}: {count} jobs were changed before this")
+            raise
+        count, cursor = count + reply.count, reply.cursor
+    _show(settings, ("count",), [{"count": count, "dry_run": dry_run}], ("count",), header=False)
+    return 0
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+@verb
+@click.argument("job_id", type=ID)
+def job(settings: Settings, connection: "Connection", job_id: int) -> None:
+    """Show everything about one job.
+
+    \b
+    Example:
+      jqctl job 17 -o json
+    """
+    from jqd.client import requests
+
+    _show_one(settings, connection.call(requests.get(job_id)), ("job_id",))
+
+
+@verb
+@click.option("--queue", help="Only this queue.")
+@click.option("--state", type=click.Choice(STATES), help="Only this state.")
+@click.option("--limit", type=click.IntRange(min=0), default=100, help="So many: 100; 0 is all.")
+def jobs(
+    settings: Settings, connection: "Connection", queue: str | None, state: str | None, limit: int
+) -> None:
+    """List jobs in order of their ids, without payloads.
+
+    \b
+    Examples:
+      jqctl jobs --queue emails --state dead
+      jqctl jobs --limit 0 -o json
+      jqctl requeue $(jqctl jobs --state dead -o id)
+    """
+    from jqd.client import requests
+
+    columns = ("job_id", "queue", "state", "attempt", "priority", "created_wall_ms", "error")
+    shown = 0
+    cursor: int | None = 0
+    while cursor is not None and (not limit or shown < limit):
+        size = min(_PAGE, limit - shown) if limit else _PAGE
+        page = connection.call(
+            requests.list_jobs(queue=queue, state=cast("Any", state), cursor=cursor, limit=size)
+        )
+        _show(settings, columns, page.jobs, ("job_id",), header=not shown)
+        shown += len(page.jobs)
+        cursor = page.cursor
+    if cursor is not None and settings.format == "table":
+        output.say(f"there may be more after these {shown}: --limit 0 shows all")
+
+
+@verb
+def queues(settings: Settings, connection: "Connection") -> None:
+    """List queues with their jobs counted by state.
+
+    \b
+    Example:
+      jqctl queues -o json
+    """
+    from jqd.client import requests
+
+    cursor: str | None = ""
+    header = True
+    while cursor is not None:
+        page = connection.call(requests.queues(cursor=cursor))
+        _show(settings, ("queue", *STATES), page.queues, ("queue",), header=header)
+        cursor, header = page.cursor, False
+
+
+@verb
+def stats(settings: Settings, connection: "Connection") -> None:
+    """Show figures of the daemon.
+
+    \b
+    Example:
+      jqctl stats -o json
+    """
+    from jqd.client import requests
+
+    _show_one(settings, connection.call(requests.stats()), ("store_id",))
+
+
+@verb
+def ping(settings: Settings, connection: "Connection") -> None:
+    """Ask whether the daemon is there and its disk answers.
+
+    \b
+    Example:
+      jqctl ping --timeout 2s
+    """
+    from jqd.client import requests
+
+    began = time.perf_counter()
+    reply = connection.call(requests.ping())
+    round_trip_ms = round((time.perf_counter() - began) * 1_000, 3)
+    thing = structs.asdict(reply) | {"url": connection.url, "round_trip_ms": round_trip_ms}
+    _show_one(settings, thing, ("url",))
