@@ -82,6 +82,7 @@ class Driver:
         self.engine = engine
         self.config = config
         self.output_bytes_max = config.output_bytes_max
+        self.unsent_grants: dict[int, int] = {}
         self.connections: set[Connection] = set()
         self._settled = asyncio.Event()  # while draining: nothing waits for the disk, no turn is under way
         self._emptied = asyncio.Event()  # while draining: the last connection has ended

@@ -36,6 +36,9 @@ class House(Protocol):
 
     engine: Engine
     output_bytes_max: int
+    # Grants whose reply reached no socket yet -> replies on their way that hold them: two when a client
+    # whose connection broke asks again before the disk is done.
+    unsent_grants: dict[int, int]
 
     @property
     def refusing(self) -> bool:
@@ -186,11 +189,18 @@ class Session:
         except Exception as error:
             self._house.report("command_failed", error)
             raise Internal(f"{command.verb} failed inside the server; its log says why") from error
-        if type(body) is Leased and engine.state.grant != grant:
-            self._tokens.append(body.token)
+        if type(body) is Leased and body.jobs:
+            if engine.state.grant != grant or body.token in self._house.unsent_grants:
+                self._holds(body.token)
         elif type(body) is ServerStats:
             body.process = self._house.process_figures()
         return body
+
+    def _holds(self, token: int) -> None:
+        """Note that a reply of this turn hands out a grant that no socket has seen yet."""
+        self._tokens.append(token)
+        unsent = self._house.unsent_grants
+        unsent[token] = unsent.get(token, 0) + 1
 
     def _refuse_stream(self, request_id: int, error: JqdError) -> None:
         """Answer with an error after which the bytes mean nothing any more; then the connection ends."""
@@ -208,7 +218,7 @@ class Session:
             self._reply_error(request_id, answer)
             return
         if isinstance(answer, Leased) and answer.jobs:
-            self._tokens.append(answer.token)
+            self._holds(answer.token)
         self._reply(request_id, answer)
 
     def _reply(self, request_id: int, body: Body) -> None:
@@ -233,13 +243,20 @@ class Session:
         return output
 
     def output_sent(self, output: Output) -> None:
+        for token in output.tokens:
+            self._house.unsent_grants.pop(token, None)
         self.in_flight -= output.replies
         self.unsent_bytes -= len(output.data)
 
     def output_lost(self, output: Output, now: Now) -> None:
-        """The socket was closed before these replies reached it: leases in them are taken back."""
+        """The socket was closed before these replies reached it: leases are taken back that are in no other reply."""
+        unsent = self._house.unsent_grants
         for token in output.tokens:
-            self._house.engine.take_back(token, now)
+            if token in unsent:
+                unsent[token] -= 1
+                if not unsent[token]:
+                    del unsent[token]
+                    self._house.engine.take_back(token, now)
 
     def close(self, now: Now) -> None:
         """The connection ended."""
