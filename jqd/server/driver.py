@@ -371,7 +371,7 @@ class Connection(asyncio.Protocol):
         if output.data:
             self._transport.write(output.data)
         session.output_sent(output)
-        if session.closing and not session.in_flight:
+        if session.has_ended:
             self.close()
         elif session.unfinished:
             self._driver.spoke(self)

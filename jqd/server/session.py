@@ -112,6 +112,11 @@ class Session:
         return bool(self._chunks)
 
     @property
+    def has_ended(self) -> bool:
+        """Whether a fatal error was answered and all was said. A parked request does not hold that up."""
+        return self.closing and not self.unsent_bytes and not self._chunks
+
+    @property
     def has_room(self) -> bool:
         """Whether another request may be taken, as far as its replies are concerned."""
         return (
