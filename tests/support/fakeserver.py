@@ -24,7 +24,6 @@ from jqd.core.model import FRAME_BYTES_MAX
 from jqd.errors import JqdError
 from jqd.protocol import framing, messages
 
-
 WELCOME = Welcome(
     version=PROTOCOL_VERSION,
     minor=0,
