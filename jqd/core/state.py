@@ -221,27 +221,27 @@ class State:
         count = len(payloads)
         self.work += count
         self.next_id = first_id + count
-        state = READY if due is None else DELAYED
+        page = self._pages.get(first_id >> PAGE_SHIFT)
+        if count == 1 and due is None and page is not None:  # a lone submit: what follows, without lists
+            page.append(Job(first_id, options, payloads[0], READY, now, now))
+            queue.counts[READY] += 1
+            queue.ready.append(options.priority, first_id)
+            self.woken[queue.name] = None
+            return
         jobs = [
-            Job(job_id, options, payload, state, now, now, 0, 0, 0, None, due)
+            Job(job_id, options, payload, READY, now, now)
             for job_id, payload in enumerate(payloads, first_id)
         ]
-        page = self._pages.get(first_id >> PAGE_SHIFT)
-        if page is not None and len(page) == first_id & _SLOT and len(page) + count <= PAGE_JOBS:
+        if page is not None and len(page) + count <= PAGE_JOBS:
             page += jobs
         else:
             self._store(first_id, jobs)
-        queue.counts[state] += count
-        if due is None:
-            if count == 1:
-                queue.ready.append(options.priority, first_id)
-            else:
-                queue.ready.extend(options.priority, [job.id for job in jobs])
-            self.woken[queue.name] = None
-        else:
-            timers = self.date_timers if due.is_wall else self.delay_timers
-            for job in jobs:
-                timers.push(due.ms, job.id)
+        if due is not None:
+            self._delay(queue, jobs, due, now)
+            return
+        queue.counts[READY] += count
+        queue.ready.extend(options.priority, [job.id for job in jobs])
+        self.woken[queue.name] = None
 
     def _store(self, first_id: int, jobs: list[Job]) -> None:
         """Put jobs into their pages, which may have to be made."""
@@ -485,6 +485,9 @@ class State:
             queue.counts[READY] += len(jobs)
             self.woken[queue.name] = None
             return
+        self._delay(queue, jobs, due, now)
+
+    def _delay(self, queue: Queue, jobs: list[Job], due: Due, now: Now) -> None:
         timers = self.date_timers if due.is_wall else self.delay_timers
         for job in jobs:
             job.state = DELAYED
@@ -610,6 +613,7 @@ class State:
     def check(self) -> None:
         """Assert that every index agrees with the jobs. O(all jobs): for tests and tools."""
         jobs = list(self.jobs_from(0))
+        assert all(self.job(job.id) is job for job in jobs), "a job stands in another's slot"
         for queue in self.queues.values():
             mine = [job for job in jobs if job.options.queue == queue.name]
             counts = [sum(job.state is state for job in mine) for state in JobState]

@@ -56,6 +56,8 @@ def run(config: Config) -> int:
     _tame_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(engine, store, config))
+    if config.unix is not None:
+        Path(config.unix).unlink(missing_ok=True)
     store.close()
     log.info("stopped", lsn=engine.state.lsn)
     return 0
@@ -139,8 +141,6 @@ async def _serve(engine: Engine, store: Store, config: Config) -> None:
     for server in servers:
         server.close()
     await driver.drain()
-    if config.unix is not None:
-        Path(config.unix).unlink(missing_ok=True)
 
 
 async def _listen(
