@@ -139,7 +139,13 @@ class Session:
         state = self._house.engine.state
         next_frame = self._reader.next_frame
         work_end = state.work + TURN_WORK_MAX
-        while self.has_room and state.work < work_end:
+        output_end = self._house.output_bytes_max - self.unsent_bytes
+        while (  # has_room, spelled out: this runs for every request
+            self.in_flight < model.IN_FLIGHT_MAX
+            and self._chunks_bytes < output_end
+            and state.work < work_end
+            and not self.closing
+        ):
             try:
                 frame = next_frame()
             except JqdError as error:
@@ -158,22 +164,23 @@ class Session:
             self._refuse_stream(0, error)
             return
         self.in_flight += 1
-        request_id = request.request_id
+        house = self._house
         try:
             command = decode_command(request)
             if self._caller is None:
-                self._reply(request_id, self._hello(command, now))
-                return
-            if self._house.refusing:
-                self._house.refuse(command)
-            body = self._execute(command, self._caller, request_id, now)
-            if body is not None:
-                self._reply(request_id, body)
+                body: Body | None = self._hello(command, now)
+            else:
+                if house.refusing:
+                    house.refuse(command)
+                body = self._execute(command, self._caller, request.request_id, now)
         except JqdError as error:
             if self._caller is None or (isinstance(error, ProtocolError) and error.fatal):
-                self._refuse_stream(request_id, error)
+                self._refuse_stream(request.request_id, error)
             else:
-                self._reply_error(request_id, error)
+                self._reply_error(request.request_id, error)
+            return
+        if body is not None:
+            self._say(encode_reply(request.request_id, house.engine.state.lsn, body))
 
     def _hello(self, command: Command[Any], now: Now) -> Body:
         if not isinstance(command, Hello):
@@ -224,17 +231,13 @@ class Session:
             return
         if isinstance(answer, Leased) and answer.jobs:
             self._holds(answer.token)
-        self._reply(request_id, answer)
-
-    def _reply(self, request_id: int, body: Body) -> None:
-        self._say(encode_reply(request_id, self._house.engine.state.lsn, body))
+        self._say(encode_reply(request_id, self._house.engine.state.lsn, answer))
 
     def _reply_error(self, request_id: int, error: JqdError) -> None:
         self._say(encode_error(request_id, self._house.engine.state.lsn, error))
 
     def _say(self, message: bytes) -> None:
-        self._chunks.append(pack_length(len(message)))
-        self._chunks.append(message)
+        self._chunks += (pack_length(len(message)), message)
         self._chunks_bytes += len(message)
         self._replies += 1
 
