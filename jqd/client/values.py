@@ -31,9 +31,9 @@ DEFAULT_URL: Final = f"jqd://127.0.0.1:{DEFAULT_PORT}"
 # --- durations and dates ----------------------------------------------------------------------
 
 _UNIT_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 _WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+")
-_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_NUMBER: Final = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 # Far beyond every limit of the server, and within what a float counts exactly.
 _MS_MAX: Final = 1 << 53
 

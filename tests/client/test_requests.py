@@ -1,0 +1,153 @@
+"""How arguments become commands."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from jqd.client import requests
+from jqd.client.requests import HeldJob
+from jqd.core.commands import Ack, Cancel, Extend, JobFilter, Leased, LeasedJob, Submit, SubmitGroup
+from jqd.errors import InvalidArgument, JobNotFound, JqdError, LeaseLost, PayloadTooLarge
+
+A, B = (HeldJob(job_id=n, token=7, queue="q", attempt=1, payload=b"") for n in (1, 2))
+
+
+def test_every_option_has_its_field_on_the_wire():
+    options: requests.JobOptions = {
+        "priority": -1,
+        "delay": "1s",
+        "run_at": datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC),
+        "max_retries": 1,
+        "max_crashes": 2,
+        "lease": 3,
+        "delivery": "at_most_once",
+        "task": "t",
+        "metadata": {"k": "v"},
+        "encoding": "json",
+        "tenant": "x",
+        "group": "g",
+        "dedupe_key": "d",
+        "idempotency_key": "i",
+        "expires": "4s",
+        "result_ttl": "5s",
+    }
+    assert set(options) == set(requests.JobOptions.__annotations__)
+    assert requests.submit("q", b"p", options) == Submit(
+        queue="q",
+        payload=b"p",
+        priority=-1,
+        delay_ms=1_000,
+        run_at_ms=2_000,
+        max_retries=1,
+        max_crashes=2,
+        lease_ms=3_000,
+        delivery="at_most_once",
+        task="t",
+        metadata={"k": "v"},
+        encoding="json",
+        tenant="x",
+        group="g",
+        dedupe_key="d",
+        idempotency_key="i",
+        expires_ms=4_000,
+        result_ttl_ms=5_000,
+    )
+
+
+def test_an_option_that_is_none_is_not_said():
+    options: Any = dict.fromkeys(requests.JobOptions.__annotations__)
+    assert requests.submit("q", None, options) == Submit(queue="q")
+
+
+def test_a_group_for_each_run_of_bytes_or_of_str():
+    groups = requests.group("q", [b"1", b"2", "3", b"4"], {"priority": 1})
+    assert groups == [
+        SubmitGroup(queue="q", payloads=[b"1", b"2"], priority=1),
+        SubmitGroup(queue="q", payloads=[b"3"], encoding="text", priority=1),
+        SubmitGroup(queue="q", payloads=[b"4"], priority=1),
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 10_001])
+def test_a_request_has_1_to_10000_jobs(count):
+    with pytest.raises(InvalidArgument, match=f"payloads = {count} jobs"):
+        requests.submit_many(requests.group("q", [b""] * count, {}))
+
+
+def test_held_jobs_are_packed_into_ranges_by_token():
+    other = HeldJob(job_id=9, token=8, queue="q", attempt=1, payload=b"")
+    assert requests.extend([A, B, (4, 7), other, (5, 7)], lease="1m") == Extend(
+        items=[(7, [(1, 2), (4, 1)]), (8, [(9, 1)]), (7, [(5, 1)])], lease_ms=60_000
+    )
+    with pytest.raises(InvalidArgument, match="at least one"):
+        requests.release([])
+
+
+def test_results_belong_to_their_jobs_and_have_one_encoding():
+    assert requests.ack([A, B], results=["x", None]) == Ack(
+        items=[(7, [(1, 1)], b"x"), (7, [(2, 1)], None)], encoding="text"
+    )
+    assert requests.ack([A], json=None).items == [(7, [(1, 1)], b"null")]
+    assert requests.ack([A, B], error="bad") == Ack(items=[(7, [(1, 2)], None)], result_error="bad")
+    with pytest.raises(InvalidArgument, match="results = 1 for 2 jobs"):
+        requests.ack([A, B], results=["x"])
+    with pytest.raises(InvalidArgument, match="one encoding"):
+        requests.ack([A, B], results=["x", b"y"])
+
+
+def test_a_job_id_needs_its_token():
+    with pytest.raises(InvalidArgument, match="job_id and token"):
+        requests.holding(1, None)
+    assert requests.holding(A, None) is A and requests.holding(1, 2) == (1, 2)
+
+
+def test_every_leased_job_knows_its_token():
+    job = LeasedJob(
+        job_id=3, queue="q", attempt=2, payload=b"5", encoding="json", metadata={"k": "v"}, errors=1
+    )
+    held = requests.held(Leased(token=7, lease_ms_left=1, wall_ms=2, jobs=[job]))
+    (mine,) = held.jobs
+    assert mine.token == 7 and mine.value() == 5
+    assert all(getattr(mine, name) == getattr(job, name) for name in LeasedJob.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [("lease_lost", LeaseLost), ("job_not_found", JobNotFound), ("code_of_tomorrow", JqdError)],
+)
+def test_a_verdict_becomes_its_exception(code, error):
+    requests.check("ack", [(1, 5, "ok")])
+    with pytest.raises(error) as caught:
+        requests.check("ack", [(1, 5, "ok"), (6, 2, code)])
+    assert type(caught.value) is error and str(caught.value).startswith("ack of job 6: ")
+
+
+def test_a_bulk_action_takes_ids_or_a_filter():
+    assert requests.cancel(5, {}) == Cancel(ids=[(5, 1)])
+    assert requests.cancel([5, 6, 8], {"dry_run": True}) == Cancel(ids=[(5, 2), (8, 1)], dry_run=True)
+    assert requests.purge(None, {"queue": "q", "cursor": 4}).filter == JobFilter(queue="q")
+    for ids, options in [(None, {}), ([], {}), (5, {"queue": "q"})]:
+        with pytest.raises(InvalidArgument, match="give ids, or a queue or state"):
+            requests.requeue(ids, options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"priority": 40_000}, "priority"),
+        ({"queue": "a b"}, "queue = 'a b': a name must match"),
+        ({"task": "-"}, "task = '-'"),
+        ({"metadata": {"k": 1}}, "metadata"),
+        ({"delivery": "twice"}, "delivery"),
+    ],
+)
+def test_validate_refuses_what_a_server_would(change, message):
+    requests.validate(SubmitGroup(queue="q", payloads=[b""]))
+    with pytest.raises(InvalidArgument, match=message):
+        requests.validate(SubmitGroup(**{"queue": "q", "payloads": [b""], **change}))
+
+
+def test_validate_refuses_a_large_payload():
+    with pytest.raises(PayloadTooLarge, match="1048577 bytes"):
+        requests.validate(SubmitGroup(queue="q", payloads=[bytes((1 << 20) + 1)]))

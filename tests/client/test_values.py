@@ -1,0 +1,196 @@
+"""What a user may say, and what is refused."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jqd.client.values import (
+    TcpAddress,
+    UnixAddress,
+    from_bytes,
+    to_address,
+    to_bytes,
+    to_ms,
+    to_optional_ms,
+    to_wall_ms,
+)
+from jqd.errors import InvalidArgument
+
+
+@pytest.mark.parametrize(
+    ("said", "ms"),
+    [
+        (0, 0),
+        (30, 30_000),
+        (0.0015, 2),
+        (1.5, 1_500),
+        (timedelta(minutes=2), 120_000),
+        ("90", 90_000),
+        ("0.5", 500),
+        ("500ms", 500),
+        ("30s", 30_000),
+        ("5m", 300_000),
+        ("1h30m", 5_400_000),
+        ("1.5h", 5_400_000),
+        ("2d", 172_800_000),
+    ],
+)
+def test_a_duration_in_any_spelling(said, ms):
+    assert to_ms("delay", said) == ms
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        -1,
+        float("nan"),
+        float("inf"),
+        10**30,
+        timedelta(seconds=-1),
+        "",
+        "5 m",
+        "m",
+        "5w",
+        "-5s",
+        "1e3",
+        "٣s",
+        True,
+        None,
+        b"5",
+    ],
+)
+def test_what_is_no_duration_is_refused_by_name(said):
+    with pytest.raises(InvalidArgument, match=r"^delay = .*duration"):
+        to_ms("delay", said)
+
+
+def test_no_duration_stays_none():
+    assert to_optional_ms("lease", None) is None and to_optional_ms("lease", 1) == 1_000
+
+
+@given(st.integers(0, 10**9))
+def test_whole_milliseconds_come_through_exactly(ms):
+    assert to_ms("x", ms / 1_000) == to_ms("x", timedelta(milliseconds=ms)) == to_ms("x", f"{ms}ms") == ms
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        datetime(2030, 1, 31, 8, tzinfo=UTC),
+        datetime(2030, 1, 31, 10, tzinfo=timezone(timedelta(hours=2))),
+        "2030-01-31T08:00:00Z",
+        "2030-01-31T10:00:00.000999+02:00",
+    ],
+)
+def test_a_date_in_any_zone(said):
+    assert to_wall_ms("run_at", said) == 1_896_076_800_000
+
+
+@pytest.mark.parametrize("said", [datetime(2030, 1, 31), "2030-01-31T08:00:00", "2030-01-31"])  # noqa: DTZ001
+def test_a_date_without_a_zone_is_refused(said):
+    with pytest.raises(InvalidArgument, match=r"run_at = .*needs a time zone"):
+        to_wall_ms("run_at", said)
+
+
+@pytest.mark.parametrize("said", ["", "tomorrow", 1_896_076_800, None])
+def test_what_is_no_date_is_refused(said):
+    with pytest.raises(InvalidArgument, match=r"run_at = .*a date is"):
+        to_wall_ms("run_at", said)
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "result"),
+    [
+        (None, {}, (b"", "raw")),
+        (b"\0", {}, (b"\0", "raw")),
+        (bytearray(b"x"), {}, (b"x", "raw")),
+        ("ä", {}, ("ä".encode(), "text")),
+        ("{}", {"encoding": "json"}, (b"{}", "json")),
+        (b"\x80", {"encoding": "msgpack"}, (b"\x80", "msgpack")),
+        (None, {"json": None}, (b"null", "json")),
+        (None, {"json": {"a": [1, 2.5]}}, (b'{"a":[1,2.5]}', "json")),
+    ],
+)
+def test_a_payload_and_its_encoding(value, more, result):
+    assert to_bytes("payload", value, **more) == result
+
+
+@pytest.mark.parametrize(
+    ("value", "more", "message"),
+    [
+        (b"x", {"json": 1}, "payload and json: give one"),
+        (None, {"json": object()}, "json = <object"),
+        (b"x", {"encoding": "xml"}, "encoding = 'xml': known are raw text json msgpack"),
+        ("\ud800", {}, "no UTF-8"),
+        ({"a": 1}, {}, "give bytes or str"),
+    ],
+)
+def test_what_is_no_payload_is_refused(value, more, message):
+    with pytest.raises(InvalidArgument, match=message):
+        to_bytes("payload", value, **more)
+
+
+VALUE = {"a": [1, None, "ä"]}
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "value"),
+    [
+        (b"\0", "raw", b"\0"),
+        ("ä".encode(), "text", "ä"),
+        (b'{"a":[1,null,"\xc3\xa4"]}', "json", VALUE),
+        (msgpack.packb(VALUE), "msgpack", VALUE),
+    ],
+)
+def test_a_payload_comes_back_as_what_it_was(data: bytes, encoding: Any, value):
+    assert from_bytes(data, encoding) == value
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [(b"\xff", "text"), (b"{", "json"), (b"[" * 100_000, "json"), (b"\xc1", "msgpack"), (b"", "msgpack")],
+)
+def test_bytes_that_are_not_their_encoding_are_refused(data, encoding):
+    with pytest.raises(InvalidArgument, match=f"are not {encoding}"):
+        from_bytes(data, encoding)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("jqd://127.0.0.1:7717", TcpAddress("127.0.0.1", 7717)),
+        ("jqd://queue.example", TcpAddress("queue.example", 7717)),
+        ("jqd://[::1]:1/", TcpAddress("::1", 1)),
+        ("unix:///run/jqd/jqd.sock", UnixAddress("/run/jqd/jqd.sock")),
+    ],
+)
+def test_an_address(url, address):
+    assert to_address(url) == address
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost",
+        "http://x",
+        "jqd://",
+        "jqd://h:0",
+        "jqd://h:99999",
+        "jqd://h:x",
+        "jqd://h/path",
+        "jqd://u@h",
+        "jqd://h?x=1",
+        "unix://",
+        "unix:///",
+        "unix://host/path",
+        "jqd://[::1",
+    ],
+)
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(InvalidArgument, match=r"url = .*jqd://HOST:PORT or unix:///PATH"):
+        to_address(url)
