@@ -95,10 +95,10 @@ class Server:
         assert self._process is not None, "not running"
         return self._process.pid
 
-    def cpu_s(self) -> float:
-        """Return the processor time of all its threads so far, user and system, in steps of a tick (10 ms)."""
+    def cpu_s(self) -> tuple[float, float]:
+        """Return the processor time of all its threads so far, (user, system), in steps of a tick (10 ms)."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        return int(fields[11]) / _TICKS_PER_S, int(fields[12]) / _TICKS_PER_S
 
     def rss_bytes(self) -> int:
         """Return its resident memory."""
