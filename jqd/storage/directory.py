@@ -40,10 +40,7 @@ TMP_SUFFIX = ".tmp"
 # One read call; larger ones gain nothing, and a file's size need not be asked for.
 _READ_BYTES = 8 * 1024 * 1024
 
-WHAT_TO_DO = (
-    "restore a backup, or keep a copy of the directory and look at it with 'jqctl wal verify' "
-    "and 'jqctl wal repair --accept-loss'"
-)
+WHAT_TO_DO = "nothing was changed: keep a copy of the directory, then restore a backup into it"
 
 
 class Directory:
