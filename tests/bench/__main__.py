@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import platform
+import signal
 import socket
 import statistics
 import subprocess
@@ -350,6 +351,9 @@ def main() -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures of all repetitions")
     arguments = parser.parse_args()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit("terminated")
+    )  # so that daemons and data go away then too
     chosen = [row for row in ROWS if not arguments.only or row.name in arguments.only]
     if not chosen:
         parser.error(f"--only {' '.join(arguments.only)}: paths are {' '.join(row.name for row in ROWS)}")
