@@ -311,7 +311,7 @@ def test_refusal_names_file_offset_lsn_and_what_to_do():
         load(disk)
     assert (refused.value.file, refused.value.offset, refused.value.lsn) == (segment(1), offset, 2)
     assert refused.value.exit_code == 65
-    for part in (segment(1), f"byte {offset}", "LSN 2 to 3", "jqctl wal repair --accept-loss", "backup"):
+    for part in (segment(1), f"byte {offset}", "LSN 2 to 3", "keep a copy", "backup"):
         assert part in str(refused.value)
     assert disk.content(segment(1)) == bytes(data)
 
