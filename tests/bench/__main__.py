@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import uvloop
 
@@ -372,6 +372,12 @@ def main() -> None:
         Path(arguments.json).write_text(
             json.dumps({**facts, "paths": results}, indent=1) + "\n", encoding="utf-8"
         )
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    """Leave in order, so that daemons and data go away. A second signal does not interrupt that."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit("terminated")
 
 
 if __name__ == "__main__":
