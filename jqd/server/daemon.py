@@ -17,7 +17,7 @@ import stat
 import sys
 import time
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import uvloop
 
@@ -130,6 +130,7 @@ def _make_parents(data_dir: str) -> None:
 async def _serve(engine: Engine, store: Store, config: Config) -> None:
     loop = asyncio.get_running_loop()
     driver = Driver(engine, store, config, loop, Clock(engine.state.now.engine_ms), _die)
+    loop.set_exception_handler(_callback_failed)
     servers, addresses = await _listen(driver, config, loop)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -186,6 +187,15 @@ def _remove_stale_socket(path: str) -> None:
     except OSError as error:
         raise ConfigurationError(f"unix = {path}: {error.strerror or error}") from error
     raise ConfigurationError(f"unix = {path}: another process serves this socket")
+
+
+def _callback_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG001 - asyncio's
+    """A callback of the loop raised. A socket's trouble is the socket's; anything else is a broken invariant."""
+    error = context.get("exception")
+    if error is None or isinstance(error, OSError):
+        log.warning("loop_trouble", message=context.get("message"), error=repr(error))
+    else:
+        _die(error)
 
 
 def _die(error: BaseException) -> NoReturn:
