@@ -304,7 +304,8 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._writable = True
         self._closed = False
-        self._timeout: asyncio.TimerHandle | None = None
+        self._timeout: asyncio.TimerHandle | None = None  # for hello, later for a peer that does not read
+        self._written_bytes = 0
         self.session = Session(driver, self)
 
     # --- asyncio calls ------------------------------------------------------------------------
@@ -331,7 +332,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         assert self._transport is not None
         self._writable = False
-        self._watch_stall(self._transport.get_write_buffer_size())
+        self._watch_stall()
         self._pace()
 
     def resume_writing(self) -> None:
@@ -344,8 +345,12 @@ class Connection(asyncio.Protocol):
         self._closed = True
         if self._timeout is not None:
             self._timeout.cancel()
-        self.session.close(self._driver.begin_turn())
-        self._driver.disconnected(self)
+        try:
+            self.session.close(self._driver.begin_turn())
+            self._driver.disconnected(self)
+        except BaseException as error:
+            self._driver._on_failure(error)
+            raise
 
     # --- driver calls -------------------------------------------------------------------------
 
@@ -369,6 +374,7 @@ class Connection(asyncio.Protocol):
                 session.output_lost(output, self._driver.begin_turn())
             return
         if output.data:
+            self._written_bytes += len(output.data)  # first: write() may call pause_writing()
             self._transport.write(output.data)
         session.output_sent(output)
         if session.has_ended:
@@ -380,9 +386,11 @@ class Connection(asyncio.Protocol):
         self._pace()
 
     def close(self) -> None:
-        """End the connection after what was written has left."""
+        """End the connection after what was written has left, or when the peer does not take it."""
         assert self._transport is not None
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._watch_stall()
 
     def abort(self) -> None:
         """End the connection now."""
@@ -416,21 +424,29 @@ class Connection(asyncio.Protocol):
             log.info("hello_timeout", limit_ms=self._driver.config.hello_timeout_ms)
             self.abort()
 
-    def _watch_stall(self, size: int) -> None:
-        """Cut the connection if its unsent replies do not get fewer for output_stall_ms."""
+    def _watch_stall(self) -> None:
+        """Cut the connection if nothing of its unsent replies leaves for output_stall_ms."""
+        if self._timeout is not None:
+            self._timeout.cancel()
         after_s = self._driver.config.output_stall_ms / 1_000
-        self._timeout = self._driver._loop.call_later(after_s, self._check_stall, size)
+        self._timeout = self._driver._loop.call_later(after_s, self._check_stall, self._left_bytes())
 
-    def _check_stall(self, size_before: int) -> None:
+    def _left_bytes(self) -> int:
+        """Return how many bytes of replies the peer's side has taken so far."""
+        assert self._transport is not None
+        return self._written_bytes - self._transport.get_write_buffer_size()
+
+    def _check_stall(self, left_before: int) -> None:
         self._timeout = None
-        if self._writable or self._transport is None:
+        assert self._transport is not None
+        if self._closed or (self._writable and not self._transport.is_closing()):
             return
-        size = self._transport.get_write_buffer_size()
-        if size >= size_before:
-            log.warning("output_stalled", unsent_bytes=size, limit_ms=self._driver.config.output_stall_ms)
-            self.abort()
-        else:
-            self._watch_stall(size)
+        if self._left_bytes() > left_before:
+            self._watch_stall()
+            return
+        unsent_bytes = self._transport.get_write_buffer_size()
+        log.warning("output_stalled", unsent_bytes=unsent_bytes, limit_ms=self._driver.config.output_stall_ms)
+        self.abort()
 
 
 def _rss_bytes() -> int:
