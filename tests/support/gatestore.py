@@ -1,9 +1,9 @@
 """A store in memory that tells what it was asked, and whose disk waits or fails when a test says so.
 
-    store.gate.clear()          from now on a sync waits until gate.set()
-    store.wait_for("sync", 2)   until the second sync has begun
-    store.fail["append"] = 3    the third append raises
-    store.log                   [("append", (first_lsn, last_lsn), ...), ("sync",), ("seal",), ...]
+store.gate.clear()          from now on a sync waits until gate.set()
+store.wait_for("sync", 2)   until the second sync has begun
+store.fail["append"] = 3    the third append raises
+store.log                   [("append", (first_lsn, last_lsn), ...), ("sync",), ("seal",), ...]
 """
 
 import threading

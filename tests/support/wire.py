@@ -54,10 +54,13 @@ def hello(request_id: int = 1, **args: object) -> bytes:
 def split(data: bytes) -> tuple[list[Answer], bytes]:
     """Return the whole replies in `data`, and what is left of it."""
     answers = []
-    while len(data) >= 4 and len(data) >= 4 + (size := struct.unpack_from(">I", data)[0]):
-        answers.append(Answer(*msgpack.unpackb(data[4 : 4 + size])))
-        data = data[4 + size :]
-    return answers, data
+    start = 0
+    while len(data) >= start + 4 and len(data) >= (
+        end := start + 4 + struct.unpack_from(">I", data, start)[0]
+    ):
+        answers.append(Answer(*msgpack.unpackb(memoryview(data)[start + 4 : end])))
+        start = end
+    return answers, data[start:]
 
 
 def answers_in(data: bytes) -> list[Answer]:

@@ -1,0 +1,512 @@
+"""The driver over a disk, a clock and sockets that are moved by hand."""
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from jqd.core import commands, engine, jobs
+from jqd.core.engine import FailStop
+from jqd.errors import WriteFailed
+from jqd.server.session import TURN_WORK_MAX
+from tests.support.hands import Peer, Room
+from tests.support.wire import hello, request
+
+SESSION = b"s" * 16
+FULL = 64 << 10  # the limit of unsent replies where a test needs a small one, and a reply that reaches it
+
+
+@pytest.fixture
+async def room():
+    async with Room() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def peer(room):
+    return await room.peer()
+
+
+# --- nothing leaves before it is durable ------------------------------------------------------
+
+
+async def test_reply_waits_for_its_sync(room, peer):
+    room.store.gate.clear()
+    peer.say(request(2, "submit", payload=b"x"))
+    await room.syncing()
+    await room.turns()
+    assert peer.heard() == []
+    room.store.gate.set()
+    await room.settle()
+    (answer,) = peer.heard()
+    assert answer.body == {"job_id": 1}
+    assert answer.lsn == room.store.durable_lsn
+
+
+@pytest.mark.parametrize(
+    ("verb", "args", "status"),
+    [
+        ("get", {"job_id": 1}, "ok"),
+        ("get", {"job_id": 2}, "job_not_found"),
+        ("list", {}, "ok"),
+        ("queues", {}, "ok"),
+        ("stats", {}, "ok"),
+        ("ping", {}, "ok"),
+        ("lease", {"queues": ["empty"]}, "ok"),
+        ("no_such_verb", {}, "unknown_command"),
+    ],
+)
+async def test_read_waits_for_the_sync_of_what_it_saw(room, peer, verb, args, status):
+    reader = await room.peer()
+    room.store.gate.clear()
+    peer.say(request(2, "submit", payload=b"x"))
+    await room.syncing()
+    reader.say(request(3, verb, **args))
+    await room.turns()
+    assert reader.heard() == []
+    room.store.gate.set()
+    await room.settle()
+    assert [each.status for each in reader.heard()] == [status]
+
+
+async def test_welcome_waits_for_the_sync_of_its_session(room):
+    room.store.gate.clear()
+    peer = Peer(room)
+    peer.say(hello(1, session=SESSION))
+    await room.syncing()
+    await room.turns()
+    assert peer.heard() == []
+    room.store.gate.set()
+    await room.settle()
+    assert len(peer.heard()) == 1
+
+
+async def test_read_of_what_is_durable_waits_for_no_sync(room, peer):
+    await peer.ask(request(2, "submit", payload=b"x"))
+    room.store.gate.clear()
+    (answer,) = await peer.ask(request(3, "get", job_id=1))
+    assert answer.body["state"] == "ready"
+
+
+async def test_replies_of_a_later_turn_wait_for_their_own_sync(room, peer):
+    first_sync = room.store.count("sync") + 1
+    room.store.gate.clear()
+    peer.say(request(2, "submit"))
+    await room.syncing(first_sync)
+    peer.say(request(3, "submit") + request(4, "ping"))
+    await room.turns()
+    room.store.fail["sync"] = first_sync + 1
+    room.store.gate.set()
+    await asyncio.to_thread(room.store.wait_for, "sync", first_sync + 1)
+    await room.turns()
+    assert [each.request_id for each in peer.heard()] == [2]
+
+
+async def test_failed_sync_lets_no_reply_out(room, peer):
+    reader = await room.peer()
+    room.store.gate.clear()
+    room.store.fail["sync"] = room.store.count("sync") + 1
+    peer.say(request(2, "submit", payload=b"x"))
+    reader.say(request(2, "ping"))
+    await room.turns()
+    room.store.gate.set()
+    await room.until(lambda: room.failures)
+    reader.say(request(3, "ping"))
+    await room.turns()
+    assert peer.heard() == reader.heard() == []
+    assert isinstance(room.failures[0], WriteFailed)
+
+
+async def test_replies_come_in_order_of_their_requests(room, peer):
+    for number in range(2, 302, 3):
+        peer.say(request(number, "submit") + request(number + 1, "ping"))
+        if number % 2:
+            await asyncio.sleep(0)
+        peer.say(request(number + 2, "get", job_id=1))
+        await asyncio.sleep(0)
+    await room.settle()
+    assert [each.request_id for each in peer.heard()] == list(range(2, 302))
+
+
+async def test_lsn_of_replies_never_falls(room, peer):
+    answers = await peer.ask(*(request(number, "submit") for number in range(2, 50)))
+    lsns = [each.lsn for each in answers]
+    assert lsns == sorted(lsns)
+    assert lsns[-1] == room.store.durable_lsn
+
+
+async def test_turn_is_one_record_and_one_write_a_connection(room, peer):
+    other = await room.peer()
+    appends, writes = len(room.store.records), len(peer.transport.writes)
+    for number in range(2, 102):
+        peer.say(request(number, "submit"))
+        other.say(request(number, "submit"))
+    await room.settle()
+    assert len(room.store.records) == appends + 1
+    assert len(peer.transport.writes) == writes + 1
+    assert len(peer.heard()) == len(other.heard()) == 100
+
+
+# --- back-pressure ----------------------------------------------------------------------------
+
+
+async def test_full_commit_queue_is_busy_for_what_changes_something():
+    async with Room(commit_queue_bytes=1_000) as room:
+        peer = await room.peer()
+        room.store.gate.clear()
+        peer.say(request(2, "submit", payload=bytes(2_000)))
+        await room.turns()
+        peer.say(request(3, "submit") + request(4, "get", job_id=1) + request(5, "ping"))
+        await room.turns()
+        assert room.driver._waiting_bytes < 3_000
+        room.store.gate.set()
+        await room.settle()
+        answers = {each.request_id: each for each in peer.heard()}
+        assert [answers[number].status for number in (2, 3, 4, 5)] == ["ok", "busy", "ok", "ok"]
+        assert answers[3].body["retryable"] and answers[3].body["retry_after_ms"] == 100
+        assert "the limit is 1000" in answers[3].body["message"]
+        (again,) = await peer.ask(request(6, "submit"))
+        assert again.body == {"job_id": 2}
+
+
+async def test_requests_in_flight_stop_reading_until_they_are_answered(room, peer):
+    room.store.gate.clear()
+    peer.say(request(2, "submit") + b"".join(request(number, "ping") for number in range(3, 2_003)))
+    await room.turns()
+    assert not peer.transport.reading
+    assert peer.connection.session.in_flight == 1_024
+    room.store.gate.set()
+    await room.settle()
+    assert peer.transport.reading
+    assert [each.request_id for each in peer.heard()] == list(range(2, 2_003))
+
+
+async def test_many_requests_on_a_fast_disk_are_all_answered(room, peer):
+    answers = await peer.ask(*(request(number, "submit") for number in range(2, 5_002)))
+    assert [each.request_id for each in answers] == list(range(2, 5_002))
+    assert peer.transport.reading
+
+
+async def test_full_pipe_does_not_keep_another_waiting(room, peer):
+    for number in range(2, 12):
+        await peer.ask(request(number, "submit_many", groups=[{"payloads": [b""] * 10_000}]))
+    greedy, modest = await room.peer(), await room.peer()
+    greedy.say(b"".join(request(number, "lease", count=10_000) for number in range(2, 12)))
+    modest.say(request(2, "ping"))
+    worked = [room.driver.engine.state.work]
+    await room.until(modest.heard)
+    assert len(greedy.heard()) <= 2, "the modest one waited for more than a turn or two"
+    while room.busy:
+        worked.append(room.driver.engine.state.work)
+        await asyncio.sleep(0)
+    assert max(b - a for a, b in pairwise(worked)) <= TURN_WORK_MAX + 2 * 10_000
+    await room.settle()
+    assert room.driver.engine.state.counts()[2] == 100_000
+
+
+async def test_peer_that_does_not_read_is_not_read_from():
+    async with Room(output_bytes_max=FULL) as room:
+        peer = await room.peer()
+        await peer.ask(request(2, "submit", payload=bytes(FULL)))
+        peer.transport.slow = True
+        peer.say(b"".join(request(number, "get", job_id=1) for number in range(3, 103)))
+        await room.turns(50)
+        assert not peer.transport.reading
+        # What is with the socket, what was made when the socket was found full, and one reply over the limit.
+        assert peer.transport.unsent_bytes <= 4 * FULL
+        peer.transport.slow = False
+        peer.transport.read(1 << 30)
+        await room.settle()
+        assert peer.transport.reading
+        assert [each.request_id for each in peer.heard()] == list(range(3, 103))
+
+
+async def stalled(room: Room) -> Peer:
+    """Return a peer with a reply that it does not take, and a lease parked on queue `late`."""
+    peer = await room.peer()
+    await peer.ask(
+        request(2, "submit", payload=bytes(FULL)), request(3, "lease", queues=["late"], wait_ms=30_000)
+    )
+    peer.transport.slow = True
+    await peer.ask(request(4, "get", job_id=1), request(5, "get", job_id=1))
+    assert not peer.transport.reading
+    return peer
+
+
+async def answer_parked(room: Room) -> None:
+    other = await room.peer()
+    await other.ask(request(2, "submit", payload=bytes(FULL), queue="late"))
+
+
+async def test_peer_that_takes_nothing_is_cut():
+    async with Room(output_bytes_max=FULL, output_stall_ms=10_000) as room:
+        peer = await stalled(room)
+        await room.advance(9.9)
+        assert not peer.transport.aborted
+        await room.advance(0.2)
+        assert peer.transport.aborted and peer.transport.lost
+        assert peer.connection not in room.driver.connections
+
+
+async def test_peer_that_takes_a_little_is_kept():
+    async with Room(output_bytes_max=FULL, output_stall_ms=10_000) as room:
+        peer = await stalled(room)
+        for _ in range(5):
+            peer.transport.read(1)
+            await room.advance(10)
+        assert not peer.transport.aborted
+        await room.advance(10.1)
+        assert peer.transport.aborted
+
+
+async def test_peer_that_takes_less_than_comes_is_kept():
+    async with Room(output_bytes_max=FULL, output_stall_ms=10_000) as room:
+        peer = await stalled(room)
+        before = peer.transport.unsent_bytes
+        peer.transport.read(1_000)
+        await answer_parked(room)
+        assert peer.transport.unsent_bytes > before
+        await room.advance(10.1)
+        assert not peer.transport.aborted
+
+
+async def test_stall_is_counted_from_the_last_time_the_socket_was_full():
+    async with Room(output_bytes_max=FULL, output_stall_ms=10_000) as room:
+        peer = await stalled(room)
+        await room.advance(3)
+        for _ in range(2):  # the second reply comes when the first has left
+            peer.transport.read(1 << 30)
+            await room.settle()
+        assert peer.transport.reading
+        await room.advance(3)
+        await answer_parked(room)
+        assert not peer.transport.reading
+        await room.advance(9)
+        assert not peer.transport.aborted
+        await room.advance(1.1)
+        assert peer.transport.aborted
+
+
+async def test_refused_peer_that_takes_nothing_is_cut(room, peer):
+    peer.transport.slow = True
+    await peer.ask(b"\x00\x00\x00\x00")
+    assert peer.transport.closing and not peer.transport.lost
+    await room.advance(10.1)
+    assert peer.transport.lost
+
+
+# --- connections ------------------------------------------------------------------------------
+
+
+async def test_connection_over_the_limit_is_told_and_closed():
+    async with Room(max_connections=2) as room:
+        first, _ = await room.peer(), await room.peer()
+        third = Peer(room)
+        (answer,) = third.heard()
+        assert (answer.request_id, answer.status) == (0, "overloaded")
+        assert "2 connections" in answer.body["message"] and answer.body["retryable"]
+        await room.turns()
+        assert third.transport.lost
+        first.transport.vanish()
+        await room.settle()
+        await room.peer()
+
+
+@pytest.mark.parametrize("said", [b"", hello()[:-1]])
+async def test_connection_without_hello_is_cut(room, said):
+    peer = Peer(room)
+    if said:
+        peer.say(said)
+    await room.advance(4.9)
+    assert not peer.transport.closing
+    await room.advance(0.2)
+    assert peer.transport.aborted
+
+
+async def test_connection_with_hello_stays(room, peer):
+    await room.advance(3_600)
+    assert not peer.transport.closing
+
+
+async def test_garbage_ends_the_connection_after_its_answer(room, peer):
+    other = await room.peer()
+    (answer,) = await peer.ask(b"\x00\x00\x00\x00")
+    assert answer.status == "bad_frame"
+    assert peer.transport.lost and peer.connection not in room.driver.connections
+    assert (await other.ask(request(2, "ping")))[0].status == "ok"
+
+
+async def test_garbage_behind_a_parked_lease_ends_the_connection(room, peer):
+    await peer.ask(request(2, "lease", wait_ms=30_000))
+    assert [each.status for each in await peer.ask(b"\x00\x00\x00\x00")] == ["bad_frame"]
+    assert peer.transport.lost
+
+
+async def test_lease_for_a_closed_socket_is_taken_back(room, peer):
+    await peer.ask(request(2, "submit", payload=b"x"))
+    worker = await room.peer()
+    room.store.gate.clear()
+    worker.say(request(2, "lease"))
+    await room.turns()
+    worker.transport.vanish()
+    room.store.gate.set()
+    await room.settle()
+    (answer,) = await peer.ask(request(3, "lease"))
+    assert [job["attempt"] for job in answer.body["jobs"]] == [1]
+
+
+async def test_lease_asked_again_on_a_new_socket_is_not_taken_back(room, peer):
+    await peer.ask(request(2, "submit", payload=b"x"))
+    first, again = await room.peer(session=SESSION), await room.peer(session=SESSION)
+    room.store.gate.clear()
+    first.say(request(3, "lease"))
+    await room.turns()
+    first.transport.vanish()
+    again.heard()
+    again.say(request(3, "lease"))
+    await room.turns()
+    room.store.gate.set()
+    await room.settle()
+    (answer,) = again.heard()
+    (verdict,) = await again.ask(request(4, "ack", items=[[answer.body["token"], [[1, 1]], None]]))
+    assert verdict.body["results"] == [[1, 1, "ok"]]
+    assert room.driver.unsent_grants == {}
+
+
+# --- time -------------------------------------------------------------------------------------
+
+
+async def test_parked_lease_is_answered_at_the_ms_a_job_is_due(room, peer):
+    await peer.ask(request(2, "submit", delay_ms=4_500))
+    worker = await room.peer()
+    await worker.ask(request(2, "lease", wait_ms=10_000))
+    await room.advance(4.499)
+    assert worker.heard() == []
+    await room.advance(0.001)
+    await room.settle()
+    assert [job["job_id"] for job in worker.heard()[0].body["jobs"]] == [1]
+
+
+async def test_parked_lease_is_answered_when_its_wait_is_over(room, peer):
+    await peer.ask(request(2, "lease", wait_ms=2_500))
+    await room.advance(2.499)
+    assert peer.heard() == []
+    await room.advance(0.001)
+    await room.settle()
+    assert [each.body["jobs"] for each in peer.heard()] == [[]]
+
+
+async def test_wall_clock_that_was_set_is_seen_within_a_second(room, peer):
+    await peer.ask(request(2, "submit", run_at_ms=room.clock.wall_ms + 3_600_000))
+    await peer.ask(request(3, "lease", wait_ms=30_000))
+    room.clock.wall_ms += 3_600_000
+    await room.advance(1)
+    await room.settle()
+    assert len(peer.heard()) == 1
+
+
+async def test_expired_lease_is_handed_out_again_without_anybody_asking(room, peer):
+    await peer.ask(request(2, "submit"))
+    await peer.ask(request(3, "lease", lease_ms=1_000))
+    other = await room.peer()
+    await other.ask(request(2, "lease", wait_ms=30_000))
+    await room.advance(1)
+    await room.settle()
+    assert [job["attempt"] for job in other.heard()[0].body["jobs"]] == [2]
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+async def test_drain_sends_what_was_accepted_and_sends_away_who_is_parked(room, peer):
+    worker = await room.peer()
+    await worker.ask(request(2, "lease", wait_ms=30_000, queues=["empty"]))
+    room.store.gate.clear()
+    peer.heard()
+    peer.say(request(2, "submit", payload=b"x"))
+    await room.turns()
+    drain = asyncio.create_task(room.driver.drain())
+    await room.turns()
+    assert not drain.done() and not peer.transport.closing
+    room.store.gate.set()
+    await drain
+    assert [each.body for each in peer.heard()] == [{"job_id": 1}]
+    assert [each.body["jobs"] for each in worker.heard()] == [[]]
+    assert peer.transport.lost and worker.transport.lost
+    assert not peer.transport.aborted and not worker.transport.aborted
+    assert room.store.durable_lsn == room.driver.engine.state.lsn
+
+
+async def test_draining_server_takes_nothing_new(room, peer):
+    room.store.gate.clear()
+    drain = asyncio.create_task(room.driver.drain())
+    await room.turns()
+    peer.heard()
+    peer.say(request(2, "submit") + request(3, "ping"))
+    late = Peer(room)
+    assert [(each.request_id, each.status) for each in late.heard()] == [(0, "draining")]
+    room.store.gate.set()
+    await drain
+    assert [each.status for each in peer.heard()] == ["draining", "draining"]
+    assert room.driver.engine.state.next_id == 1
+
+
+async def test_request_in_the_last_turn_does_not_hold_the_drain_up(room, peer, monkeypatch):
+    durable = room.driver._durable
+
+    def interrupted(lsn):
+        peer.say(request(9, "ping"))  # this turn has no change of its own, so that no sync follows it
+        durable(lsn)
+
+    monkeypatch.setattr(room.driver, "_durable", interrupted)
+    await asyncio.wait_for(room.driver.drain(), 10)
+    assert peer.transport.lost
+
+
+async def test_peer_that_does_not_read_is_cut_at_the_end_of_the_drain():
+    async with Room(drain_ms=0) as room:
+        peer = await room.peer()
+        peer.transport.slow = True
+        await peer.ask(request(2, "ping"))
+        await room.driver.drain()
+        assert peer.transport.aborted
+
+
+async def test_empty_server_drains_at_once(room):
+    await room.driver.drain()
+    assert room.store.durable_lsn == room.driver.engine.state.lsn
+
+
+@pytest.mark.parametrize("entry", ["data_received", "go_on", "_finish_turn"])
+async def test_broken_invariant_ends_the_daemon(room, peer, monkeypatch, entry):
+    def broken(command, state, caller, now, emit):
+        jobs.submit(command, state, caller, now, emit)
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(engine.DECISIONS, commands.Submit, broken)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    if entry == "data_received":
+        with pytest.raises(FailStop):
+            peer.say(request(2, "submit"))
+    elif entry == "go_on":
+        peer.say(b"".join(request(number, "ping") for number in range(2, 1_100)) + request(2_000, "submit"))
+    else:
+        monkeypatch.setattr(room.driver.engine, "finish_turn", lambda now: 1 / 0)
+        peer.say(request(2, "ping"))
+    await room.turns(50)
+    assert len(room.failures) == 1
+    assert 2_000 not in {each.request_id for each in peer.heard()}
+
+
+async def test_failure_at_the_end_of_a_connection_ends_the_daemon(room, peer, monkeypatch):
+    monkeypatch.setattr(room.driver.engine, "disconnect", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        peer.connection.connection_lost(None)
+    assert len(room.failures) == 1
+
+
+async def test_slow_sync_is_said_with_its_limit(room, monkeypatch):
+    said = []
+    monkeypatch.setattr("jqd.server.driver.log.warning", lambda event, **fields: said.append((event, fields)))
+    room.driver._slow_sync(1_500)
+    assert said == [("slow_sync", {"took_ms": 1_500, "limit_ms": 1_000, "unsynced_bytes": 0})]
