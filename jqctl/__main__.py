@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from jqctl.output import clean
+from jqctl.output import PipeClosed, clean
 from jqctl.verbs import cli
 from jqd.errors import ConnectionLost, JqdError, RequestTimeout
 
@@ -26,7 +26,6 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code."""
     try:
         code = cli.main(args, prog_name="jqctl", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as done:
         return done.exit_code
@@ -35,7 +34,7 @@ def run(args: Sequence[str] | None = None) -> int:
         return USAGE
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except PipeClosed:
         # Nobody reads any more. Python would try to flush once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED

@@ -35,6 +35,10 @@ _UNSAFE: Final = re.compile(
 _SHOWN_CHARS_MAX: Final = 200
 
 
+class PipeClosed(Exception):
+    """Nobody reads the output any more."""
+
+
 def clean(text: str) -> str:
     r"""Show every character that a terminal might act on as an escape: \n, \x1b, \u202e."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
@@ -122,13 +126,17 @@ def cell(name: str, value: object) -> str:
     return text if len(text) <= _SHOWN_CHARS_MAX else f"{text[:_SHOWN_CHARS_MAX]}..."
 
 
+def _title(name: str) -> str:
+    return (_twin(name) or name).upper()
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> None:
     """Print rows under their columns: fitted to a terminal, whole and aligned elsewhere."""
     lines = list(rows)
     if sys.stdout.isatty():
         _draw(columns, lines, header=header)
         return
-    shown = [[name.upper() for name in columns], *lines] if header else lines
+    shown = [[_title(name) for name in columns], *lines] if header else lines
     widths = [max(len(line[index]) for line in shown) for index in range(len(columns))] if shown else []
     for line in shown:
         padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
@@ -140,20 +148,29 @@ def _draw(columns: Sequence[str], lines: Sequence[Sequence[str]], *, header: boo
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=None, show_header=header, pad_edge=False, header_style="bold")
-    for name in columns:
+    plain = "NO_COLOR" in os.environ
+    drawn = Table(box=None, show_header=header, pad_edge=False, header_style="" if plain else "bold")
+    for index, name in enumerate(columns):
         # What the next command needs is never cut: ids and tokens.
-        drawn.add_column(
-            name.upper(), no_wrap=True, overflow="ellipsis" if name not in _STRINGS else "ignore"
-        )
+        whole = max(len(line[index]) for line in lines) if name in _STRINGS else None
+        drawn.add_column(_title(name), no_wrap=True, overflow="ellipsis", min_width=whole)
     for line in lines:
         drawn.add_row(*map(Text, line))
-    Console(no_color="NO_COLOR" in os.environ, highlight=False).print(drawn)
+    Console(no_color=plain, highlight=False).print(drawn)
 
 
 def details(fields: Mapping[str, object]) -> None:
-    """Print the fields of one thing, one a line."""
-    table(("", ""), [(name, cell(name, value)) for name, value in fields.items()], header=False)
+    """Print the fields of one thing, one a line; those of a map or a list in it below each other."""
+    rows: list[tuple[str, str]] = []
+    for name, value in fields.items():
+        match value:
+            case dict():
+                rows += [(clean(f"{name}.{key}"), cell(str(key), item)) for key, item in value.items()]
+            case list():
+                rows += [(f"{name}[{index}]", cell(name, item)) for index, item in enumerate(value)]
+            case _:
+                rows.append((_twin(name) or name, cell(name, value)))
+    table(("", ""), rows, header=False)
 
 
 def say(message: str) -> None:

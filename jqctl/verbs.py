@@ -131,8 +131,13 @@ def verb(function: Callable[..., int | None]) -> click.Command:
     @functools.wraps(function)
     def invoke(**arguments: object) -> int:
         settings = click.get_current_context().ensure_object(Settings)
-        with settings.connection() as connection:
-            return function(settings, connection, **arguments) or 0
+        try:
+            with settings.connection() as connection:
+                code = function(settings, connection, **arguments) or 0
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise output.PipeClosed from None  # under its own name click would make exit code 1 of it
+        return code
 
     # What click.option and click.argument have left on the function goes over with functools.wraps.
     return cli.command(name=function.__name__.rstrip("_"))(common(invoke))

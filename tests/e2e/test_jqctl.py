@@ -1,0 +1,122 @@
+"""jqctl and the real daemon, as a new user would try them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.support.daemon import ROOT, Daemon, environment
+
+pytestmark = pytest.mark.e2e
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs jqctl against a daemon."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __call__(self, *args: str, stdin: bytes = b"") -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "jqctl", *args],
+            input=stdin,
+            capture_output=True,
+            env=environment({"JQD_URL": self.url}),
+            cwd=ROOT,
+            timeout=30,
+        )
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def json(self, *args: str, stdin: bytes = b"") -> list[Any]:
+        done = self(*args, "-o", "json", stdin=stdin)
+        assert (done.code, done.err) == (0, "")
+        return [json.loads(line) for line in done.out.splitlines()]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Daemon(tmp_path / "data", "--unix", str(tmp_path / "s")) as running:
+        yield running
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def shell(daemon: Daemon, request: pytest.FixtureRequest) -> Shell:
+    if request.param == "unix":
+        return Shell(f"unix://{daemon.socket_path}")
+    host, port = daemon.address
+    return Shell(f"jqd://{host}:{port}")
+
+
+def test_a_job_goes_from_submit_through_lease_to_ack(shell):
+    assert shell("submit", "emails", "hello", "--meta", "to=ada").out == "1\n"
+    (held,) = shell.json("lease", "emails", "--wait", "5s")
+    assert (held["job_id"], held["attempt"], held["payload"], held["metadata"]) == (
+        "1",
+        1,
+        "hello",
+        {"to": "ada"},
+    )
+    assert shell.json("extend", "1", held["token"], "--lease", "10m")[0]["lease_ms_left"] == 600_000
+    assert shell.json("ack", "1", held["token"], "--result", "sent") == [{"job_id": "1", "code": "ok"}]
+    again = shell("ack", "1", held["token"])
+    assert again.code == 1 and "lease_lost" in again.err
+    (job,) = shell.json("job", "1")
+    assert (job["state"], job["result"]) == ("done", "sent")
+    (queue,) = shell.json("queues")
+    assert (queue["queue"], queue["done"]) == ("emails", 1)
+
+
+def test_ids_of_one_command_are_the_arguments_of_the_next(shell):
+    shell("submit", "q", "-", stdin=b"\0\xff")
+    held = shell("lease", "q", "-o", "id").out.split()
+    assert shell("fail", *held, "--error", "bad\x1b[31m", "--dead").code == 0
+    (job,) = shell.json("job", held[0])
+    assert (job["state"], job["reason"], job["payload_base64"]) == ("dead", "killed", "AP8=")
+    assert "\x1b" not in shell("job", held[0]).out
+    dead = shell("jobs", "--state", "dead", "-o", "id").out.split()
+    assert shell("requeue", *dead).code == 0
+    held = shell("lease", "q", "-o", "id").out.split()
+    assert shell("release", *held, "--delay", "1h").code == 0
+    assert shell("cancel", held[0]).code == 0
+    assert shell.json("job", held[0])[0]["state"] == "cancelled"
+
+
+def test_a_file_of_jobs_goes_in_and_is_swept(shell, tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    path.write_text("".join(json.dumps({"payload": {"n": n}}) + "\n" for n in range(12_000)))
+    ranges = shell.json("submit", "bulk", "--file", str(path), "--delay", "1h")
+    assert [(one["job_id"], one["count"]) for one in ranges] == [("1", 10_000), ("10001", 2_000)]
+    assert shell.json("cancel", "--queue", "bulk", "--dry-run") == [{"count": 12_000, "dry_run": True}]
+    assert shell.json("cancel", "--queue", "bulk") == [{"count": 12_000, "dry_run": False}]
+    assert len(shell("jobs", "--limit", "0", "-o", "id").out.split()) == 12_000
+
+
+def test_refusals_name_code_value_and_limit(shell):
+    refused = shell("submit", "a b", "x")
+    assert refused.code == 1 and refused.err.startswith("jqctl: invalid_argument: queue = 'a b'")
+    assert shell("job", "99").err.startswith("jqctl: job_not_found: ")
+    assert shell("jobs", "--queue", "none").err.startswith("jqctl: queue_not_found: ")
+    large = shell("submit", "q", "-", stdin=bytes((1 << 20) + 1))
+    assert large.code == 1 and large.err.startswith("jqctl: payload_too_large: payload = 1048577 bytes")
+
+
+def test_a_job_is_there_after_kill_9(daemon, tmp_path):
+    shell = Shell(f"unix://{daemon.socket_path}")
+    assert shell("submit", "q", "x").out == "1\n"
+    daemon.kill()
+    away = shell("ping")
+    assert away.code == 3 and away.err.startswith("jqctl: connection_lost: cannot reach unix://")
+    daemon.start()
+    assert shell("lease", "q", "-o", "id").out.startswith("1 ")
+    assert shell.json("ping")[0]["round_trip_ms"] > 0
+    assert shell.json("stats")[0]["jobs"]["leased"] == 1

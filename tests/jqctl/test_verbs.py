@@ -1,0 +1,379 @@
+"""The command line against a server that says what the test tells it to."""
+
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from jqctl import connect
+from jqctl.__main__ import run
+from jqctl.verbs import cli
+from jqd.core.commands import (
+    Ack,
+    Cancel,
+    Extend,
+    Extended,
+    Fail,
+    JobFilter,
+    JobInfo,
+    JobList,
+    Lease,
+    Leased,
+    LeasedJob,
+    ListJobs,
+    Pong,
+    QueueInfo,
+    QueueList,
+    Release,
+    Requeue,
+    Submit,
+    Submitted,
+    SubmittedMany,
+    Swept,
+    Verdicts,
+)
+from jqd.errors import Busy, JobNotFound, QueueNotFound
+from tests.support.fakeserver import Asked, FakeServer
+
+TOKEN = (1 << 62) + 1  # more than a float, and than JavaScript, can count
+OK_4 = Verdicts(results=[(4, 1, "ok")])
+
+
+class Shell(NamedTuple):
+    """Runs jqctl against `server`."""
+
+    server: FakeServer
+    capture: Any
+
+    def __call__(self, *args: str) -> tuple[int, str, str]:
+        code = run(["--url", self.server.url, *args])
+        out, err = self.capture.readouterr()
+        return code, out, err
+
+    def json(self, *args: str) -> list[Any]:
+        code, out, err = self(*args, "-o", "json")
+        assert (code, err) == (0, "")
+        return [json.loads(line) for line in out.splitlines()]
+
+    @property
+    def said(self) -> Any:
+        """The last command that came."""
+        return self.server.asked[-1].command
+
+
+@pytest.fixture
+def shell(capsys) -> Iterator[Shell]:
+    with FakeServer.thread() as server:
+        yield Shell(server, capsys)
+
+
+def leased(*jobs: LeasedJob) -> Leased:
+    return Leased(token=TOKEN, lease_ms_left=30_000, wall_ms=5, jobs=list(jobs))
+
+
+def job(job_id: int, **more: Any) -> JobInfo:
+    fields = {"queue": "q", "state": "ready", "attempt": 0, "payload_bytes": 0}
+    return JobInfo(job_id=job_id, created_wall_ms=1_000, changed_wall_ms=2_000, **{**fields, **more})
+
+
+# --- submit -----------------------------------------------------------------------------------
+
+
+def test_submit_says_every_option_and_prints_the_id(shell):
+    shell.server.answers["submit"] = Submitted(job_id=17)
+    code, out, _ = shell(
+        "submit", "emails", "hé", "--priority", "-5", "--delay", "1h30m", "--max-retries", "1", "--max-crashes", "2",
+        "--lease", "60", "--task", "t", "--at-most-once", "--meta", "a=b=c", "--meta", "d=",
+    )  # fmt: skip
+    assert (code, out) == (0, "17\n")
+    assert shell.said == Submit(
+        queue="emails", payload="hé".encode(), encoding="text", priority=-5, delay_ms=5_400_000, max_retries=1,
+        max_crashes=2, lease_ms=60_000, task="t", delivery="at_most_once", metadata={"a": "b=c", "d": ""},
+    )  # fmt: skip
+    shell("submit", "emails", "x", "--run-at", "1970-01-01T00:00:01Z")
+    assert shell.said.run_at_ms == 1_000
+    assert shell.json("submit", "emails") == [{"job_id": "17"}]
+    assert shell.said == Submit(queue="emails")
+
+
+def test_submit_of_a_dash_sends_stdin_as_it_is(shell, monkeypatch, tmp_path):
+    shell.server.answers["submit"] = Submitted(job_id=1)
+    (tmp_path / "in").write_bytes(b"\0\xff")
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert shell("submit", "q", "-")[0] == 0
+    assert (shell.said.payload, shell.said.encoding) == (b"\0\xff", "raw")
+
+
+def counting(asked: Asked) -> SubmittedMany:
+    """Answer a bulk submit with ids from 1, a range for each group."""
+    jobs, first = [], 1
+    for group in asked.command.groups:  # type: ignore[attr-defined]
+        jobs.append((first, len(group.payloads), False))
+        first += len(group.payloads)
+    return SubmittedMany(jobs=jobs)
+
+
+def test_a_file_goes_in_as_ranges(shell, tmp_path):
+    shell.server.answers["submit_many"] = counting
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"payload": "a"}\n{"payload": "b"}\n\n{"payload": {"n": 1}, "max-retries": 9}\n')
+    assert shell.json("submit", "q", "--file", str(path), "--priority", "3") == [
+        {"job_id": "1", "count": 2, "existing": False},
+        {"job_id": "3", "count": 1, "existing": False},
+    ]
+    first, second = shell.said.groups
+    assert (first.payloads, first.encoding, first.priority) == ([b"a", b"b"], "text", 3)
+    assert (second.payloads, second.encoding, second.max_retries) == ([b'{"n": 1}'], "json", 9)
+    assert shell("submit", "q", "--file", str(path), "-o", "id")[1] == "1\n2\n3\n"
+
+
+def test_a_bad_line_is_named_and_nothing_goes_in(shell, tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"payload": "a"}\n' * 10_001 + '{"prio": 1}\n')
+    code, out, err = shell("submit", "q", "--file", str(path))
+    assert (code, out) == (2, "") and "line 10002: 'prio': no such option" in err
+    assert shell.server.asked == []
+
+
+def test_a_file_that_fails_halfway_says_which_lines_are_in(shell, tmp_path):
+    shell.server.answers["submit_many"] = lambda asked: (
+        Busy("full") if len(shell.server.asked) > 1 else counting(asked)
+    )
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"payload": "a"}\n' * 20_005)
+    code, out, err = shell("submit", "q", "--file", str(path), "-o", "json")
+    assert code == 1 and json.loads(out)["count"] == 10_000
+    assert "lines 10001 to 20000: none of them is in" in err
+    assert "lines 1 to 10000 are in" in err and "jqctl: busy: full" in err
+
+
+# --- worker -----------------------------------------------------------------------------------
+
+
+def test_lease_prints_what_ack_wants(shell):
+    shell.server.answers["lease"] = leased(
+        LeasedJob(job_id=4, queue="q", attempt=2, payload=b"hi", encoding="text")
+    )
+    code, out, _ = shell("lease", "q", "r", "--count", "2", "--wait", "1s", "--lease", "1m")
+    assert code == 0 and out.splitlines()[1].split() == ["4", str(TOKEN), "2", "hi", "q", "-"]
+    assert shell.said == Lease(queues=["q", "r"], count=2, wait_ms=1_000, lease_ms=60_000)
+    assert shell("-o", "id", "lease", "q")[1] == f"4 {TOKEN}\n"
+    (shown,) = shell.json("lease", "q")
+    assert (shown["job_id"], shown["token"], shown["payload"]) == ("4", str(TOKEN), "hi")
+
+
+def test_nothing_to_lease_is_no_error(shell):
+    shell.server.answers["lease"] = Leased(token=0, lease_ms_left=0, wall_ms=0, jobs=[])
+    assert shell("lease", "q") == (0, "", "nothing to lease\n")
+    assert shell("lease", "q", "-o", "json") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "command"),
+    [
+        (["ack", "--result", "r"], Ack(items=[(TOKEN, [(4, 1)], b"r")], encoding="text")),
+        (["ack", "--error", "e"], Ack(items=[(TOKEN, [(4, 1)], None)], result_error="e")),
+        (["fail"], Fail(items=[(TOKEN, [(4, 1)])])),
+        (
+            ["fail", "--error", "e", "--retry-in", "5m", "--dead"],
+            Fail(items=[(TOKEN, [(4, 1)])], error="e", retry_in_ms=300_000, dead=True),
+        ),
+        (["release", "--delay", "1s"], Release(items=[(TOKEN, [(4, 1)])], delay_ms=1_000)),
+    ],
+)
+def test_held_jobs_are_spent(shell, args, command):
+    shell.server.answers[args[0]] = OK_4
+    assert shell.json(args[0], "4", str(TOKEN), *args[1:]) == [{"job_id": "4", "code": "ok"}]
+    assert shell.said == command
+
+
+def test_extend_says_how_long_it_holds(shell):
+    shell.server.answers["extend"] = Extended(results=[(4, 1, "ok")], lease_ms_left=600_000)
+    shown = shell.json("extend", "4", "9", "--lease", "10m")
+    assert shown == [{"job_id": "4", "code": "ok", "lease_ms_left": 600_000}]
+    assert shell.said == Extend(items=[(9, [(4, 1)])], lease_ms=600_000)
+
+
+def test_a_lost_lease_is_refused(shell):
+    shell.server.answers["ack"] = Verdicts(results=[(4, 1, "lease_lost")])
+    code, out, err = shell("ack", "4", "9")
+    assert code == 1 and "lease_lost" in out and err.startswith("jqctl: lease_lost: ack of job 4: ")
+
+
+# --- management -------------------------------------------------------------------------------
+
+
+def test_several_ids_have_a_verdict_each(shell):
+    shell.server.answers["cancel"] = Swept(
+        count=2, cursor=None, results=[(4, 2, "ok"), (9, 1, "wrong_state")]
+    )
+    code, out, err = shell("cancel", "4", "5", "9", "-o", "id")
+    assert (code, out) == (1, "4\n5\n") and err.startswith("jqctl: wrong_state: cancel of job 9")
+    assert shell.said == Cancel(ids=[(4, 2), (9, 1)])
+
+
+def test_a_queue_is_swept_page_by_page(shell):
+    pages = iter([Swept(count=1_000, cursor=77, results=[]), Swept(count=5, cursor=None, results=[])])
+    shell.server.answers["requeue"] = lambda _: next(pages)
+    assert shell.json("requeue", "--queue", "q", "--dry-run") == [{"count": 1_005, "dry_run": True}]
+    assert [asked.command for asked in shell.server.asked] == [
+        Requeue(filter=JobFilter(queue="q", state="dead"), cursor=cursor, dry_run=True) for cursor in (0, 77)
+    ]
+
+
+def test_cancel_by_queue_and_state(shell):
+    shell.server.answers["cancel"] = Swept(count=3, cursor=None, results=[])
+    assert shell("cancel", "--queue", "q", "--state", "delayed", "-o", "id")[1] == "3\n"
+    assert shell.said == Cancel(filter=JobFilter(queue="q", state="delayed"))
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def test_job_shows_dates_ids_and_payload_for_programs(shell):
+    shell.server.answers["get"] = job(
+        1 << 59, payload=b'{"a":1}', encoding="json", result=b"\xff", run_at_ms=0
+    )
+    (shown,) = shell.json("job", "7")
+    assert shown["job_id"] == str(1 << 59)
+    assert (shown["created_wall_ms"], shown["created_at"]) == (1_000, "1970-01-01T00:00:01.000Z")
+    assert (shown["run_at_ms"], shown["run_at"]) == (0, "1970-01-01T00:00:00.000Z")
+    assert shown["payload"] == {"a": 1} and base64.b64decode(shown["result_base64"]) == b"\xff"
+    assert "lease_ms_left" not in shown
+
+
+def test_jobs_are_listed_through_all_pages_or_up_to_a_limit(shell):
+    def page(asked: Asked) -> JobList:
+        assert isinstance(asked.command, ListJobs)
+        first = asked.command.cursor or 1
+        last = min(first + asked.command.limit, 1_500)
+        return JobList(jobs=[job(n) for n in range(first, last)], cursor=last if last < 1_500 else None)
+
+    shell.server.answers["list"] = page
+    assert shell("jobs", "--limit", "0", "-o", "id")[1].split() == [str(n) for n in range(1, 1_500)]
+    assert len(shell("jobs", "--limit", "1200", "-o", "id")[1].split()) == 1_200
+    code, out, err = shell("jobs", "--queue", "q", "--state", "dead", "--limit", "2")
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["JOB_ID", "1", "2"]
+    assert "--limit 0 shows all" in err
+    assert shell.said == ListJobs(filter=JobFilter(queue="q", state="dead"), limit=2)
+
+
+def test_queues_ping_and_stats(shell):
+    counts = {"delayed": 1, "ready": 2, "leased": 3, "done": 4, "dead": 5, "cancelled": 6, "expired": 7}
+    shell.server.answers |= {
+        "queues": QueueList(queues=[QueueInfo(queue="q", **counts)], cursor=None),
+        "ping": Pong(wall_ms=1, engine_ms=2),
+    }
+    assert shell.json("queues") == [{"queue": "q", **counts}]
+    assert shell("queues")[1].splitlines()[1].split() == ["q", *map(str, range(1, 8))]
+    (shown,) = shell.json("ping")
+    assert shown["url"] == shell.server.url and shown["round_trip_ms"] > 0
+
+
+# --- exit codes -------------------------------------------------------------------------------
+
+
+def test_a_refusal_exits_1_with_its_code(shell):
+    shell.server.answers |= {"get": JobNotFound("job_id = 7"), "list": QueueNotFound("queue = 'x\x1b[0m'")}
+    assert shell("job", "7") == (1, "", "jqctl: job_not_found: job_id = 7\n")
+    assert shell("jobs", "--queue", "x")[2] == "jqctl: queue_not_found: queue = 'x\\x1b[0m'\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nonsense"],
+        ["submit"],
+        ["submit", "q", "--delay", "soon"],
+        ["submit", "q", "--run-at", "2030-01-31T08:00:00"],
+        ["submit", "q", "--meta", "novalue"],
+        ["submit", "q", "x", "--file", "/dev/null"],
+        ["ack", "0", "1"],
+        ["ack", "1", "x"],
+        ["ack", "1"],
+        ["cancel"],
+        ["cancel", "1", "--queue", "q"],
+        ["requeue"],
+        ["lease"],
+        ["--url", "http://x", "ping"],
+        ["--timeout", "x", "ping"],
+        ["-o", "xml", "ping"],
+    ],
+)
+def test_wrong_usage_exits_2_and_asks_nothing(shell, args):
+    code, out, err = shell(*args)
+    assert (code, out) == (2, "") and err
+    assert shell.server.asked == []
+
+
+def test_nobody_there_exits_3(shell):
+    code, _, err = shell("--url", "jqd://127.0.0.1:1", "ping")
+    assert code == 3
+    assert err == "jqctl: connection_lost: cannot reach jqd://127.0.0.1:1: Connection refused\n"
+
+
+def test_no_reply_in_time_exits_3_and_says_that_the_outcome_is_unknown(shell):
+    code, _, err = shell("submit", "q", "x", "--timeout", "10ms")
+    assert code == 3 and err.startswith("jqctl: request_timeout: ") and "outcome unknown" in err
+
+
+# --- where the server is ----------------------------------------------------------------------
+
+
+def test_the_first_default_that_connects_is_used(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("JQD_URL", raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 1_000)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(connect, "SERVICE_SOCKET", tmp_path / "service.sock")
+    (tmp_path / "jqd").mkdir()
+    path = tmp_path / "jqd" / "jqd.sock"
+    (tmp_path / "service.sock").touch()  # left over: nobody listens
+    with FakeServer.thread(str(path)) as server:
+        server.answers["ping"] = Pong(wall_ms=1, engine_ms=2)
+        assert run(["ping", "-o", "id"]) == 0
+        assert capsys.readouterr().out == f"unix://{path}\n"
+
+
+def test_the_environment_says_where_and_an_option_says_better(shell, monkeypatch, capsys):
+    shell.server.answers["ping"] = Pong(wall_ms=1, engine_ms=2)
+    monkeypatch.setenv("JQD_URL", shell.server.url)
+    assert run(["ping"]) == 0
+    monkeypatch.setenv("JQD_URL", "jqd://127.0.0.1:1")
+    assert run(["ping"]) == 3
+    assert run(["ping", "--url", shell.server.url]) == 0
+    assert run(["--url", shell.server.url, "ping"]) == 0
+
+
+# --- the program ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_verb_has_help_and_an_example(name, capsys):
+    assert run([name, "--help"]) == 0
+    assert f"  jqctl {name}" in capsys.readouterr().out
+
+
+def test_start_up_loads_neither_asyncio_nor_rich():
+    program = "import sys, jqctl.__main__; print({'asyncio', 'uvloop', 'rich', 'jqd.client.aio'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(shell):
+    shell.server.answers["list"] = lambda _: JobList(jobs=[job(n) for n in range(1, 1_001)], cursor=1)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jqctl", "--url", shell.server.url, "jobs", "--limit", "0", "-o", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait(30) == 141
