@@ -49,10 +49,8 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         yield running
 
 
-@pytest.fixture(params=["tcp", "unix"])
-def shell(daemon: Daemon, request: pytest.FixtureRequest) -> Shell:
-    if request.param == "unix":
-        return Shell(f"unix://{daemon.socket_path}")
+@pytest.fixture
+def shell(daemon: Daemon) -> Shell:
     host, port = daemon.address
     return Shell(f"jqd://{host}:{port}")
 
