@@ -1,0 +1,338 @@
+"""The engine and the naive queue, told the same, say the same: replies, order, tokens, and every job.
+
+Clocks move and jump, turns hold several commands, leases wait, requests come twice, replies get lost, and the
+daemon is killed and starts again on its log.
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from jqd.core import commands as c
+from jqd.core import model
+from jqd.core.model import Caller
+from jqd.errors import JqdError
+from tests.support.core import Core, replayed
+from tests.support.naive import NaiveQueue, Refused
+
+QUEUES = ("a", "b", "c")
+SESSIONS = (None, b"s" * 16, b"t" * 16, b"u" * 16)
+TICKETS = ("one", "two", "three")
+# Low enough to be met by some dozens of jobs.
+LIMITS = {
+    "FINISHED_COUNT_MAX": 5,
+    "DEAD_COUNT_MAX": 3,
+    "RESULTS_BYTES_MAX": 12,
+    "SESSIONS_MAX": 2,
+    "ANSWERS_PER_SESSION_MAX": 3,
+    "SCAN_JOBS_MAX": 12,
+}
+
+queue = st.sampled_from(QUEUES)
+picks = st.integers(0, 63)
+some_ms = st.sampled_from([0, 1, 500, 999, 1_000, 1_001, 5_000, 29_999, 30_000, 60_000, 600_000, 3_600_000])
+some_lease_ms = st.sampled_from([None, None, 1_000, 2_000, 30_000, 86_400_000])
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue": queue,
+        "priority": st.sampled_from([-1, 1, 32_767]),
+        "max_retries": st.integers(0, 2),
+        "max_crashes": st.integers(0, 2),
+        "lease_ms": st.sampled_from([1_000, 5_000]),
+        "delivery": st.sampled_from(["at_most_once", "at_least_once"]),
+        "encoding": st.sampled_from(["raw", "json"]),
+        "task": st.just("t"),
+        "metadata": st.just({"k": "v"}),
+    },
+).map(lambda fields: {"queue": "a"} | fields)
+
+
+class Machine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.core = Core()
+        self.naive = NaiveQueue()
+        self.naive.start(self.core.now)
+        self.connections: dict[str, Caller] = {}
+        self.sent: list[tuple[bytes, int, c.Command[Any]]] = []  # what may be sent again
+        self.tokens: list[int] = [1]
+        self.delivered: dict[int, int] = {}  # job -> its newest token
+        self.request_id = 0
+
+    # --- saying the same to both --------------------------------------------------------------
+
+    def say(self, command: c.Command[Any], ticket: str = "local", request_id: int | None = None) -> Any:
+        again = request_id is not None
+        if request_id is None:
+            request_id = self.request_id = self.request_id + 1
+        caller = self.connections.get(ticket, model.LOCAL)
+        if caller.session is not None and command.writes and not again:
+            self.sent.append((caller.session, request_id, command))
+        try:
+            expected: Any = self.naive.execute(command, caller, request_id, ticket, self.core.now)
+        except Refused as refused:
+            expected = refused.code
+        try:
+            got = self.core.execute(command, caller, request_id=request_id, ticket=ticket)
+        except JqdError as error:
+            got = error.code
+        if again and isinstance(got, c.Leased):
+            got.jobs.sort(key=lambda job: job.job_id)  # a grant of which a part was extended has no order
+            expected.jobs.sort(key=lambda job: job.job_id)
+        elif isinstance(got, c.Leased):
+            self.note(got)
+        self.settle_jitter()
+        assert got == expected, f"got {got}, expected {expected}"
+        return got
+
+    def note(self, leased: c.Leased) -> None:
+        """Check what holds for every grant, whatever the oracle says."""
+        if leased.jobs:
+            assert leased.token > max(self.tokens)
+            self.tokens.append(leased.token)
+        for job in leased.jobs:
+            assert self.delivered.get(job.job_id, 0) < leased.token
+            self.delivered[job.job_id] = leased.token
+
+    def settle_jitter(self) -> None:
+        for job_id in self.naive.unsettled():
+            job = self.core.job(job_id)
+            assert job.due is not None
+            self.naive.adopt(job_id, job.due.ms)
+
+    def end_turn(self) -> None:
+        self.naive.turn(self.core.now)
+        self.core.answers.clear()
+        self.core.settle()
+        self.settle_jitter()
+        for _, _, leased in self.core.answers:
+            self.note(leased)
+        assert self.core.answers == self.naive.outbox
+        self.naive.outbox.clear()
+
+    def token(self, pick: int) -> int:
+        """One of the newest tokens, or a stale one."""
+        return self.tokens[-1 - pick % len(self.tokens)]
+
+    def ids_under(self, token: int, pick: int) -> list[tuple[int, int]]:
+        """The jobs of a token, a part of them, or some others."""
+        mine = [job.id for job in self.naive.sorted() if job.token == token]
+        if pick % 4 == 0 or not mine:
+            return [(pick % self.naive.next_id + 1, pick % 3 + 1)]
+        return c.to_ranges(mine if pick % 4 < 3 else mine[: len(mine) // 2 + 1])
+
+    # --- rules --------------------------------------------------------------------------------
+
+    tickets = st.sampled_from(("local", *TICKETS))
+
+    @rule(fields=options, payload=st.binary(max_size=3), ticket=tickets)
+    def submit(self, fields, payload, ticket):
+        self.say(c.Submit(payload=payload, **fields), ticket)
+
+    @rule(fields=options, delay_ms=some_ms, ticket=tickets)
+    def submit_later(self, fields, delay_ms, ticket):
+        self.say(c.Submit(delay_ms=delay_ms, **fields), ticket)
+
+    @rule(fields=options, in_ms=st.integers(-10, 10_000))
+    def submit_with_a_date(self, fields, in_ms):
+        self.say(c.Submit(run_at_ms=self.core.wall_ms + in_ms, **fields))
+
+    @rule(fields=st.sampled_from([{"queue": "/"}, {"group": "g"}, {"delay_ms": 1, "run_at_ms": 1}]))
+    def submit_nonsense(self, fields):
+        self.say(c.Submit(**fields), "one")
+
+    @rule(groups=st.lists(st.tuples(options, st.integers(1, 6), some_ms), min_size=1, max_size=3), ticket=tickets)
+    def submit_many(self, groups, ticket):
+        made = [c.SubmitGroup(payloads=[b"p"] * count, delay_ms=ms, **fields) for fields, count, ms in groups]
+        self.say(c.SubmitMany(groups=made), ticket)
+
+    lease_args = {
+        "queues": st.lists(queue, min_size=1, max_size=3),
+        "count": st.sampled_from([1, 1, 2, 5, 100]),
+        "lease_ms": some_lease_ms,
+        "wait_ms": st.sampled_from([0, 0, 1, 2_000, 30_000]),
+        "ticket": tickets,
+    }
+
+    @rule(**lease_args)
+    def lease(self, queues, count, lease_ms, wait_ms, ticket):
+        self.say(c.Lease(queues=queues, count=count, lease_ms=lease_ms, wait_ms=wait_ms), ticket)
+
+    @rule(**lease_args)
+    def lease_more(self, queues, count, lease_ms, wait_ms, ticket):
+        self.say(c.Lease(queues=queues, count=count, lease_ms=lease_ms, wait_ms=wait_ms), ticket)
+
+    @rule(ticket=tickets)
+    def lease_nonsense(self, ticket):
+        self.say(c.Lease(queues=["a", "/"]), ticket)
+
+    @rule(pick=picks, part=picks, lease_ms=some_lease_ms, ticket=tickets)
+    def extend(self, pick, part, lease_ms, ticket):
+        token = self.token(pick)
+        self.say(c.Extend(items=[(token, self.ids_under(token, part))], lease_ms=lease_ms), ticket)
+
+    @rule(
+        items=st.lists(
+            st.tuples(picks, picks, st.sampled_from([None, b"", b"res", b"longer"])), min_size=1, max_size=2
+        ),
+        error=st.sampled_from([None, None, "no"]),
+        ticket=tickets,
+    )
+    def ack(self, items, error, ticket):
+        made = []
+        for pick, part, result in items:
+            token = self.token(pick)
+            made.append((token, self.ids_under(token, part), result))
+        self.say(c.Ack(items=made, encoding="text", result_error=error), ticket)
+
+    @rule(
+        items=st.lists(st.tuples(picks, picks), min_size=1, max_size=2),
+        retry_in_ms=st.sampled_from([None, None, 0, 700]),
+        dead=st.sampled_from([False, False, False, True]),
+        ticket=tickets,
+    )
+    def fail(self, items, retry_in_ms, dead, ticket):
+        made = [(self.token(pick), self.ids_under(self.token(pick), part)) for pick, part in items]
+        self.say(c.Fail(items=made, error="oops", retry_in_ms=retry_in_ms, dead=dead), ticket)
+
+    @rule(pick=picks, part=picks, delay_ms=some_ms, ticket=tickets)
+    def release(self, pick, part, delay_ms, ticket):
+        token = self.token(pick)
+        self.say(c.Release(items=[(token, self.ids_under(token, part))], delay_ms=delay_ms), ticket)
+
+    @rule(pick=picks)
+    def lose_the_reply_of_a_lease(self, pick):
+        self.naive.take_back(self.token(pick), self.core.now)
+        self.core.engine.take_back(self.token(pick), self.core.now)
+
+    kinds = st.sampled_from([c.Cancel, c.Requeue, c.Purge])
+
+    @rule(kind=kinds, first=picks, count=st.integers(1, 9), dry_run=st.booleans(), ticket=tickets)
+    def sweep_ids(self, kind, first, count, dry_run, ticket):
+        self.say(kind(ids=[(first + 1, count), (first + 12, 1)], dry_run=dry_run), ticket)
+
+    @rule(
+        kind=kinds,
+        name=st.sampled_from([None, *QUEUES]),
+        state=st.sampled_from([None, "delayed", "ready", "dead", "done"]),
+        cursor=st.integers(0, 20),
+        limit=st.integers(1, 12),
+        dry_run=st.booleans(),
+        ticket=tickets,
+    )
+    def sweep_by_filter(self, kind, name, state, cursor, limit, dry_run, ticket):
+        wanted = c.JobFilter(queue=name, state=state)
+        self.say(kind(filter=wanted, cursor=cursor, limit=limit, dry_run=dry_run), ticket)
+
+    @rule(name=st.sampled_from([None, *QUEUES]), state=st.sampled_from([None, "ready"]), limit=st.integers(1, 20))
+    def list_a_page(self, name, state, limit):
+        self.say(c.ListJobs(filter=c.JobFilter(queue=name, state=state), limit=limit))
+
+    # --- connections --------------------------------------------------------------------------
+
+    @rule(ticket=st.sampled_from(TICKETS), session=st.sampled_from(SESSIONS), worker=st.sampled_from(["", "box"]))
+    def connect(self, ticket, session, worker):
+        if ticket in self.connections:
+            self.disconnect(ticket)
+        try:
+            self.naive.hello(session)
+        except Refused as refused:
+            with pytest.raises(JqdError) as error:
+                self.core.engine.hello(c.Hello(version=1, session=session), self.core.now)
+            assert error.value.code == refused.code
+        else:
+            hello = c.Hello(version=1, session=session, worker=worker)
+            self.connections[ticket], _ = self.core.engine.hello(hello, self.core.now)
+
+    @rule(ticket=st.sampled_from(TICKETS))
+    def disconnect(self, ticket):
+        if ticket in self.connections:
+            caller = self.connections.pop(ticket)
+            self.naive.disconnect(caller, ticket, self.core.now)
+            self.core.engine.disconnect(caller, ticket, self.core.now)
+
+    @precondition(lambda self: self.sent)
+    @rule(pick=picks, ticket=st.sampled_from(TICKETS))
+    def send_again(self, pick, ticket):
+        session, request_id, command = self.sent[-1 - pick % len(self.sent)]
+        if self.connections.get(ticket, model.LOCAL).session != session:
+            self.connect(ticket, session, "")
+        if ticket in self.connections:
+            self.say(command, ticket, request_id)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    @rule(ms=some_ms)
+    def pass_time(self, ms):
+        self.end_turn()
+        self.core.move(ms)
+
+    @rule(ms=some_ms)
+    def pass_time_with_a_turn(self, ms):
+        self.end_turn()
+        self.core.move(ms)
+        self.end_turn()
+
+    @rule(ms=st.sampled_from([0, 5_000]), jump_ms=st.sampled_from([-7_200_000, -1_000, 1_000, 7_200_000]))
+    def jump_the_wall_clock(self, ms, jump_ms):
+        self.end_turn()
+        self.core.move(ms, wall_ms=jump_ms)
+
+    @rule()
+    def pass_a_month(self):
+        self.end_turn()
+        self.core.move(30 * model.DAY_MS)
+        self.end_turn()
+
+    @rule(down_ms=st.sampled_from([0, 1_000, 100_000, -50_000]))
+    def kill_and_start(self, down_ms):
+        self.core.check()
+        assert replayed(self.core.log).digest() == self.core.state.digest()
+        self.core.restart(wall_ms=down_ms)
+        self.naive.outbox.clear()
+        self.naive.start(self.core.now)
+        self.core.engine.outbox.clear()
+        self.connections.clear()
+
+    # --- what always holds --------------------------------------------------------------------
+
+    @invariant()
+    def every_job_is_as_expected(self):
+        self.core.state.check()
+        cursor, ids = 0, []
+        while cursor is not None:
+            page = self.say(c.ListJobs(cursor=cursor, limit=1_000))
+            ids += [job.job_id for job in page.jobs]
+            cursor = page.cursor
+        assert ids == sorted(self.naive.jobs)
+        for job_id in ids:
+            assert self.core.job(job_id).payload == self.naive.jobs[job_id].payload
+        self.say(c.Queues())
+        lanes = {name: [job.id for job in self.naive.waiting_for(c.Lease(queues=[name]))] for name in QUEUES}
+        assert {name: self.core.state.ready_ids(name, 1_000) for name in QUEUES} == lanes
+
+    @invariant()
+    def counts_add_up(self):
+        stats = self.core.execute(c.Stats())
+        assert stats.jobs == {state: len(self.naive.in_state(state)) for state in stats.jobs}
+        assert stats.parked_count == len(self.naive.parked)
+        assert stats.session_count == len(self.naive.sessions)
+        assert stats.lease_count == len({job.token for job in self.naive.in_state("leased")})
+
+    def teardown(self):
+        self.end_turn()
+        self.core.check()
+
+
+@pytest.mark.timeout(600)  # hundreds of runs of dozens of steps, or thousands under the long profile
+def test_engine_says_what_the_naive_queue_says(monkeypatch):
+    for name, value in LIMITS.items():
+        monkeypatch.setattr(model, name, value)
+    examples = settings().max_examples
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=max(1, examples * 3 // 2), stateful_step_count=50)
+    )

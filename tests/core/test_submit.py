@@ -1,0 +1,194 @@
+"""submit and submit_many."""
+
+import pytest
+
+from jqd.core import commands as c
+from jqd.core import model
+from jqd.core.changes import JobsSubmitted
+from jqd.errors import InvalidArgument, PayloadTooLarge
+from tests.support.core import WALL_MS, Core
+
+
+def many(core: Core, *groups: c.SubmitGroup) -> list[tuple[int, int, bool]]:
+    return core.do(c.SubmitMany(groups=list(groups))).jobs  # type: ignore[no-any-return]
+
+
+def test_submit_makes_a_ready_job_with_the_documented_defaults(core):
+    job_id = core.submit(b"work")
+    assert core.get(job_id) == c.JobInfo(
+        job_id=1,
+        queue="default",
+        state="ready",
+        attempt=0,
+        created_wall_ms=WALL_MS,
+        changed_wall_ms=WALL_MS,
+        payload_bytes=4,
+        payload=b"work",
+        encoding="raw",
+        priority=0,
+        tenant="default",
+        delivery="at_least_once",
+        max_retries=3,
+        max_crashes=5,
+        lease_ms=30_000,
+    )
+
+
+def test_every_option_of_a_submit_is_kept(core):
+    fields = {
+        "queue": "mail",
+        "priority": -5,
+        "max_retries": 0,
+        "max_crashes": 1_000,
+        "lease_ms": 86_400_000,
+        "encoding": "json",
+        "task": "send",
+        "metadata": {"to": "you"},
+    }
+    shown = core.get(core.submit(b"{}", **fields))
+    assert {name: getattr(shown, name) for name in fields} == fields
+
+
+def test_ids_are_dense_from_one(core):
+    assert [core.submit() for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group": "g"}, "group = 'g': this server does not support group yet"),
+        ({"dedupe_key": "k"}, "dedupe_key = 'k': this server does not support dedupe_key yet"),
+        ({"idempotency_key": "k"}, "idempotency_key = 'k': this server does not support idempotency_key yet"),
+        ({"expires_ms": 0}, "expires_ms = 0: this server does not support expires_ms yet"),
+        ({"result_ttl_ms": 5}, "result_ttl_ms = 5: this server does not support result_ttl_ms yet"),
+        ({"tenant": "acme"}, "tenant = 'acme': this server knows only 'default' yet"),
+        ({"queue": "-x"}, f"queue = '-x': a name must match {model.NAME_PATTERN}"),
+        ({"queue": "a/b"}, f"queue = 'a/b': a name must match {model.NAME_PATTERN}"),
+        ({"queue": "a\n"}, rf"queue = 'a\n': a name must match {model.NAME_PATTERN}"),
+        ({"queue": "ä"}, rf"queue = '\xe4': a name must match {model.NAME_PATTERN}"),
+        ({"task": "../etc"}, f"task = '../etc': a name must match {model.NAME_PATTERN}"),
+        ({"metadata": {"k": "v" * 4096}}, "metadata = 4097 bytes: the limit is 4096"),
+        ({"metadata": {"ä" * 1024: "ö" * 1025}}, "metadata = 4098 bytes: the limit is 4096"),
+        ({"delay_ms": 5, "run_at_ms": 6}, "delay_ms = 5 and run_at_ms = 6: give one of them"),
+        ({"delay_ms": 0, "run_at_ms": 0}, "delay_ms = 0 and run_at_ms = 0: give one of them"),
+        (
+            {"delivery": "at_most_once", "max_retries": 1},
+            "max_retries = 1: with delivery at_most_once it must be 0",
+        ),
+    ],
+)
+def test_bad_field_is_refused_by_name_value_and_limit(core, fields, message):
+    lsn = core.state.lsn
+    with pytest.raises(InvalidArgument) as single:
+        core.submit(**fields)
+    assert str(single.value) == message
+    good = c.SubmitGroup(payloads=[b""])
+    with pytest.raises(InvalidArgument) as bulk:
+        many(core, good, c.SubmitGroup(payloads=[b""], **fields))
+    assert str(bulk.value) == f"groups[1].{message}"
+    assert core.state.lsn == lsn, "nothing has changed"
+
+
+def test_refused_field_is_refused_again_although_its_neighbours_are_known(core):
+    core.submit(queue="q")
+    for _ in range(2):
+        with pytest.raises(InvalidArgument):
+            core.submit(queue="q", delay_ms=1, run_at_ms=1)
+
+
+def test_metadata_of_the_limit_is_taken(core):
+    assert core.get(core.submit(metadata={"k": "v" * 4095})).metadata == {"k": "v" * 4095}
+
+
+def test_longest_name_is_taken(core):
+    name = "a" * 128
+    assert core.get(core.submit(queue=name, task=name)).queue == name
+
+
+def test_payload_over_the_limit_is_refused_and_at_the_limit_taken(core):
+    with pytest.raises(PayloadTooLarge) as refusal:
+        core.submit(b"x" * (model.PAYLOAD_BYTES_MAX + 1))
+    assert str(refusal.value) == "payload = 1048577 bytes: the limit is 1048576"
+    assert core.get(core.submit(b"x" * model.PAYLOAD_BYTES_MAX)).payload_bytes == model.PAYLOAD_BYTES_MAX
+
+
+def test_submit_with_a_delay_waits_for_the_engine_clock(core):
+    job_id = core.submit(delay_ms=1_000)
+    assert (core.get(job_id).state, core.get(job_id).due_ms_left) == ("delayed", 1_000)
+    core.wait(999)
+    assert core.states(job_id) == ["delayed"]
+    core.wait(1)
+    assert core.states(job_id) == ["ready"]
+
+
+def test_submit_with_a_date_waits_for_the_wall_clock(core):
+    job_id = core.submit(run_at_ms=WALL_MS + 1_000)
+    shown = core.get(job_id)
+    assert (shown.state, shown.run_at_ms, shown.due_ms_left) == ("delayed", WALL_MS + 1_000, None)
+    core.wait(999)
+    assert core.states(job_id) == ["delayed"]
+    core.wait(1)
+    assert core.states(job_id) == ["ready"]
+
+
+@pytest.mark.parametrize("fields", [{"delay_ms": 0}, {"run_at_ms": WALL_MS}, {"run_at_ms": 0}])
+def test_time_that_is_now_or_over_means_ready(core, fields):
+    assert core.states(core.submit(**fields)) == ["ready"]
+
+
+def test_at_most_once_without_max_retries_means_none(core):
+    assert core.get(core.submit(delivery="at_most_once")).max_retries == 0
+    assert core.get(core.submit(delivery="at_most_once", max_retries=0)).max_retries == 0
+
+
+def test_principal_is_in_the_fact(core):
+    core.execute(c.Submit(), model.Caller(principal="key7"))
+    (change,) = core.write()
+    assert isinstance(change, JobsSubmitted)
+    assert change.principal == "key7"
+
+
+def test_submit_many_answers_with_consecutive_ranges_in_request_order(core):
+    groups = [
+        c.SubmitGroup(payloads=[b"a", b"b"], queue="x"),
+        c.SubmitGroup(payloads=[b"c"], queue="y", delay_ms=10),
+        c.SubmitGroup(payloads=[b"d", b"e"], queue="x", priority=1),
+    ]
+    assert many(core, *groups) == [(1, 2, False), (3, 1, False), (4, 2, False)]
+    assert [core.get(job_id).payload for job_id in range(1, 6)] == [b"a", b"b", b"c", b"d", b"e"]
+    assert core.states(*range(1, 6)) == ["ready", "ready", "delayed", "ready", "ready"]
+    assert core.lease_ids("x", count=9) == [4, 5, 1, 2]
+
+
+def test_submit_many_with_a_payload_too_large_adds_nothing(core):
+    big = b"x" * (model.PAYLOAD_BYTES_MAX + 1)
+    with pytest.raises(PayloadTooLarge) as refusal:
+        many(core, c.SubmitGroup(payloads=[b""]), c.SubmitGroup(payloads=[b"", big]))
+    assert str(refusal.value) == "groups[1].payloads[1] = 1048577 bytes: the limit is 1048576"
+    assert core.submit() == 1
+
+
+def test_submit_many_counts_the_jobs_of_all_groups(core):
+    half = c.SubmitGroup(payloads=[b""] * 5_000)
+    with pytest.raises(InvalidArgument) as refusal:
+        many(core, half, half, c.SubmitGroup(payloads=[b""]))
+    assert str(refusal.value) == "groups = 10001 jobs in all: the limit is 10000 a request"
+    assert many(core, half, half) == [(1, 5_000, False), (5_001, 5_000, False)]
+
+
+def test_jobs_with_equal_options_share_them(core):
+    core.submit(queue="q", priority=3)
+    core.submit(queue="q", priority=3, delay_ms=5)
+    core.submit_jobs(2, queue="q", priority=3)
+    assert len({id(core.job(job_id).options) for job_id in range(1, 5)}) == 1
+    core.submit(queue="q", priority=3, metadata={"a": "b"})
+    assert core.job(5).options.metadata == {"a": "b"}
+
+
+def test_table_of_shared_options_begins_anew_when_it_is_full(core, monkeypatch):
+    monkeypatch.setattr("jqd.core.state._SHARED_OPTIONS_MAX", 2)
+    for priority in (1, 2, 3, 1, 1):
+        core.submit(priority=priority)
+    assert [core.get(job_id).priority for job_id in range(1, 6)] == [1, 2, 3, 1, 1]
+    assert core.job(4).options is core.job(5).options
+    assert len(core.state.options_by_fields) <= 2

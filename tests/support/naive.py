@@ -1,0 +1,639 @@
+"""The queue once more, in the dumbest way that can be right: an oracle for the core.
+
+Every rule is written anew from the design, with lists that are sorted when they are read. Of jqd.core it knows what
+can be said and answered (commands), and the numbers (model); no decision, no container, no arithmetic. Jitter is the
+one thing it does not compute: it knows the bounds, and takes the time that it is told by `adopt`.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from msgspec import Struct
+
+from jqd.core import commands as c
+from jqd.core import model
+
+STATES = ("delayed", "ready", "leased", "done", "dead", "cancelled", "expired")
+FINISHED = ("done", "cancelled", "expired")
+
+
+class Refused(Exception):
+    """An error reply.
+
+    Args:
+        code: its word on the wire.
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class NaiveJob:
+    """A job, with its lease spelled out in it."""
+
+    def __init__(self, job_id: int, fields: c.JobFields, payload: bytes, now: model.Now) -> None:
+        self.id = job_id
+        self.fields = fields
+        self.payload: bytes | None = payload
+        self.state = "ready"
+        self.created = self.changed = now
+        self.attempt = self.errors = self.crashes = 0
+        self.attempts: list[c.AttemptInfo] = []
+        self.error = ""
+        self.reason: Any = None
+        self.result: bytes | None = None
+        self.result_encoding: Any = "raw"
+        self.due_ms: int | None = None  # by the engine clock
+        self.due_wall_ms: int | None = None
+        self.due_bounds: tuple[int, int] | None = None  # of due_ms, where only jitter knows it
+        self.token = self.deadline_ms = self.lease_ms = 0
+        self.worker = ""
+        self.restarted = False
+
+    @property
+    def once(self) -> bool:
+        return self.fields.delivery == "at_most_once"
+
+    @property
+    def max_retries(self) -> int:
+        if self.once:
+            return 0
+        return 3 if self.fields.max_retries is None else self.fields.max_retries
+
+    @property
+    def max_crashes(self) -> int:
+        return 5 if self.fields.max_crashes is None else self.fields.max_crashes
+
+    def holds(self, token: int, now: model.Now) -> bool:
+        return self.state == "leased" and self.token == token and now.engine_ms < self.deadline_ms
+
+
+class NaiveParked:
+    """A lease that waits."""
+
+    def __init__(
+        self, command: c.Lease, caller: model.Caller, request_id: int, ticket: str, until_ms: int
+    ) -> None:
+        self.command, self.caller, self.request_id, self.ticket = command, caller, request_id, ticket
+        self.until_ms = until_ms
+
+
+class NaiveSession:
+    """What is known of a client process."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, Any]] = []  # (request id, reply or a lease's token), oldest first
+        self.floor = 0
+        self.connections = 0
+        self.alone_since_ms = 0
+
+
+class NaiveQueue:
+    """The whole daemon's memory."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[int, NaiveJob] = {}
+        self.names: set[str] = set()
+        self.next_id = 1
+        self.epoch = self.grant = 0
+        self.finished: list[int] = []  # in the order in which they ended
+        self.dead: list[int] = []
+        self.sessions: dict[bytes, NaiveSession] = {}
+        self.parked: list[NaiveParked] = []
+        self.outbox: list[tuple[str, int, c.Leased]] = []
+        self.changed = False
+
+    # --- runs, connections --------------------------------------------------------------------
+
+    def start(self, now: model.Now) -> None:
+        self.epoch = max(self.epoch + 1, now.wall_ms // 1000)
+        self.grant = 0
+        self.parked = []
+        for session in self.sessions.values():
+            session.connections = 0
+            session.alone_since_ms = now.engine_ms
+        for job in self.in_state("leased"):
+            job.deadline_ms = max(job.deadline_ms, now.engine_ms + min(job.lease_ms, 30_000))
+            job.restarted = True
+
+    def hello(self, name: bytes | None) -> None:
+        if name is None:
+            return
+        if name not in self.sessions:
+            if len(self.sessions) >= model.SESSIONS_MAX:
+                raise Refused("overloaded")
+            self.sessions[name] = NaiveSession()
+        self.sessions[name].connections += 1
+
+    def disconnect(self, caller: model.Caller, ticket: str, now: model.Now) -> None:
+        self.parked = [one for one in self.parked if one.ticket != ticket]
+        if caller.session is not None:
+            session = self.sessions[caller.session]
+            session.connections -= 1
+            session.alone_since_ms = now.engine_ms
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def execute(
+        self, command: c.Command[Any], caller: model.Caller, request_id: int, ticket: str, now: model.Now
+    ) -> Struct | None:
+        """Answer, or return None for what is parked. Raises: Refused."""
+        if command.writes:
+            answer = self.answered(caller, request_id, now)
+            if answer is not None:
+                return answer
+        if isinstance(command, c.Lease):
+            self.serve(now)
+            answer = self.answered(caller, request_id, now)
+            if answer is not None:
+                return answer
+            if command.wait_ms and any(one.ticket == ticket for one in self.parked):
+                raise Refused("invalid_argument")
+            reply = self.remembered(command, caller, request_id, now)
+            if reply.jobs or not command.wait_ms:
+                return reply
+            for one in [
+                one
+                for one in self.parked
+                if (one.caller.session, one.request_id) == (caller.session, request_id)
+            ]:
+                if caller.session is not None:
+                    self.answer(one, nothing(now))
+            self.parked.append(
+                NaiveParked(command, caller, request_id, ticket, now.engine_ms + command.wait_ms)
+            )
+            return None
+        return self.remembered(command, caller, request_id, now)
+
+    def remembered(
+        self, command: c.Command[Any], caller: model.Caller, request_id: int, now: model.Now
+    ) -> Any:
+        self.changed = False
+        reply = getattr(self, f"on_{command.verb}")(command, caller, now)
+        if caller.session is not None and self.changed:
+            session = self.sessions[caller.session]
+            session.answers = [one for one in session.answers if one[0] != request_id]
+            session.answers.append((request_id, reply.token if isinstance(reply, c.Leased) else reply))
+            while len(session.answers) > model.ANSWERS_PER_SESSION_MAX:
+                session.floor = max(session.floor, session.answers.pop(0)[0])
+        return reply
+
+    def answered(self, caller: model.Caller, request_id: int, now: model.Now) -> Struct | None:
+        if caller.session is None:
+            return None
+        session = self.sessions[caller.session]
+        for known, answer in session.answers:
+            if known == request_id:
+                return self.leased_again(answer, now) if isinstance(answer, int) else answer
+        if request_id <= session.floor:
+            raise Refused("position_lost")
+        return None
+
+    def leased_again(self, token: int, now: model.Now) -> c.Leased:
+        jobs = [job for job in self.sorted() if job.holds(token, now) and not job.once]
+        if not jobs:
+            return nothing(now)
+        left_ms = min(job.deadline_ms for job in jobs) - now.engine_ms
+        return c.Leased(
+            token=token, lease_ms_left=left_ms, wall_ms=now.wall_ms, jobs=[leased_job(job) for job in jobs]
+        )
+
+    def on_submit(self, command: c.Submit, caller: model.Caller, now: model.Now) -> c.Submitted:
+        self.check_fields(command)
+        return c.Submitted(job_id=self.add(command, command.payload, now))
+
+    def on_submit_many(self, command: c.SubmitMany, caller: model.Caller, now: model.Now) -> c.SubmittedMany:
+        for group in command.groups:
+            self.check_fields(group)
+        ranges = []
+        for group in command.groups:
+            ids = [self.add(group, payload, now) for payload in group.payloads]
+            ranges.append((ids[0], len(ids), False))
+        return c.SubmittedMany(jobs=ranges)
+
+    def check_fields(self, fields: c.JobFields) -> None:
+        if fields.delay_ms is not None and fields.run_at_ms is not None:
+            raise Refused("invalid_argument")
+        if fields.delivery == "at_most_once" and fields.max_retries:
+            raise Refused("invalid_argument")
+        if "/" in fields.queue or fields.group is not None:
+            raise Refused("invalid_argument")
+
+    def add(self, fields: c.JobFields, payload: bytes, now: model.Now) -> int:
+        self.changed = True
+        job = NaiveJob(self.next_id, fields, payload, now)
+        self.next_id += 1
+        self.jobs[job.id] = job
+        self.names.add(fields.queue)
+        if fields.delay_ms:
+            job.state, job.due_ms = "delayed", now.engine_ms + fields.delay_ms
+        elif fields.run_at_ms is not None and fields.run_at_ms > now.wall_ms:
+            job.state, job.due_wall_ms = "delayed", fields.run_at_ms
+        return job.id
+
+    def on_lease(self, command: c.Lease, caller: model.Caller, now: model.Now) -> c.Leased:
+        if any("/" in name for name in command.queues):
+            raise Refused("invalid_argument")
+        wanted = self.waiting_for(command)[: command.count]
+        jobs: list[NaiveJob] = []
+        for job in wanted:
+            if command.lease_ms is None and job.fields.lease_ms != wanted[0].fields.lease_ms:
+                break
+            jobs.append(job)
+        if not jobs:
+            return nothing(now)
+        self.changed = True
+        self.grant += 1
+        lease_ms = command.lease_ms or jobs[0].fields.lease_ms or 30_000
+        for job in jobs:
+            job.state, job.changed, job.attempt = "leased", now, job.attempt + 1
+            job.token = (self.epoch << 32) + self.grant
+            job.lease_ms, job.deadline_ms = lease_ms, now.engine_ms + lease_ms
+            job.worker, job.restarted = caller.worker, False
+        return c.Leased(
+            token=jobs[0].token,
+            lease_ms_left=lease_ms,
+            wall_ms=now.wall_ms,
+            jobs=[leased_job(job) for job in jobs],
+        )
+
+    def waiting_for(self, command: c.Lease) -> list[NaiveJob]:
+        """What the command's queues hold ready, in the order of handing out."""
+        found: list[NaiveJob] = []
+        for name in dict.fromkeys(command.queues):
+            ready = [job for job in self.in_state("ready") if job.fields.queue == name]
+            found += sorted(ready, key=lambda job: (-job.fields.priority, job.id))
+        return found
+
+    def on_extend(self, command: c.Extend, caller: model.Caller, now: model.Now) -> c.Extended:
+        check_ranges(ranges for _, ranges in command.items)
+        verdicts, left_ms = [], []
+        for job_id, token in spread(command.items):
+            verdicts.append((job_id, code := self.verdict(job_id, token, now)))
+            if code == "ok":
+                job = self.jobs[job_id]
+                self.changed = True
+                job.lease_ms = command.lease_ms or job.lease_ms
+                job.deadline_ms = now.engine_ms + job.lease_ms
+                job.restarted = False
+                left_ms.append(job.lease_ms)
+        return c.Extended(results=runs(verdicts), lease_ms_left=min(left_ms, default=0))
+
+    def on_ack(self, command: c.Ack, caller: model.Caller, now: model.Now) -> c.Verdicts:
+        check_ranges(ranges for _, ranges, _ in command.items)
+        if command.result_error is not None and any(result is not None for _, _, result in command.items):
+            raise Refused("invalid_argument")
+        verdicts, plain = [], []
+        for token, ranges, result in command.items:
+            for job_id, _ in spread([(token, ranges)]):
+                verdicts.append((job_id, code := self.verdict(job_id, token, now)))
+                if code != "ok":
+                    continue
+                job = self.jobs[job_id]
+                if command.result_error is not None:
+                    job.errors += 1
+                    self.bury(job, "refused", "error", command.result_error, now)
+                elif result is None:
+                    plain.append(job)
+                else:
+                    job.result, job.result_encoding = result, command.encoding
+                    self.finish(job, "done", now)
+        for job in plain:  # what has no result ends after what has one
+            self.finish(job, "done", now)
+        return c.Verdicts(results=runs(verdicts))
+
+    def on_fail(self, command: c.Fail, caller: model.Caller, now: model.Now) -> c.Verdicts:
+        if command.dead and command.retry_in_ms is not None:
+            raise Refused("invalid_argument")
+        check_ranges(ranges for _, ranges in command.items)
+        verdicts = []
+        for job_id, token in spread(command.items):
+            verdicts.append((job_id, code := self.verdict(job_id, token, now)))
+            if code != "ok":
+                continue
+            job = self.jobs[job_id]
+            job.errors += 1
+            if command.dead:
+                self.bury(job, "killed", "error", command.error, now)
+            elif job.errors > job.max_retries:
+                self.bury(job, "retries", "error", command.error, now)
+            else:
+                self.record(job, "error", command.error, now)
+                if command.retry_in_ms is None:
+                    self.back_off(job, job.errors, now)
+                else:
+                    self.give_back(job, command.retry_in_ms, now)
+        return c.Verdicts(results=runs(verdicts))
+
+    def on_release(self, command: c.Release, caller: model.Caller, now: model.Now) -> c.Verdicts:
+        check_ranges(ranges for _, ranges in command.items)
+        verdicts = []
+        for job_id, token in spread(command.items):
+            verdicts.append((job_id, code := self.verdict(job_id, token, now)))
+            if code == "ok":
+                self.jobs[job_id].attempt -= 1
+                self.give_back(self.jobs[job_id], command.delay_ms, now)
+        return c.Verdicts(results=runs(verdicts))
+
+    def take_back(self, token: int, now: model.Now) -> None:
+        for job in self.in_state("leased"):
+            if job.token == token:
+                job.attempt -= 1
+                self.give_back(job, 0, now)
+
+    def verdict(self, job_id: int, token: int, now: model.Now) -> str:
+        if job_id not in self.jobs:
+            return "job_not_found"
+        return "ok" if self.jobs[job_id].holds(token, now) else "lease_lost"
+
+    # --- bulk, reading ------------------------------------------------------------------------
+
+    def on_cancel(self, command: c.Cancel, caller: model.Caller, now: model.Now) -> c.Swept:
+        found, swept = self.sweep(command, ("delayed", "ready"), ("delayed", "ready"))
+        for job in found:
+            self.finish(job, "cancelled", now)
+        return swept
+
+    def on_requeue(self, command: c.Requeue, caller: model.Caller, now: model.Now) -> c.Swept:
+        found, swept = self.sweep(command, ("dead",), ("dead",))
+        for job in found:
+            self.changed = True
+            self.dead.remove(job.id)
+            job.errors = job.crashes = 0
+            job.reason = None
+            job.state, job.changed = "ready", now
+        return swept
+
+    def on_purge(self, command: c.Purge, caller: model.Caller, now: model.Now) -> c.Swept:
+        found, swept = self.sweep(command, ("delayed", "ready", "dead"), ("delayed", "ready"))
+        for job in found:
+            self.forget(job.id)
+        return swept
+
+    def sweep(
+        self, command: c.Sweep, accepted: tuple[str, ...], usual: tuple[str, ...]
+    ) -> tuple[list[NaiveJob], c.Swept]:
+        if (command.ids is None) == (command.filter is None):
+            raise Refused("invalid_argument")
+        verdicts: list[tuple[int, str]] = []
+        cursor = None
+        if command.ids is not None:
+            check_ranges([command.ids])
+            found = []
+            for job_id, _ in spread([(0, command.ids)]):
+                if job_id not in self.jobs:
+                    verdicts.append((job_id, "job_not_found"))
+                elif self.jobs[job_id].state in accepted:
+                    verdicts.append((job_id, "ok"))
+                    found.append(self.jobs[job_id])
+                else:
+                    verdicts.append((job_id, "wrong_state"))
+        else:
+            state = command.filter.state
+            if state is not None and state not in accepted:
+                raise Refused("wrong_state")
+            found, cursor = self.page(command.filter.queue, usual if state is None else (state,), command)
+        swept = c.Swept(count=len(found), cursor=cursor, results=runs(verdicts))
+        return ([] if command.dry_run else found), swept
+
+    def page(
+        self, queue: str | None, states: tuple[str, ...], command: c.Sweep | c.ListJobs
+    ) -> tuple[list[NaiveJob], int | None]:
+        if queue is not None and queue not in self.names:
+            raise Refused("queue_not_found")
+        found: list[NaiveJob] = []
+        looked_at = 0
+        for job in self.sorted():
+            if job.id < command.cursor:
+                continue
+            if len(found) == command.limit or looked_at == model.SCAN_JOBS_MAX:
+                return found, job.id
+            looked_at += 1
+            if job.state in states and queue in (None, job.fields.queue):
+                found.append(job)
+        return found, None
+
+    def on_list(self, command: c.ListJobs, caller: model.Caller, now: model.Now) -> c.JobList:
+        wanted = command.filter or c.JobFilter()
+        states = STATES if wanted.state is None else (wanted.state,)
+        found, cursor = self.page(wanted.queue, states, command)
+        return c.JobList(jobs=[self.info(job, now) for job in found], cursor=cursor)
+
+    def on_get(self, command: c.Get, caller: model.Caller, now: model.Now) -> c.JobInfo:
+        if command.job_id not in self.jobs:
+            raise Refused("job_not_found")
+        job = self.jobs[command.job_id]
+        info = self.info(job, now)
+        info.payload = job.payload
+        return info
+
+    def on_queues(self, command: c.Queues, caller: model.Caller, now: model.Now) -> c.QueueList:
+        names = sorted(name for name in self.names if name > command.cursor)
+        shown = names[: command.limit]
+        infos = []
+        for name in shown:
+            counts = {
+                state: sum(job.fields.queue == name for job in self.in_state(state)) for state in STATES
+            }
+            infos.append(c.QueueInfo(queue=name, **counts))
+        return c.QueueList(queues=infos, cursor=shown[-1] if names[len(shown) :] else None)
+
+    def info(self, job: NaiveJob, now: model.Now) -> c.JobInfo:
+        fields, leased = job.fields, job.state == "leased"
+        return c.JobInfo(
+            job_id=job.id,
+            queue=fields.queue,
+            state=job.state,  # type: ignore[arg-type]
+            attempt=job.attempt,
+            created_wall_ms=job.created.wall_ms,
+            changed_wall_ms=job.changed.wall_ms,
+            payload_bytes=len(job.payload or b""),
+            encoding=fields.encoding,
+            priority=fields.priority,
+            task=fields.task,
+            metadata=fields.metadata,
+            delivery=fields.delivery,
+            errors=job.errors,
+            crashes=job.crashes,
+            max_retries=job.max_retries,
+            max_crashes=job.max_crashes,
+            lease_ms=fields.lease_ms or 30_000,
+            lease_ms_left=max(0, job.deadline_ms - now.engine_ms) if leased else None,
+            worker=job.worker if leased else None,
+            due_ms_left=None if job.due_ms is None else max(0, job.due_ms - now.engine_ms),
+            run_at_ms=job.due_wall_ms,
+            reason=job.reason,
+            error=job.error,
+            attempts=job.attempts[-16:],
+            result=job.result,
+            result_encoding=job.result_encoding,
+        )
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def turn(self, now: model.Now) -> None:
+        """Let everything happen that is due."""
+        for job in self.in_state("delayed"):
+            due = job.due_ms is not None and job.due_ms <= now.engine_ms
+            if due or (job.due_wall_ms is not None and job.due_wall_ms <= now.wall_ms):
+                job.state, job.changed, job.due_ms, job.due_wall_ms = "ready", now, None, None
+        over = [job for job in self.in_state("leased") if job.deadline_ms <= now.engine_ms]
+        for job in sorted(over, key=self.expiry_order):
+            self.expire(job, now)
+        self.forget_old(now)
+        for name, session in list(self.sessions.items()):
+            if not session.connections and session.alone_since_ms + 600_000 <= now.engine_ms:
+                del self.sessions[name]
+        self.serve(now)
+        for parked in [one for one in self.parked if one.until_ms <= now.engine_ms]:
+            self.answer(parked, nothing(now))
+
+    @staticmethod
+    def expiry_order(job: NaiveJob) -> tuple[int, int]:
+        return job.deadline_ms, job.token
+
+    def expire(self, job: NaiveJob, now: model.Now) -> None:
+        cause = "restart" if job.restarted else "crash"
+        error = f"lease of {job.lease_ms} ms ran out"
+        job.crashes += cause == "crash"
+        if job.once:
+            self.bury(job, "abandoned", cause, error, now)
+        elif cause == "crash" and job.crashes > job.max_crashes:
+            self.bury(job, "crashes", cause, error, now)
+        else:
+            self.record(job, cause, error, now)
+            if cause == "restart" or job.crashes == 1:
+                self.give_back(job, 0, now)
+            else:
+                self.back_off(job, job.crashes - 1, now)
+
+    def forget_old(self, now: model.Now) -> None:
+        for shelf, age_ms in ((self.finished, 3_600_000), (self.dead, 30 * 86_400_000)):
+            for job_id in list(shelf):
+                if self.jobs[job_id].changed.engine_ms + age_ms <= now.engine_ms:
+                    self.forget(job_id)
+        for name in self.names:
+            for shelf, most in ((self.finished, model.FINISHED_COUNT_MAX), (self.dead, model.DEAD_COUNT_MAX)):
+                mine = [job_id for job_id in shelf if self.jobs[job_id].fields.queue == name]
+                for job_id in mine[: max(0, len(mine) - most)]:
+                    self.forget(job_id)
+        while True:
+            with_result = [job_id for job_id in self.finished if self.jobs[job_id].result is not None]
+            if sum(len(self.jobs[job_id].result or b"") for job_id in with_result) <= model.RESULTS_BYTES_MAX:
+                return
+            self.forget(with_result[0])
+
+    def serve(self, now: model.Now) -> None:
+        for parked in list(self.parked):
+            if self.waiting_for(parked.command):
+                self.answer(parked, self.remembered(parked.command, parked.caller, parked.request_id, now))
+
+    def answer(self, parked: NaiveParked, reply: c.Leased) -> None:
+        self.parked.remove(parked)
+        self.outbox.append((parked.ticket, parked.request_id, reply))
+
+    # --- moves --------------------------------------------------------------------------------
+
+    def finish(self, job: NaiveJob, state: str, now: model.Now) -> None:
+        self.changed = True
+        job.state, job.changed, job.payload = state, now, None
+        job.due_ms = job.due_wall_ms = job.due_bounds = None
+        self.finished.append(job.id)
+
+    def bury(self, job: NaiveJob, reason: str, cause: str, error: str, now: model.Now) -> None:
+        self.record(job, cause, error, now)
+        job.state, job.changed, job.reason = "dead", now, reason
+        self.dead.append(job.id)
+
+    def record(self, job: NaiveJob, cause: str, error: str, now: model.Now) -> None:
+        self.changed = True
+        job.error = error
+        job.attempts.append(
+            c.AttemptInfo(
+                attempt=job.attempt,
+                cause=cause,  # type: ignore[arg-type]
+                wall_ms=now.wall_ms,
+                worker=job.worker,
+                error=error,
+            )
+        )
+
+    def give_back(self, job: NaiveJob, delay_ms: int, now: model.Now) -> None:
+        self.changed = True
+        job.changed = now
+        if delay_ms:
+            job.state, job.due_ms = "delayed", now.engine_ms + delay_ms
+        else:
+            job.state = "ready"
+
+    def back_off(self, job: NaiveJob, failures: int, now: model.Now) -> None:
+        delay_ms = min(1_000 * 2 ** (failures - 1), 3_600_000)
+        self.give_back(job, delay_ms, now)
+        job.due_bounds = (now.engine_ms + delay_ms * 8 // 10, now.engine_ms + delay_ms * 12 // 10)
+
+    def unsettled(self) -> list[int]:
+        """Return the jobs whose time only jitter knows."""
+        return [job.id for job in self.sorted() if job.due_bounds is not None]
+
+    def adopt(self, job_id: int, due_ms: int) -> None:
+        job = self.jobs[job_id]
+        low_ms, high_ms = job.due_bounds
+        assert low_ms <= due_ms <= high_ms, f"job {job_id}: {due_ms} is not in {low_ms}..{high_ms}"
+        job.due_ms, job.due_bounds = due_ms, None
+
+    def forget(self, job_id: int) -> None:
+        self.changed = True
+        del self.jobs[job_id]
+        self.finished = [one for one in self.finished if one != job_id]
+        self.dead = [one for one in self.dead if one != job_id]
+
+    def sorted(self) -> list[NaiveJob]:
+        return [self.jobs[job_id] for job_id in sorted(self.jobs)]
+
+    def in_state(self, state: str) -> list[NaiveJob]:
+        return [job for job in self.sorted() if job.state == state]
+
+
+def nothing(now: model.Now) -> c.Leased:
+    return c.Leased(token=0, lease_ms_left=0, wall_ms=now.wall_ms, jobs=[])
+
+
+def leased_job(job: NaiveJob) -> c.LeasedJob:
+    return c.LeasedJob(
+        job_id=job.id,
+        queue=job.fields.queue,
+        attempt=job.attempt,
+        payload=job.payload,
+        encoding=job.fields.encoding,
+        priority=job.fields.priority,
+        task=job.fields.task,
+        metadata=job.fields.metadata,
+        errors=job.errors,
+        crashes=job.crashes,
+    )
+
+
+def spread(items: Iterable[tuple[int, Iterable[tuple[int, int]]]]) -> Iterator[tuple[int, int]]:
+    """Yield (job id, token) for each job that is named."""
+    for token, ranges in items:
+        for first, count in ranges:
+            for job_id in range(first, first + count):
+                yield job_id, token
+
+
+def check_ranges(items: Iterable[Iterable[tuple[int, int]]]) -> None:
+    ids = [job_id for ranges in items for job_id, _ in spread([(0, ranges)])]
+    if len(set(ids)) < len(ids) or len(ids) > 10_000:
+        raise Refused("invalid_argument")
+
+
+def runs(verdicts: list[tuple[int, str]]) -> list[c.Verdict]:
+    """Pack verdicts on single jobs into runs."""
+    packed: list[c.Verdict] = []
+    for job_id, code in verdicts:
+        if packed and packed[-1][0] + packed[-1][1] == job_id and packed[-1][2] == code:
+            packed[-1] = (packed[-1][0], packed[-1][1] + 1, code)
+        else:
+            packed.append((job_id, 1, code))
+    return packed
