@@ -43,7 +43,7 @@ WINDOW: Final = 500
 # Above this share of a core the generator, not jqd, decides the rate (the CPU per job holds all the same).
 CLIENT_SHARE_MAX: Final = 0.9
 GROWTH_SMALL: Final = 10_000
-GROWTH_ROUNDS: Final = 5
+GROWTH_ROUNDS: Final = 3
 
 Figures = dict[str, float]
 
@@ -245,7 +245,7 @@ def sync_cost(directory: str, count: int = 500) -> tuple[float, float]:
 
 US: Final = "us CPU/job"
 ROWS: Final = (
-    Row("submit", "submit, 1 connection in lock step", US, 60, 20_000, submits(1, 1)),
+    Row("submit", "submit, 1 connection in lock step", US, 60, 10_000, submits(1, 1)),
     Row("submit_50", "submit, 50 connections in lock step", US, 16, 100_000, submits(50, 1)),
     Row("submit_pipelined", f"submit, 1 connection, {WINDOW} in flight", US, 4, 300_000, submits(1, WINDOW)),
     Row("submit_many", f"submit_many of {MANY:,}", US, 0.8, 1_000_000, submit_many),
