@@ -17,6 +17,7 @@ longer what the log says, and the process has to end (exit 70). Nobody catches i
 """
 
 from collections.abc import Callable, Hashable
+from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
 import msgspec
