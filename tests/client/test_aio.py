@@ -127,6 +127,22 @@ async def test_requests_larger_than_the_sockets_buffers_get_through():
         assert {reply.job_id for reply in replies} == {1 << 20}
 
 
+async def test_a_server_that_does_not_read_fills_no_memory():
+    async with FakeServer() as server, AsyncClient(server.url) as client:
+        server.answers["ping"] = PONG
+        await client.ping()
+        server.connections[0].transport.pause_reading()
+        tasks = [asyncio.create_task(client.submit("q", bytes(1 << 20))) for _ in range(30)]
+        async with AsyncClient(server.url) as other:
+            await other.ping()
+        assert client._main is not None and client._main._socket is not None
+        assert client._main._socket.transport.get_write_buffer_size() < 2 << 20
+        server.connections[0].transport.resume_reading()
+        for asked in (await server.heard(32))[2:]:  # all of them, before the first reply
+            asked.connection.say(asked.request_id, measured(asked))
+        assert len(await asyncio.gather(*tasks)) == 30
+
+
 # --- leases -----------------------------------------------------------------------------------
 
 
@@ -454,6 +470,23 @@ async def test_close_while_it_connects_ends_the_attempt():
         assert isinstance(await outcome(task), ConnectionLost)
         assert isinstance(await outcome(connecting), ConnectionLost)
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_close_does_not_wait_for_the_next_attempt():
+    async with FakeServer() as server:
+        client = AsyncClient(
+            server.url, backoff=Backoff(first_ms=600_000, cap_ms=600_000, give_up_ms=600_000)
+        )
+        await client.connect()
+        task = asyncio.create_task(client.submit("q", b""))
+        await server.heard(1)
+        await server.leave()
+        async with FakeServer() as other, AsyncClient(other.url):
+            pass  # by now the first attempt has failed
+        await client.close()
+        assert isinstance(await outcome(task), ConnectionLost)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await server.listen()
 
 
 async def test_use_after_a_fork_is_refused(monkeypatch):
