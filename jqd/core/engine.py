@@ -363,12 +363,22 @@ class Engine:
 
     def _serve_parked(self, now: Now) -> None:
         """Hand jobs that became ready to who waits for them, the longest waiting first."""
-        woken = self.state.woken
-        while woken:
-            name = next(iter(woken))
-            del woken[name]
-            while (waiting := self._parked_by_queue.get(name)) and self.state.ready_ids(name, 1):
-                parked = next(iter(waiting.values()))
+        heads = [
+            (next(iter(waiting)), name)
+            for name in self.state.woken
+            if (waiting := self._parked_by_queue.get(name)) is not None
+        ]
+        self.state.woken.clear()
+        heapify(heads)
+        while heads:
+            serial, name = heads[0]
+            waiting = self._parked_by_queue.get(name)
+            if waiting is None or not self.state.ready_ids(name, 1):
+                heappop(heads)
+            elif serial not in waiting:  # served already, with jobs of another queue
+                heapreplace(heads, (next(iter(waiting)), name))
+            else:
+                parked = waiting[serial]
                 body = self._decide(jobs.lease, parked.command, parked.caller, parked.request_id, now)
                 self._answer_parked(parked, body)
 
