@@ -86,7 +86,7 @@ class Hello(Command[Welcome]):
     reply = Welcome
 
     version: int
-    minor: int = 0
+    minor: Annotated[int, Meta(ge=0)] = 0
     client: Label = ""
     key: Annotated[str, Meta(max_length=512)] | None = None
     worker: Label = ""
@@ -184,6 +184,7 @@ class LeasedJob(Struct, kw_only=True, omit_defaults=True, gc=False):
     priority: int = 0
     task: str | None = None
     metadata: dict[str, str] | None = None
+    delivery: Delivery = "at_least_once"
     errors: int = 0
     crashes: int = 0
 

@@ -215,7 +215,7 @@ def lease(command: LeaseCommand, state: State, caller: Caller, now: Now, emit: E
     jobs = _candidates(command, state)
     if not jobs:
         return Leased(token=0, lease_ms_left=0, wall_ms=now.wall_ms, jobs=[])
-    lease_ms = command.lease_ms or jobs[0].options.lease_ms or model.LEASE_MS_DEFAULT
+    lease_ms = command.lease_ms or _lease_ms(jobs[0])
     token = _next_token(state, now, emit)
     ranges = to_ranges([job.id for job in jobs])
     emit(JobsLeased(token, lease_ms, ranges, caller.worker, caller.session, caller.principal))
@@ -243,13 +243,17 @@ def _candidates(command: LeaseCommand, state: State) -> list[Job]:
                     size += model.METADATA_BYTES_MAX
                 if jobs and (
                     size > model.REPLY_BYTES_MAX
-                    or (command.lease_ms is None and job.options.lease_ms != jobs[0].options.lease_ms)
+                    or (command.lease_ms is None and _lease_ms(job) != _lease_ms(jobs[0]))
                 ):
                     return jobs
                 jobs.append(job)
         if len(jobs) >= command.count:
             break
     return jobs
+
+
+def _lease_ms(job: Job) -> int:
+    return job.options.lease_ms or model.LEASE_MS_DEFAULT
 
 
 def _next_token(state: State, now: Now, emit: Emit) -> int:
@@ -275,6 +279,7 @@ def _leased_job(job: Job) -> LeasedJob:
         priority=options.priority,
         task=options.task,
         metadata=options.metadata,
+        delivery=options.delivery,
         errors=job.errors,
         crashes=job.crashes,
     )
@@ -599,7 +604,7 @@ def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) 
     """End waiting jobs for good.
 
     State:  delayed | ready -> cancelled.
-    Raises: InvalidArgument, QueueNotFound, WrongState (filter.state).
+    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
     """
     return _sweep(
         command, state, _WAITING, _WAITING, lambda ranges: emit(JobsCancelled(ranges, caller.principal))
@@ -610,7 +615,7 @@ def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit
     """Make dead jobs ready again: new budgets of errors and crashes, same history, a higher token.
 
     State:  dead -> ready.
-    Raises: InvalidArgument, QueueNotFound, WrongState (filter.state).
+    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
     """
     return _sweep(
         command, state, (DEAD,), (DEAD,), lambda ranges: emit(JobsRequeued(ranges, caller.principal))
@@ -621,7 +626,7 @@ def purge(command: Purge, state: State, caller: Caller, now: Now, emit: Emit) ->
     """Remove waiting jobs without a trace; dead ones where ids or filter.state name them.
 
     State:  delayed | ready | dead -> gone.
-    Raises: InvalidArgument, QueueNotFound, WrongState (filter.state).
+    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
     """
     accepted = (*_WAITING, DEAD)
     return _sweep(
@@ -644,6 +649,8 @@ def _sweep(
     cursor: int | None = None
     if (command.ids is None) == (command.filter is None):
         raise InvalidArgument(f"{command.verb} takes either ids or filter")
+    if command.ids is not None and command.cursor:
+        raise InvalidArgument(f"cursor = {command.cursor}: with ids there is nothing to go on with")
     if command.ids is not None:
         found = _by_ids(command.ids, state, accepted, results)
     else:
@@ -770,7 +777,7 @@ def job_info(job: Job, now: Now) -> JobInfo:
         crashes=job.crashes,
         max_retries=_max_retries(job),
         max_crashes=_max_crashes(job),
-        lease_ms=options.lease_ms or model.LEASE_MS_DEFAULT,
+        lease_ms=_lease_ms(job),
     )
     if job.lease is not None:
         info.lease_ms_left = max(0, job.lease.deadline_ms - now.engine_ms)

@@ -3,9 +3,9 @@
 Knows:         the shape of each message, how to name what is wrong with one.
 Must not know: sockets, what a command does, who waits for a reply.
 
-    request  [request_id, verb, args]         request_id u64 >= 1, verb str, args map
+    request  [request_id, verb, args]         request_id 1 to 2^63 - 1, verb str, args map
     reply    [request_id, status, lsn, body]  status "ok" or an error code, body map
-    event    [0, name, body]                  from the server, asked for by nobody (none is sent yet)
+    event    [0, name, lsn, body]             from the server, asked for by nobody (none is sent yet)
 
 A request is decoded in two steps: the envelope, then its args into the one Struct of its verb. So
 a message with a bad field still has an id that the error can be sent to. Typed decoding also keeps
@@ -18,9 +18,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from jqd.core.commands import COMMANDS, Command
+from jqd.core.commands import COMMANDS, PROTOCOL_VERSION, Command, Hello
 from jqd.core.model import shorten
-from jqd.errors import WIRE_ERRORS, BadFrame, InvalidArgument, JqdError, UnknownCommand
+from jqd.errors import WIRE_ERRORS, BadFrame, InvalidArgument, JqdError, UnknownCommand, VersionMismatch
 
 REQUEST_ID_MAX: Final = (1 << 63) - 1
 OK: Final = "ok"
@@ -91,7 +91,7 @@ def decode_request(body: memoryview | bytes) -> Request:
 def decode_command(request: Request) -> Command[Any]:
     """Decode a request's arguments into the Struct of its verb.
 
-    Raises: UnknownCommand, then InvalidArgument (naming the field, its value and the limit).
+    Raises: UnknownCommand, VersionMismatch (hello), InvalidArgument (naming the field, its value and the limit).
     """
     decoder = _args_decoders.get(request.verb)
     if decoder is None:
@@ -99,8 +99,32 @@ def decode_command(request: Request) -> Command[Any]:
     try:
         command: Command[Any] = decoder.decode(request.args)
     except _UNDECODABLE as error:
+        if request.verb == Hello.verb:
+            _check_version(request.args)
         raise InvalidArgument(f"{request.verb}: {_explain(error, request.args)}") from None
     return command
+
+
+class _AnyHello(Struct, gc=False):
+    """What every version of hello says."""
+
+    version: int
+
+
+def _check_version(args: Raw) -> None:
+    """Tell a client of another version what is wrong, rather than that its new field is unknown.
+
+    Raises: VersionMismatch.
+    """
+    try:
+        version = msgspec.msgpack.decode(args, type=_AnyHello).version
+    except _UNDECODABLE:
+        return
+    if version != PROTOCOL_VERSION:
+        raise VersionMismatch(
+            f"version = {version}: this server speaks {PROTOCOL_VERSION}",
+            details={"version": PROTOCOL_VERSION},
+        )
 
 
 def _explain(error: Exception, args: Raw) -> str:

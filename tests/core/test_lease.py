@@ -59,7 +59,11 @@ def test_highest_priority_comes_first_then_the_lowest_id(core):
 
 def test_lease_takes_no_more_than_count(core):
     core.submit_jobs(5)
-    assert [core.lease_ids(count=2), core.lease_ids(count=2), core.lease_ids(count=2)] == [[1, 2], [3, 4], [5]]
+    assert [core.lease_ids(count=2), core.lease_ids(count=2), core.lease_ids(count=2)] == [
+        [1, 2],
+        [3, 4],
+        [5],
+    ]
 
 
 def test_returned_job_takes_its_place_by_id_among_new_ones(core):
@@ -219,3 +223,14 @@ def test_take_back_leaves_alone_what_was_acked_or_leased_anew(core):
     lsn = core.state.lsn
     core.engine.take_back(leased.token, core.now)
     assert core.state.lsn == lsn
+
+
+def test_own_lease_time_that_is_the_default_ends_no_grant(core):
+    core.submit()
+    core.submit(lease_ms=model.LEASE_MS_DEFAULT)
+    assert core.lease_ids(count=2) == [1, 2]
+
+
+def test_at_most_once_job_says_so_to_its_worker(core):
+    core.submit(delivery="at_most_once")
+    assert core.lease().jobs[0].delivery == "at_most_once"

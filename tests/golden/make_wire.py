@@ -220,6 +220,7 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
                     priority=model.PRIORITY_MIN,
                     task="send",
                     metadata={"trace": "ä1"},
+                    delivery="at_most_once",
                     errors=1,
                     crashes=2,
                 ),
