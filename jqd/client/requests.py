@@ -177,6 +177,7 @@ def _fields(options: JobOptions) -> dict[str, Any]:
 def submit(
     queue: str, payload: Payload | None, options: JobOptions, *, json: object | UnsetType = UNSET
 ) -> Submit:
+    """Return the command for one job; `json` instead of `payload` for any other value."""
     data, encoding = to_bytes("payload", payload, json, options.get("encoding"))
     return Submit(queue=queue, payload=data, encoding=encoding, **_fields(options))
 
@@ -195,6 +196,7 @@ def group(queue: str, payloads: Iterable[Payload], options: JobOptions) -> list[
 
 
 def submit_many(groups: list[SubmitGroup]) -> SubmitMany:
+    """Return the command for the jobs of these groups, 1 to 10,000 in all."""
     count = sum(len(group.payloads) for group in groups)
     if not 1 <= count <= JOBS_PER_REQUEST_MAX:
         raise InvalidArgument(f"payloads = {count} jobs: a request has 1 to {JOBS_PER_REQUEST_MAX}")
@@ -255,6 +257,7 @@ def lease(
     lease: Duration | None = None,
     wait: Duration = 0,
 ) -> Lease:
+    """Return the command for up to `count` jobs of these queues, served in the order given."""
     return Lease(
         queues=[queues] if isinstance(queues, str) else list(queues),
         count=count,
@@ -306,6 +309,7 @@ def _items(jobs: Iterable[Holding]) -> list[tuple[int, list[tuple[int, int]]]]:
 
 
 def extend(jobs: Iterable[Holding], *, lease: Duration | None = None) -> Extend:
+    """Return the command that holds jobs for `lease` from now on; None: what each lease was given."""
     return Extend(items=_items(jobs), lease_ms=to_optional_ms("lease", lease))
 
 
@@ -345,10 +349,12 @@ def ack(
 def fail(
     jobs: Iterable[Holding], *, error: str = "", retry_in: Duration | None = None, dead: bool = False
 ) -> Fail:
+    """Return the command that gives held jobs back as failed; `error` is kept with each."""
     return Fail(items=_items(jobs), error=error, retry_in_ms=to_optional_ms("retry_in", retry_in), dead=dead)
 
 
 def release(jobs: Iterable[Holding], *, delay: Duration = 0) -> Release:
+    """Return the command that gives held jobs back unworked, ready after `delay`."""
     return Release(items=_items(jobs), delay_ms=to_ms("delay", delay))
 
 
@@ -376,6 +382,7 @@ def refusal(verb: str, job_id: int, code: str) -> JqdError:
 
 
 def ping() -> Ping:
+    """Return the command that asks whether the server and its disk answer."""
     return Ping()
 
 
@@ -398,14 +405,17 @@ class SweepOptions(TypedDict, total=False):
 
 
 def cancel(ids: int | Iterable[int] | None, options: SweepOptions) -> Cancel:
+    """Return the command that ends waiting jobs for good."""
     return Cancel(**_sweep("cancel", ids, options))
 
 
 def requeue(ids: int | Iterable[int] | None, options: SweepOptions) -> Requeue:
+    """Return the command that makes dead jobs ready again."""
     return Requeue(**_sweep("requeue", ids, options))
 
 
 def purge(ids: int | Iterable[int] | None, options: SweepOptions) -> Purge:
+    """Return the command that removes jobs without a trace."""
     return Purge(**_sweep("purge", ids, options))
 
 
@@ -419,18 +429,22 @@ def _sweep(verb: str, ids: int | Iterable[int] | None, options: SweepOptions) ->
 
 
 def get(job_id: int) -> Get:
+    """Return the command that shows one job."""
     return Get(job_id=job_id)
 
 
 def list_jobs(
     *, queue: str | None = None, state: StateName | None = None, cursor: int = 0, limit: int = 100
 ) -> ListJobs:
+    """Return the command for a page of up to `limit` jobs, from `cursor` on."""
     return ListJobs(filter=_filter(queue, state), cursor=cursor, limit=limit)
 
 
 def queues(*, cursor: str = "", limit: int = LIST_LIMIT_MAX) -> Queues:
+    """Return the command for a page of queues with their counts."""
     return Queues(cursor=cursor, limit=limit)
 
 
 def stats() -> Stats:
+    """Return the command that shows figures of the daemon."""
     return Stats()

@@ -71,6 +71,7 @@ def _ms(value: Duration) -> float | None:
 
 
 def to_optional_ms(field: str, value: Duration | None) -> int | None:
+    """Turn a duration into whole milliseconds; None stays None."""
     return None if value is None else to_ms(field, value)
 
 
