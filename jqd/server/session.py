@@ -108,6 +108,11 @@ class Session:
         return self._caller is not None
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes that arrived and belong to no request taken so far."""
+        return self._reader.buffered_bytes
+
+    @property
     def has_output(self) -> bool:
         return bool(self._chunks)
 
