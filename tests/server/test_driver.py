@@ -147,6 +147,25 @@ async def test_turn_is_one_record_and_one_write_a_connection(room, peer):
     assert len(peer.heard()) == len(other.heard()) == 100
 
 
+@pytest.mark.parametrize("split", [1, 2])
+async def test_records_stay_small_however_much_arrives_at_once(room, split):
+    said = request(2, "submit", payload=bytes(1_000_000))
+    peers = [await room.peer() for _ in range(40)]
+    appended = len(room.store.records)
+    if split == 2:  # all but the last byte came earlier, so that this turn gets frames and hardly any bytes
+        for peer in peers:
+            peer.say(said[:-1])
+        await room.settle()
+        said = said[-1:]
+    for peer in peers:
+        peer.say(said)
+    await room.settle()
+    assert [each.status for peer in peers for each in peer.heard()] == ["ok"] * 40
+    sizes = [len(record.payload) for record in room.store.records[appended:]]
+    assert sum(sizes) >= 40_000_000
+    assert max(sizes) <= 10_000_000
+
+
 # --- back-pressure ----------------------------------------------------------------------------
 
 
