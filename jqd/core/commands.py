@@ -495,6 +495,8 @@ COMMANDS: Final[dict[str, type[Command[Any]]]] = {
 
 def to_ranges(ids: list[int]) -> list[tuple[int, int]]:
     """Pack ids into (first, count) runs, in the order given."""
+    if len(ids) == 1:
+        return [(ids[0], 1)]
     if ids and ids[-1] - ids[0] == len(ids) - 1 and ids == list(range(ids[0], ids[-1] + 1)):
         return [(ids[0], len(ids))]
     ranges: list[tuple[int, int]] = []

@@ -444,7 +444,10 @@ def _check_ranges(items: Iterable[Sequence[tuple[int, int]]]) -> None:
 
     A job named twice would be judged twice before its first change; so it is an error.
     """
-    ranges = sorted(one for ranges in items for one in ranges)
+    ranges = [one for ranges in items for one in ranges]
+    if len(ranges) == 1:
+        return
+    ranges.sort()
     total = sum(count for _, count in ranges)
     if total > model.JOBS_PER_REQUEST_MAX:
         raise InvalidArgument(f"{total} jobs: the limit is {model.JOBS_PER_REQUEST_MAX} a request")

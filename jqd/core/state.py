@@ -27,7 +27,7 @@ from operator import attrgetter
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from jqd.core import model
 from jqd.core.model import (
@@ -95,11 +95,13 @@ class Session(Struct, gc=False):
     """What is remembered of a client process: the answers to its newest state-changing requests.
 
     answers: request id -> the encoded body, or a lease's token; at most ANSWERS_PER_SESSION_MAX.
+    order:   its keys, the oldest first (a dict is slow to give up its first key).
     floor:   highest request id whose answer was dropped; at or below it nothing can be told.
     """
 
     principal: str
     answers: dict[int, bytes | int] = {}
+    order: deque[int] = field(default_factory=deque)
     floor: int = 0
 
 
@@ -424,9 +426,11 @@ class State:
 
     def remember_answer(self, session: bytes, request_id: int, answer: bytes | int) -> None:
         record = self.sessions[session]
+        if request_id not in record.answers:  # else: a client used one id for a parked lease and for another verb
+            record.order.append(request_id)
         record.answers[request_id] = answer
-        if len(record.answers) > model.ANSWERS_PER_SESSION_MAX:
-            oldest = next(iter(record.answers))
+        if len(record.order) > model.ANSWERS_PER_SESSION_MAX:
+            oldest = record.order.popleft()
             del record.answers[oldest]
             record.floor = max(record.floor, oldest)
 
@@ -509,7 +513,11 @@ class State:
             outcome.attempts = [*outcome.attempts[1 - model.HISTORY_COUNT_MAX :], attempt]
 
     def _hold(self, lease: Lease) -> None:
-        self.leases.setdefault(lease.token, []).append(lease)
+        parts = self.leases.get(lease.token)
+        if parts is None:
+            self.leases[lease.token] = [lease]
+        else:
+            parts.append(lease)
         self._arm(lease)
 
     def _end_leases(self, jobs: list[Job]) -> None:
@@ -529,14 +537,16 @@ class State:
         if lease.live_count:
             return
         parts = self.leases[lease.token]
-        parts[:] = [part for part in parts if part is not lease]
-        if not parts:
+        if len(parts) == 1:
             del self.leases[lease.token]
+        else:
+            parts[:] = [part for part in parts if part is not lease]
         self._disarm(lease)
 
     def _arm(self, lease: Lease) -> None:
         """Set the lease's timer: one per (deadline, token), whatever number of parts shares it."""
-        if sum(part.deadline_ms == lease.deadline_ms for part in self.leases[lease.token]) == 1:
+        parts = self.leases[lease.token]
+        if len(parts) == 1 or sum(part.deadline_ms == lease.deadline_ms for part in parts) == 1:
             self.lease_timers.push(lease.deadline_ms, lease.token)
 
     def _disarm(self, lease: Lease) -> None:
