@@ -226,7 +226,6 @@ class Engine:
                     f"{len(self.state.sessions)} sessions are remembered: the limit is {model.SESSIONS_MAX}",
                     retry_after_ms=model.MINUTE_MS,
                 )
-            self._emit(SessionOpened(session, caller.principal))
         elif known.principal != caller.principal:
             raise PermissionDenied("session: it belongs to another key")
         self._detached.pop(session, None)
@@ -243,7 +242,8 @@ class Engine:
                 self._attached[caller.session] = count
             else:
                 del self._attached[caller.session]
-                self._detached[caller.session] = now.engine_ms
+                if caller.session in self.state.sessions:
+                    self._detached[caller.session] = now.engine_ms
 
     def execute(
         self, command: Command[Any], caller: Caller, request_id: int, ticket: Ticket, now: Now
@@ -280,14 +280,16 @@ class Engine:
         try:
             body: Body = decision(command, self.state, caller, now, self._emit)
             if caller.session is not None and len(self._changes) > before:
-                body = self._remember(caller.session, request_id, body)
+                body = self._remember(caller, caller.session, request_id, body)
         except Exception as error:
             if len(self._changes) > before:
                 raise FailStop(f"{command.verb} failed after its first change: {error!r}") from error
             raise
         return body
 
-    def _remember(self, session: bytes, request_id: int, body: Body) -> Body:
+    def _remember(self, caller: Caller, session: bytes, request_id: int, body: Body) -> Body:
+        if session not in self.state.sessions:  # not by hello: who only reads leaves nothing to remember
+            self._emit(SessionOpened(session, caller.principal))
         if isinstance(body, Leased):
             self._emit(RequestAnswered(session, request_id, body.token))
             return body
@@ -297,7 +299,9 @@ class Engine:
 
     def _answered(self, session: bytes, request_id: int, now: Now) -> Body | None:
         """Return the answer that this request got before, or None if it is new."""
-        record = self.state.sessions[session]
+        record = self.state.sessions.get(session)
+        if record is None:
+            return None
         answer = record.answers.get(request_id)
         if answer is None:
             if request_id <= record.floor:
@@ -320,8 +324,10 @@ class Engine:
             answer = None if caller.session is None else self._answered(caller.session, request_id, now)
             if answer is not None:
                 return answer
-        if ticket in self._parked_by_ticket:
-            raise InvalidArgument("lease: this connection has a lease parked; only one can wait at a time")
+        if command.wait_ms and ticket in self._parked_by_ticket:
+            raise InvalidArgument(
+                f"wait_ms = {command.wait_ms}: this connection has a lease parked, and only one can wait at a time"
+            )
         body = self._decide(jobs.lease, command, caller, request_id, now)
         if not command.wait_ms or not isinstance(body, Leased) or body.jobs:
             return body

@@ -151,7 +151,7 @@ def test_second_hello_is_refused_and_the_connection_goes_on(peer):
 
 def test_hello_is_refused_when_the_sessions_are_full(house, monkeypatch):
     monkeypatch.setattr(model, "SESSIONS_MAX", 1)
-    house.peer(session=b"a" * 16)
+    house.peer(session=b"a" * 16).ask(request(2, "submit", payload=b"x"))
     peer = Peer(house)
     (answer,) = peer.ask(hello(2, session=SESSION))
     assert answer.status == "overloaded" and answer.body["retryable"]
