@@ -220,18 +220,19 @@ class SessionsForgotten(Change, tag=14):
         state.forget_sessions(self.sessions)
 
 
-class RequestAnswered(Change, tag=15):
-    """A session's state-changing request was carried out; follows its changes in the same record.
+class RequestsAnswered(Change, tag=15):
+    """State-changing requests of a session were carried out; stands in the same record as their changes.
 
-    answer: the reply's body as encoded, or the token of a lease, whose jobs are looked up again.
+    One a turn and session, since one a request would double the cost of a small one.
+    answers: (request id, the reply's body as encoded, or the token of a lease, whose jobs are looked up
+    again), in the order of being carried out.
     """
 
     session: bytes
-    request_id: int
-    answer: bytes | int
+    answers: list[tuple[int, bytes | int]]
 
     def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
-        state.remember_answer(self.session, self.request_id, self.answer)
+        state.remember_answers(self.session, self.answers)
 
 
 class EpochRaised(Change, tag=16):
@@ -258,7 +259,7 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     JobsForgotten,
     SessionOpened,
     SessionsForgotten,
-    RequestAnswered,
+    RequestsAnswered,
     EpochRaised,
 ]
 

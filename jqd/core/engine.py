@@ -27,7 +27,7 @@ from jqd.core import commands, jobs, model, queues
 from jqd.core.changes import (
     Change,
     DaemonStarted,
-    RequestAnswered,
+    RequestsAnswered,
     SessionOpened,
     SessionsForgotten,
     TimeAdvanced,
@@ -137,6 +137,8 @@ class Engine:
         self._parked: dict[int, Parked] = {}
         self._parked_by_ticket: dict[Ticket, Parked] = {}
         self._parked_by_queue: dict[str, dict[int, Parked]] = {}
+        # Answers of this turn, by session and request id.
+        self._answers: dict[bytes, dict[int, bytes | int]] = {}
         self._parked_by_request: dict[tuple[bytes, int], Parked] = {}
         self._parked_timers: TimerHeap[int] = TimerHeap()
         self._parked_serial = 0
@@ -288,13 +290,16 @@ class Engine:
         return body
 
     def _remember(self, caller: Caller, session: bytes, request_id: int, body: Body) -> Body:
-        if session not in self.state.sessions:  # not by hello: who only reads leaves nothing to remember
-            self._emit(SessionOpened(session, caller.principal))
-        if isinstance(body, Leased):
-            self._emit(RequestAnswered(session, request_id, body.token))
+        """Keep an answer for a retry; finish_turn() makes it a fact."""
+        answers = self._answers.get(session)
+        if answers is None:
+            answers = self._answers[session] = {}
+            if session not in self.state.sessions:  # not by hello: who only reads leaves nothing to remember
+                self._emit(SessionOpened(session, caller.principal))
+        if type(body) is Leased:
+            answers[request_id] = body.token
             return body
-        encoded = _encode(body)
-        self._emit(RequestAnswered(session, request_id, encoded))
+        answers[request_id] = encoded = _encode(body)
         return Raw(encoded)
 
     def _answered(self, session: bytes, request_id: int, now: Now) -> Body | None:
@@ -303,6 +308,8 @@ class Engine:
         if record is None:
             return None
         answer = record.answers.get(request_id)
+        if answer is None and session in self._answers:
+            answer = self._answers[session].get(request_id)
         if answer is None:
             if request_id <= record.floor:
                 raise PositionLost(
@@ -396,7 +403,7 @@ class Engine:
     # --- time ---------------------------------------------------------------------------------
 
     def finish_turn(self, now: Now) -> None:
-        """Let time pass if something is due, then serve who is parked. The last call of a turn."""
+        """Let time pass if something is due, serve who is parked, note what was answered. The last call of a turn."""
         self._begin(now)
         deadline_ms = self.next_deadline(now)
         if deadline_ms is not None and deadline_ms <= now.engine_ms:
@@ -407,6 +414,9 @@ class Engine:
             parked = self._parked[serial]
             self._parked_timers.push(parked.deadline_ms, serial)  # _unpark takes it out
             self._answer_parked(parked, _nothing(now))
+        for session, answers in self._answers.items():
+            self._emit(RequestsAnswered(session, list(answers.items())))
+        self._answers.clear()
 
     def _tick(self, now: Now) -> None:
         """Do a bounded part of what is due; next_deadline() says whether more is."""
@@ -466,6 +476,7 @@ class Engine:
 
     def take_batch(self) -> Batch | None:
         """Return what this turn changed as one record, and begin a new one."""
+        assert not self._answers, "finish_turn() comes first: a change without its answer could happen twice"
         changes = self._changes
         if not changes:
             return None

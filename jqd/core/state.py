@@ -424,12 +424,14 @@ class State:
         for session in sessions:
             del self.sessions[session]
 
-    def remember_answer(self, session: bytes, request_id: int, answer: bytes | int) -> None:
+    def remember_answers(self, session: bytes, answers: Sequence[tuple[int, bytes | int]]) -> None:
+        """Keep the answers of a session's requests, and drop its oldest ones beyond the limit."""
         record = self.sessions[session]
-        if request_id not in record.answers:  # else: a client used one id for a parked lease and for another verb
-            record.order.append(request_id)
-        record.answers[request_id] = answer
-        if len(record.order) > model.ANSWERS_PER_SESSION_MAX:
+        for request_id, answer in answers:
+            if request_id not in record.answers:  # else: a client used one id for a parked lease and another verb
+                record.order.append(request_id)
+            record.answers[request_id] = answer
+        while len(record.order) > model.ANSWERS_PER_SESSION_MAX:
             oldest = record.order.popleft()
             del record.answers[oldest]
             record.floor = max(record.floor, oldest)

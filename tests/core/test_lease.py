@@ -6,7 +6,7 @@ from jqd.core import commands as c
 from jqd.core import model
 from jqd.core.changes import EpochRaised, JobsLeased
 from jqd.errors import InvalidArgument
-from tests.support.core import WALL_MS, Core, ids_of
+from tests.support.core import WALL_MS, ids_of
 
 EPOCH = WALL_MS // 1_000
 
@@ -45,7 +45,7 @@ def test_lease_names_its_worker_session_and_principal_in_the_fact(core):
     caller = model.Caller(principal="key7", session=b"s" * 16, worker="box 1")
     core.hello(b"s" * 16)
     core.execute(c.Lease(), caller)
-    change = core.write()[0]
+    change = core.turn()[0]
     assert isinstance(change, JobsLeased)
     assert (change.principal, change.session, change.worker) == ("key7", b"s" * 16, "box 1")
     assert core.get(1).worker == "box 1"
@@ -190,7 +190,7 @@ def test_full_grant_counter_begins_a_new_epoch(core, monkeypatch):
     tokens = [core.held()[0] for _ in range(3)]
     assert tokens == [EPOCH << 32 | grant for grant in (1, 2, 3)]
     core.execute(c.Lease())
-    changes = core.write()
+    changes = core.turn()
     assert changes[0] == EpochRaised(EPOCH + 1)
     assert isinstance(changes[1], JobsLeased)
     assert changes[1].token == (EPOCH + 1) << 32 | 1 > tokens[-1]

@@ -322,8 +322,8 @@ FACTS: list[tuple[Change, Change]] = [
     (changes.SessionOpened(SESSION), changes.SessionOpened(SESSION, "key1")),
     (changes.SessionsForgotten([]), changes.SessionsForgotten([SESSION, SESSION[::-1]])),
     (
-        changes.RequestAnswered(SESSION, 1, TOKEN),
-        changes.RequestAnswered(SESSION, REQUEST_ID, b"\x81\xa6job_id\x01"),
+        changes.RequestsAnswered(SESSION, [(1, TOKEN)]),
+        changes.RequestsAnswered(SESSION, [(REQUEST_ID, b"\x81\xa6job_id\x01"), (REQUEST_ID + 1, TOKEN)]),
     ),
     (changes.EpochRaised(0), changes.EpochRaised(EPOCH)),
 ]
@@ -338,14 +338,14 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.JobsSubmitted(1, JobOptions(), [b"a", b"b", b"c"]),
             changes.JobsSubmitted(4, JobOptions(queue="mail", metadata={"k": "v"}), [b"d"], 6_000),
             changes.JobsSubmitted(5, JobOptions(priority=9), [b"e"], None, WALL_MS + 5_000),
-            changes.RequestAnswered(SESSION, 7, b"\x81\xa6job_id\x05"),
+            changes.RequestsAnswered(SESSION, [(7, b"\x81\xa6job_id\x05")]),
         ],
     ),
     (
         Now(2_000, WALL_MS + 1_000),
         [
             changes.JobsLeased(TOKEN, 30_000, [(1, 3)], "w1", SESSION),
-            changes.RequestAnswered(SESSION, 8, TOKEN),
+            changes.RequestsAnswered(SESSION, [(8, TOKEN)]),
         ],
     ),
     (
