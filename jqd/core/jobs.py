@@ -290,16 +290,18 @@ def leased_again(token: int, state: State, now: Now) -> Leased:
 
     Those may have reached the worker the first time, and are never sent twice.
     """
-    parts = [part for part in state.leases.get(token, ()) if part.deadline_ms > now.engine_ms]
-    jobs = [
-        job for part in parts for job in live_jobs(part, state) if job.options.delivery == "at_least_once"
+    held = [
+        (part.deadline_ms - now.engine_ms, job)
+        for part in state.leases.get(token, ())
+        if part.deadline_ms > now.engine_ms
+        for job in live_jobs(part, state)
+        if job.options.delivery == "at_least_once"
     ]
-    left_ms = min((part.deadline_ms for part in parts), default=now.engine_ms) - now.engine_ms
     return Leased(
-        token=token if jobs else 0,
-        lease_ms_left=left_ms,
+        token=token if held else 0,
+        lease_ms_left=min((left_ms for left_ms, _ in held), default=0),
         wall_ms=now.wall_ms,
-        jobs=[_leased_job(job) for job in jobs],
+        jobs=[_leased_job(job) for _, job in held],
     )
 
 
