@@ -85,7 +85,6 @@ class NaiveSession:
     def __init__(self) -> None:
         self.answers: list[tuple[int, Any]] = []  # (request id, reply or a lease's token), oldest first
         self.floor = 0
-        self.connections = 0
         self.alone_since_ms = 0
 
 
@@ -99,7 +98,8 @@ class NaiveQueue:
         self.epoch = self.grant = 0
         self.finished: list[int] = []  # in the order in which they ended
         self.dead: list[int] = []
-        self.sessions: dict[bytes, NaiveSession] = {}
+        self.sessions: dict[bytes, NaiveSession] = {}  # those that have changed something
+        self.connected: list[bytes] = []  # once for each connection
         self.parked: list[NaiveParked] = []
         self.outbox: list[tuple[str, int, c.Leased]] = []
         self.changed = False
@@ -110,8 +110,8 @@ class NaiveQueue:
         self.epoch = max(self.epoch + 1, now.wall_ms // 1000)
         self.grant = 0
         self.parked = []
+        self.connected = []
         for session in self.sessions.values():
-            session.connections = 0
             session.alone_since_ms = now.engine_ms
         for job in self.in_state("leased"):
             job.deadline_ms = max(job.deadline_ms, now.engine_ms + min(job.lease_ms, 30_000))
@@ -120,18 +120,16 @@ class NaiveQueue:
     def hello(self, name: bytes | None) -> None:
         if name is None:
             return
-        if name not in self.sessions:
-            if len(self.sessions) >= model.SESSIONS_MAX:
-                raise Refused("overloaded")
-            self.sessions[name] = NaiveSession()
-        self.sessions[name].connections += 1
+        if name not in self.sessions and len(self.sessions) >= model.SESSIONS_MAX:
+            raise Refused("overloaded")
+        self.connected.append(name)
 
     def disconnect(self, caller: model.Caller, ticket: str, now: model.Now) -> None:
         self.parked = [one for one in self.parked if one.ticket != ticket]
         if caller.session is not None:
-            session = self.sessions[caller.session]
-            session.connections -= 1
-            session.alone_since_ms = now.engine_ms
+            self.connected.remove(caller.session)
+            if caller.session in self.sessions:
+                self.sessions[caller.session].alone_since_ms = now.engine_ms
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -172,7 +170,7 @@ class NaiveQueue:
         self.changed = False
         reply = getattr(self, f"on_{command.verb}")(command, caller, now)
         if caller.session is not None and self.changed:
-            session = self.sessions[caller.session]
+            session = self.sessions.setdefault(caller.session, NaiveSession())
             session.answers = [one for one in session.answers if one[0] != request_id]
             session.answers.append((request_id, reply.token if isinstance(reply, c.Leased) else reply))
             while len(session.answers) > model.ANSWERS_PER_SESSION_MAX:
@@ -180,7 +178,7 @@ class NaiveQueue:
         return reply
 
     def answered(self, caller: model.Caller, request_id: int, now: model.Now) -> Struct | None:
-        if caller.session is None:
+        if caller.session not in self.sessions:
             return None
         session = self.sessions[caller.session]
         for known, answer in session.answers:
@@ -483,10 +481,11 @@ class NaiveQueue:
             self.expire(job, now)
         self.forget_old(now)
         for name, session in list(self.sessions.items()):
-            if not session.connections and session.alone_since_ms + 600_000 <= now.engine_ms:
+            if name not in self.connected and session.alone_since_ms + 600_000 <= now.engine_ms:
                 del self.sessions[name]
         self.serve(now)
-        for parked in [one for one in self.parked if one.until_ms <= now.engine_ms]:
+        over_now = [one for one in self.parked if one.until_ms <= now.engine_ms]
+        for parked in sorted(over_now, key=lambda one: one.until_ms):
             self.answer(parked, nothing(now))
 
     @staticmethod
@@ -609,6 +608,7 @@ def leased_job(job: NaiveJob) -> c.LeasedJob:
         priority=job.fields.priority,
         task=job.fields.task,
         metadata=job.fields.metadata,
+        delivery=job.fields.delivery,
         errors=job.errors,
         crashes=job.crashes,
     )
