@@ -62,12 +62,12 @@ def main(*argv: str, environ: dict[str, str]) -> int:
 def start(
     *argv: str, python: tuple[str, ...] = (), code: str = "", **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """Start the real program, by default without the extra's packages being looked at."""
+    """Start the real program, with a data directory that cannot be: no mistake here leaves a daemon behind."""
     program = ["-c", code] if code else ["-m", "jqd"]
     return subprocess.run(
         [sys.executable, *python, *program, *argv],
         cwd=ROOT,
-        env={"HOME": "/nonexistent", "JQD_CONFIG": "/dev/null", "JQD_DATA_DIR": "/d"} | environ,
+        env={"HOME": "/nonexistent", "JQD_CONFIG": "/dev/null", "JQD_DATA_DIR": "/dev/null/d"} | environ,
         capture_output=True,
         text=True,
         timeout=50,
@@ -285,7 +285,9 @@ def test_python_without_asserts_is_refused(option):
 
 
 def test_python_without_asserts_by_its_variable_is_refused():
-    assert start(PYTHONOPTIMIZE="1").returncode == 78
+    done = start(PYTHONOPTIMIZE="1")
+    assert done.returncode == 78
+    assert done.stderr.startswith("jqd: python -O (or PYTHONOPTIMIZE=1)")
 
 
 def test_unknown_variable_of_the_real_environment_is_refused():
