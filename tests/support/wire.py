@@ -7,6 +7,7 @@
 A reply is (request_id, status, lsn, body). The end of the stream is EOFError.
 """
 
+import os
 import socket
 import struct
 from typing import Any, NamedTuple, Self
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import msgpack
 
 # A daemon that does not answer within this hangs; nothing a test waits for takes a tenth of it.
-PATIENCE_S = 30.0
+PATIENCE_S = float(os.environ.get("JQD_TEST_PATIENCE_S") or 30)
 
 Address = tuple[str, int] | str
 

@@ -1,0 +1,150 @@
+"""Plant a bug in a copy of the package and see the guarding tests go red: tests that cannot fail guard nothing.
+
+Each bug is one replacement in one file. A text that is no longer there fails as well: then the bug has to
+be planted where the code is now. That the same tests are green in a copy without a bug is tested first.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(240)]
+
+KILL_LOOP = "tests/e2e/test_kill.py"
+DISK = "tests/e2e/test_disk.py::test_failed_call_is_the_last_one_and_nothing_is_acknowledged_by_it[fdatasync-EIO-3]"
+DAMAGE = "tests/e2e/test_daemon.py::test_damaged_log_is_refused_and_left_alone[damage_middle-False]"
+STALE = "tests/e2e/test_bad_input.py::test_token_that_is_not_the_jobs_is_refused"
+COMMITTER = "tests/server/test_committer.py"
+DRIVER = "tests/server/test_driver.py"
+
+
+class Planted(NamedTuple):
+    file: str
+    old: str
+    new: str
+    guards: tuple[str, ...]  # each must go red by itself
+
+
+PLANTED = {
+    "acknowledge before the sync": Planted(
+        "jqd/server/committer.py",
+        "        self._store.append(records)\n",
+        "        self._store.append(records)\n        self._on_durable(records[-1].last_lsn)\n",
+        (COMMITTER, DRIVER, DISK),
+    ),
+    "answer reads before the sync of what they saw": Planted(
+        "jqd/server/driver.py",
+        "        elif self._waiting:\n",
+        "        elif False:\n",
+        (DRIVER,),
+    ),
+    "skip a bad record": Planted(
+        "jqd/storage/segment.py",
+        "            if body is None:\n",
+        "            if body is None and header.type == FrameType.BATCH:\n"
+        "                offset += frame_bytes(header)\n"
+        "                chain.crc = int.from_bytes(data[offset - 4 : offset], 'little')\n"
+        "                chain.last_lsn += header.change_count\n"
+        "                continue\n"
+        "            if body is None:\n",
+        (DAMAGE,),
+    ),
+    "cut the log at a bad record": Planted(
+        "jqd/storage/wal.py",
+        "        elif end.verdict is Verdict.TORN and may_be_torn:\n",
+        "        elif may_be_torn:\n",
+        (DAMAGE,),
+    ),
+    "accept a stale token": Planted(
+        "jqd/core/jobs.py",
+        "    if job.lease is None or job.lease.token != token or job.lease.deadline_ms <= now.engine_ms:\n",
+        "    if job.lease is None or job.lease.deadline_ms <= now.engine_ms:\n",
+        (STALE, KILL_LOOP),
+    ),
+    "end leases at a restart": Planted(
+        "jqd/core/state.py",
+        "lease.deadline_ms = max(lease.deadline_ms, now.engine_ms + grace_ms)",
+        "lease.deadline_ms = now.engine_ms + 0 * grace_ms",
+        (KILL_LOOP,),
+    ),
+    "carry a repeated request out again": Planted(
+        "jqd/core/engine.py",
+        "        answer = record.answers.get(request_id)\n",
+        "        answer = None\n",
+        (KILL_LOOP,),
+    ),
+    "count a restart as an attempt": Planted(
+        "jqd/core/state.py",
+        "                lease.restarted = True\n",
+        "                lease.restarted = True\n"
+        "                for first, count in lease.ranges:\n"
+        "                    for job in self.run(first, count):\n"
+        "                        if job is not None and job.lease is lease:\n"
+        "                            job.attempt += 1\n",
+        (KILL_LOOP,),
+    ),
+    "take a lease back that was sent again": Planted(
+        "jqd/server/session.py",
+        "                if not unsent[token]:\n                    del unsent[token]\n",
+        "                if True:\n                    del unsent[token]\n",
+        (DRIVER,),
+    ),
+}
+GUARDS = sorted({guard for planted in PLANTED.values() for guard in planted.guards})
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Return a copy of the package and its tests, from which the tests import and start what they test."""
+    for name in ("jqd", "jqctl", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def run(copy: Path, *guards: str) -> "subprocess.CompletedProcess[str]":
+    """Run tests in a copy. The kill loop is short there: a bug that needs luck to show is no good example."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider", *guards],
+        cwd=copy,
+        env={
+            **environment,
+            "JQD_KILLS": "4",
+            "JQD_TEST_PATIENCE_S": "10",
+            "PYTHONPATH": str(copy),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_guards_are_green_without_a_bug(copy):
+    done = run(copy, *GUARDS)
+    assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "guard"),
+    [(name, guard) for name, planted in PLANTED.items() for guard in planted.guards],
+    ids=lambda value: value.partition("::")[0].rpartition("/")[2],
+)
+def test_planted_bug_turns_its_guard_red(copy, name, guard):
+    planted = PLANTED[name]
+    file = copy / planted.file
+    text = file.read_text()
+    assert text.count(planted.old) == 1, f"{planted.file} has changed: plant this bug where it belongs now"
+    file.write_text(text.replace(planted.old, planted.new))
+    done = run(copy, guard)
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
