@@ -156,7 +156,7 @@ class Engine:
         state = self.state
         try:
             batch = decode_batch(payload)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ReplayFailed(first_lsn, f"not a record of this version: {error}") from error
         if first_lsn != state.lsn + 1 or count != len(batch.changes):
             raise ReplayFailed(first_lsn, f"{len(batch.changes)} of {count} changes after LSN {state.lsn}")
@@ -235,9 +235,7 @@ class Engine:
 
     def disconnect(self, caller: Caller, ticket: Ticket, now: Now) -> None:
         """A connection ended: nothing can be answered there any more."""
-        parked = self._parked_by_ticket.get(ticket)
-        if parked is not None:
-            self._unpark(parked)
+        self.withdraw(ticket)
         if caller.session is not None:
             count = self._attached[caller.session] - 1
             if count:
@@ -246,6 +244,13 @@ class Engine:
                 del self._attached[caller.session]
                 if caller.session in self.state.sessions:
                     self._detached[caller.session] = now.engine_ms
+
+    def withdraw(self, ticket: Ticket) -> bool:
+        """Forget the request that a connection has parked, unanswered; return whether there was one."""
+        parked = self._parked_by_ticket.get(ticket)
+        if parked is not None:
+            self._unpark(parked)
+        return parked is not None
 
     def execute(
         self, command: Command[Any], caller: Caller, request_id: int, ticket: Ticket, now: Now

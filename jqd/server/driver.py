@@ -317,6 +317,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reading = True
         self._writable = True
+        self._heard_all = False
         self._closed = False
         self._timeout: asyncio.TimerHandle | None = None  # for hello, later for a peer that does not read
         self._written_bytes = 0
@@ -345,6 +346,13 @@ class Connection(asyncio.Protocol):
         except BaseException as error:
             self._driver._on_failure(error)
             raise
+
+    def eof_received(self) -> bool:
+        """The peer will send nothing more. True: the socket stays open for the replies that are due."""
+        self._reading = False
+        self._heard_all = True
+        self.session.end_of_requests()
+        return not self.session.has_ended
 
     def pause_writing(self) -> None:
         assert self._transport is not None
@@ -381,6 +389,8 @@ class Connection(asyncio.Protocol):
             session.resume(self._driver.begin_turn())
             self._after()
             self._driver.took(kept_bytes - session.kept_bytes)
+            if session.has_ended:
+                self.close()
         except BaseException as error:
             self._driver._on_failure(error)
             raise
@@ -428,7 +438,7 @@ class Connection(asyncio.Protocol):
 
     def _pace(self) -> None:
         """Read exactly while the session could use what comes."""
-        if self._closed or self._transport is None or self._transport.is_closing():
+        if self._heard_all or self._closed or self._transport is None or self._transport.is_closing():
             return
         wanted = self._writable and self.session.has_room and not self.session.unfinished
         if wanted is self._reading:

@@ -7,6 +7,7 @@ Must not know: asyncio, sockets, threads, clocks; the simulator runs this file a
 The shell's contract (driver.py, and the simulator):
 
     receive(data, now)   bytes arrived; may be called only while `reading` is true
+    end_of_requests()    no more bytes will arrive
     resume(now)          go on with bytes that were kept, when one of the limits below has room again
     answer(...)          the answer to a parked request came
     take_output()        what this turn has to say; to be sent when the turn's record is durable
@@ -77,6 +78,7 @@ class Session:
         "_caller",
         "_chunks",
         "_chunks_bytes",
+        "_heard_all",
         "_house",
         "_reader",
         "_replies",
@@ -100,6 +102,7 @@ class Session:
         self.in_flight = 0  # requests taken, reply not yet handed to the socket
         self.unsent_bytes = 0  # replies made, not yet handed to the socket
         self.unfinished = False  # bytes are kept that may hold a whole request
+        self._heard_all = False  # the peer closed its sending side
         self.closing = False  # a fatal error was answered: nothing more is read
 
     @property
@@ -118,8 +121,9 @@ class Session:
 
     @property
     def has_ended(self) -> bool:
-        """Whether a fatal error was answered and all was said. A parked request does not hold that up."""
-        return self.closing and not self.unsent_bytes and not self._chunks
+        """Whether all was said and nothing more can come. After a fatal error a parked request does not count."""
+        complete = self.closing or (self._heard_all and not self.unfinished)
+        return complete and not self.unsent_bytes and not self._chunks
 
     @property
     def has_room(self) -> bool:
@@ -161,6 +165,15 @@ class Session:
                 return
             self._handle(frame, now)
         self.unfinished = not self.closing
+
+    def end_of_requests(self) -> None:
+        """The peer closed its sending side: what it sent is still carried out and answered.
+
+        Only a parked lease is not: nobody could be told that its jobs were taken.
+        """
+        self._heard_all = True
+        if self._house.engine.withdraw(self._ticket):
+            self.in_flight -= 1
 
     def _handle(self, frame: memoryview, now: Now) -> None:
         try:

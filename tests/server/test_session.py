@@ -516,3 +516,34 @@ def test_output_counts_are_exact(peer):
     assert not peer.session.has_output
     peer.session.output_sent(output)
     assert (peer.session.in_flight, peer.session.unsent_bytes) == (0, 0)
+
+
+# --- the peer closes its sending side ---------------------------------------------------------
+
+
+def test_requests_sent_before_the_sending_side_was_closed_are_answered(peer):
+    peer.say(request(2, "submit", payload=b"x"))
+    peer.session.end_of_requests()
+    assert not peer.session.has_ended
+    assert [answer.request_id for answer in peer.hear()] == [2]
+    assert peer.session.has_ended
+
+
+def test_requests_kept_for_later_are_carried_out_after_the_sending_side_was_closed(peer, monkeypatch):
+    monkeypatch.setattr(model, "IN_FLIGHT_MAX", 2)
+    peer.say(b"".join(request(number, "ping") for number in (2, 3, 4)))
+    peer.session.end_of_requests()
+    assert [answer.request_id for answer in peer.hear()] == [2, 3]
+    assert not peer.session.has_ended
+    peer.session.resume(NOW)
+    assert [answer.request_id for answer in peer.hear()] == [4]
+    assert peer.session.has_ended
+
+
+def test_parked_lease_ends_unanswered_when_the_sending_side_is_closed(house, peer):
+    peer.say(request(2, "lease", wait_ms=1_000))
+    assert peer.hear() == []
+    peer.session.end_of_requests()
+    assert peer.session.in_flight == 0 and peer.session.has_ended
+    house.peer().ask(request(2, "submit", payload=b"x"))
+    assert house.engine.state.ready_ids("default", 1) == [1]
