@@ -656,6 +656,8 @@ def _sweep(
         raise InvalidArgument(f"{command.verb} takes either ids or filter")
     if command.ids is not None and command.cursor:
         raise InvalidArgument(f"cursor = {command.cursor}: with ids there is nothing to go on with")
+    if command.ids is not None and command.limit != model.LIST_LIMIT_MAX:
+        raise InvalidArgument(f"limit = {command.limit}: with ids all of them are meant")
     if command.ids is not None:
         found = _by_ids(command.ids, state, accepted, results)
     else:

@@ -28,6 +28,8 @@ OK: Final = "ok"
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Arguments up to this size are decoded once more to show the value that was refused.
 _EXPLAINED_BYTES_MAX: Final = 4 << 10
+# The decoder's words for types -> protocol.md's.
+_TYPE_WORDS: Final = {"object": "map", "array": "list", "bytes": "bin", "null": "nil"}
 
 RequestId = Annotated[int, Meta(ge=1, le=REQUEST_ID_MAX)]
 
@@ -132,6 +134,8 @@ def _explain(error: Exception, args: Raw) -> str:
     what, _, path = str(error).partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
     what = what[:1].lower() + what[1:]
+    for theirs, ours in _TYPE_WORDS.items():
+        what = what.replace(f"`{theirs}`", f"`{ours}`")
     if not path:
         return what
     return f"{path}{_value_at(path, args)}: {what}"
@@ -152,6 +156,8 @@ def _value_at(path: str, args: Raw) -> str:
                 value = value[int(step[1:-1])]
             case _:
                 return ""
+    if isinstance(value, msgspec.msgpack.Ext):
+        return f" = ext {value.code}"
     return f" = {shorten(value)}"
 
 
