@@ -69,10 +69,10 @@ class Line:
             heappop(self.returned)
         else:
             self.holes.add(job_id)
-            if len(self.holes) > _HOLES_MIN and len(self.holes) > len(self):
-                self._rebuild()
         if self.holes:
             self._drop_holes_at_head()
+            if len(self.holes) > _HOLES_MIN and len(self.holes) > len(self):
+                self._rebuild()
 
     def remove_run(self, first: int, count: int) -> None:
         """Take `count` consecutive ids out; quick when they are the head of the fresh ones."""
@@ -215,12 +215,17 @@ class TimerHeap(Generic[Key]):
             heappop(self.heap)
         else:
             self.holes.add((ms, key))
-            if len(self.holes) > _HOLES_MIN and len(self.holes) > len(self):
-                self.heap = [entry for entry in self.heap if entry not in self.holes]
-                heapify(self.heap)
-                self.holes = set()
-        while self.holes and self.heap[0] in self.holes:
+        if self.holes:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop holes at the head; rebuild when holes are the larger half."""
+        while self.heap and self.heap[0] in self.holes:
             self.holes.discard(heappop(self.heap))
+        if len(self.holes) > _HOLES_MIN and len(self.holes) > len(self):
+            self.heap = [entry for entry in self.heap if entry not in self.holes]
+            heapify(self.heap)
+            self.holes = set()
 
     def next_ms(self) -> int | None:
         """Return when the earliest timer is due. Never a hole: discard() leaves none at the head."""
@@ -236,6 +241,6 @@ class TimerHeap(Generic[Key]):
         while self.heap and self.heap[0][0] <= ms and len(keys) < limit:
             entry = heappop(self.heap)
             keys.append(entry[1])
-            while self.holes and self.heap[0] in self.holes:
-                self.holes.discard(heappop(self.heap))
+            if self.holes:
+                self._tidy()
         return keys
