@@ -15,7 +15,6 @@ from jqd.server.config import Config
 from jqd.storage.base import Record
 from jqd.storage.memory import MemoryStore
 
-
 NOW = Now(2_000, 1_700_000_000_000)
 
 
