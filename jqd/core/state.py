@@ -428,7 +428,8 @@ class State:
         """Keep the answers of a session's requests, and drop its oldest ones beyond the limit."""
         record = self.sessions[session]
         for request_id, answer in answers:
-            if request_id not in record.answers:  # else: a client used one id for a parked lease and another verb
+            # A client that uses one id for a parked lease and for another verb answers it twice.
+            if request_id not in record.answers:
                 record.order.append(request_id)
             record.answers[request_id] = answer
         while len(record.order) > model.ANSWERS_PER_SESSION_MAX:
