@@ -289,6 +289,12 @@ def test_errors_that_end_the_connection_are_marked():
         assert survives == ("no" if ends else "frame: no" if code == "payload_too_large" else "yes"), code
 
 
+def test_rule_of_fatal_errors_names_the_codes_that_are_always_fatal():
+    rule = section("Connections").split("**Fatal errors** are ")[1].split(", every error with id 0")[0]
+    fatal = {code for code, kind in WIRE_ERRORS.items() if issubclass(kind, ProtocolError) and kind.fatal}
+    assert set(re.findall(r"`(\w+)`", rule)) == fatal
+
+
 # Made in the engine for sessions of another key, and there are no keys yet.
 UNREACHABLE = {"permission_denied"}
 
