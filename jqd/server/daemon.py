@@ -38,6 +38,9 @@ CLOCK_BACK_MS_MAX: Final = DAY_MS
 # Connections that the kernel holds until they are accepted.
 _BACKLOG: Final = 1_024
 
+# A process that serves a socket answers at once, or its backlog is full and it hangs: it is served all the same.
+_PROBE_S: Final = 1.0
+
 log = logging.get_logger()
 
 
@@ -178,6 +181,7 @@ def _remove_stale_socket(path: str) -> None:
         if not stat.S_ISSOCK(Path(path).lstat().st_mode):
             raise ConfigurationError(f"unix = {path}: there is a file of that name that is no socket")
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_PROBE_S)
             probe.connect(path)
     except FileNotFoundError:
         return
