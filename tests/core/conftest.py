@@ -8,7 +8,9 @@ from tests.support.core import Core
 
 
 @pytest.fixture
-def core(monkeypatch: pytest.MonkeyPatch) -> Iterator[Core]:  # checked while a limit that the test lowered is still low
+def core(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Core]:  # checked while a limit that the test lowered is still low
     core = Core()
     yield core
     core.check()

@@ -93,6 +93,13 @@ def test_ids_and_filter_exclude_each_other_and_one_is_needed(core, kind):
         core.do(kind(ids=[(1, 1)], filter=c.JobFilter()))
 
 
+@pytest.mark.parametrize(("field", "value"), [("cursor", 5), ("limit", 9)])
+def test_paging_makes_no_sense_with_ids(core, field, value):
+    core.submit()
+    with pytest.raises(InvalidArgument, match=f"{field} = {value}: with ids"):
+        core.do(c.Cancel(ids=[(1, 1)], **{field: value}))
+
+
 def test_unknown_queue_and_doubled_id_are_refused(core):
     with pytest.raises(QueueNotFound, match="queue = 'nowhere': no job was ever submitted to it"):
         core.do(c.Purge(filter=c.JobFilter(queue="nowhere")))
@@ -106,9 +113,7 @@ def test_cursor_leads_through_all_jobs_and_dry_run_changes_none(core):
         cursor: int | None = 0
         counts = []
         while cursor is not None:
-            swept = core.do(
-                c.Cancel(filter=c.JobFilter(queue="q"), cursor=cursor, limit=3, dry_run=dry_run)
-            )
+            swept = core.do(c.Cancel(filter=c.JobFilter(queue="q"), cursor=cursor, limit=3, dry_run=dry_run))
             counts.append(swept.count)
             cursor = swept.cursor
         assert counts == [3, 3, 1]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -53,7 +54,7 @@ def workload() -> Core:
 
 def test_workload_leaves_every_kind_of_fact_but_a_full_counter():
     kinds = {type(change) for batch in workload().log for change in decode_batch(batch.payload).changes}
-    missing = {kind.__name__ for kind in AnyChange.__args__} - {kind.__name__ for kind in kinds}
+    missing = {kind.__name__ for kind in get_args(AnyChange)} - {kind.__name__ for kind in kinds}
     assert missing == {"EpochRaised"}
 
 
@@ -210,8 +211,8 @@ def test_failure_while_a_parked_lease_is_served_stops_the_process(monkeypatch):
 # --- replay -------------------------------------------------------------------------------------
 
 
-def record(*changes: Change, now: Now = Now(ENGINE_MS, 0)) -> bytes:
-    return encode_batch(now, list(changes))
+def record(*changes: Change) -> bytes:
+    return encode_batch(Now(ENGINE_MS, 0), list(changes))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """ack, fail, extend and release: what they have in common, and what each does."""
 
+from typing import Any
+
 import pytest
 
 from jqd.core import commands as c
@@ -10,11 +12,12 @@ from tests.support.core import Core
 VERBS = ("ack", "fail", "extend", "release")
 
 
-def command(verb: str, *items: tuple[int, list[tuple[int, int]]]) -> c.Command:
+def command(verb: str, *items: tuple[int, list[tuple[int, int]]]) -> c.Command[Any]:
     if verb == "ack":
         return c.Ack(items=[(token, ranges, None) for token, ranges in items])
-    kind = {"fail": c.Fail, "extend": c.Extend, "release": c.Release}[verb]
-    return kind(items=list(items))
+    kind: Any = {"fail": c.Fail, "extend": c.Extend, "release": c.Release}[verb]
+    made: c.Command[Any] = kind(items=list(items))
+    return made
 
 
 def verdicts(core: Core, verb: str, *items: tuple[int, list[tuple[int, int]]]) -> list[c.Verdict]:
@@ -48,7 +51,10 @@ def test_token_of_another_job_is_refused_by(core, verb):
     core.submit_jobs(2)
     token, _ = core.held()
     other, _ = core.held()
-    assert verdicts(core, verb, (token, [(2, 1)]), (other, [(1, 1)])) == [(2, 1, "lease_lost"), (1, 1, "lease_lost")]
+    assert verdicts(core, verb, (token, [(2, 1)]), (other, [(1, 1)])) == [
+        (2, 1, "lease_lost"),
+        (1, 1, "lease_lost"),
+    ]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -154,7 +160,11 @@ def test_second_ack_is_lease_lost(core):
 def test_each_item_of_an_ack_keeps_its_own_result(core):
     core.submit_jobs(4)
     leased = core.lease(count=4)
-    items = [(leased.token, [(1, 1)], b"one"), (leased.token, [(2, 2)], b"two"), (leased.token, [(4, 1)], None)]
+    items = [
+        (leased.token, [(1, 1)], b"one"),
+        (leased.token, [(2, 2)], b"two"),
+        (leased.token, [(4, 1)], None),
+    ]
     core.do(c.Ack(items=items, encoding="text"))
     assert [core.get(job_id).result for job_id in range(1, 5)] == [b"one", b"two", b"two", None]
     assert [core.get(job_id).result_encoding for job_id in (1, 4)] == ["text", "raw"]
@@ -191,15 +201,24 @@ def test_result_error_makes_the_job_dead_as_refused(core):
     token, _ = core.held(caller=model.Caller(worker="box"))
     core.ack(token, 1, result_error="bad input")
     shown = core.get(1)
-    assert (shown.state, shown.reason, shown.error, shown.payload) == ("dead", "refused", "bad input", b"work")
+    assert (shown.state, shown.reason, shown.error, shown.payload) == (
+        "dead",
+        "refused",
+        "bad input",
+        b"work",
+    )
     assert (shown.errors, shown.crashes) == (1, 0)
-    assert [(a.attempt, a.cause, a.worker, a.error) for a in shown.attempts] == [(1, "error", "box", "bad input")]
+    assert [(a.attempt, a.cause, a.worker, a.error) for a in shown.attempts] == [
+        (1, "error", "box", "bad input")
+    ]
 
 
 def test_result_beside_result_error_is_refused(core):
     core.submit()
     token, _ = core.held()
-    with pytest.raises(InvalidArgument, match=r"items\[0\] result = 1 bytes: with result_error there is none"):
+    with pytest.raises(
+        InvalidArgument, match=r"items\[0\] result = 1 bytes: with result_error there is none"
+    ):
         core.ack(token, 1, result=b"r", result_error="e")
 
 

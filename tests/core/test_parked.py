@@ -1,5 +1,7 @@
 """Leases that wait for a job."""
 
+from typing import Any
+
 import pytest
 
 from jqd.core import commands as c
@@ -8,7 +10,7 @@ from jqd.errors import InvalidArgument
 from tests.support.core import Core, ids_of
 
 
-def park(core: Core, ticket: str, *queues: str, wait_ms: int = 30_000, **fields: object) -> None:
+def park(core: Core, ticket: str, *queues: str, wait_ms: int = 30_000, **fields: Any) -> None:
     command = c.Lease(queues=list(queues or ("default",)), wait_ms=wait_ms, **fields)
     assert core.do(command, ticket=ticket) is None
 

@@ -1,5 +1,7 @@
 """get, list, queues, stats, ping: what is shown, and in which order."""
 
+from typing import Any
+
 import pytest
 
 from jqd.core import commands as c
@@ -8,7 +10,7 @@ from jqd.errors import JobNotFound, QueueNotFound
 from tests.support.core import IDENTITY, Core
 
 
-def listed(core: Core, **fields: object) -> tuple[list[int], int | None]:
+def listed(core: Core, **fields: Any) -> tuple[list[int], int | None]:
     page = core.do(c.ListJobs(**fields))
     return [job.job_id for job in page.jobs], page.cursor
 
@@ -114,7 +116,11 @@ def test_stats_count_everything(core):
     assert (stats.server, stats.store_id) == (IDENTITY.server, IDENTITY.store_id)
     assert (stats.epoch, stats.engine_ms, stats.wall_ms) == (core.state.epoch, core.engine_ms, core.wall_ms)
     assert (stats.uptime_ms, stats.lsn) == (1_000, core.state.lsn)
-    assert {state: count for state, count in stats.jobs.items() if count} == {"ready": 2, "leased": 1, "done": 1}
+    assert {state: count for state, count in stats.jobs.items() if count} == {
+        "ready": 2,
+        "leased": 1,
+        "done": 1,
+    }
     assert (stats.queue_count, stats.lease_count, stats.parked_count) == (1, 1, 1)
     assert (stats.session_count, stats.result_bytes) == (1, 4)
 

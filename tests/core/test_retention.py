@@ -10,13 +10,13 @@ HOUR_MS = 3_600_000
 MONTH_MS = 30 * 86_400_000
 
 
-def finish(core: Core, how: str, count: int = 1, **fields: object) -> list[int]:
+def finish(core: Core, how: str, count: int = 1, queue: str = "default") -> list[int]:
     """End new jobs in one of the ways that retention is about; return their ids."""
-    ids = core.submit_jobs(count, **fields)
+    ids = core.submit_jobs(count, queue=queue)
     if how == "cancelled":
         core.cancel(*ids)
         return ids
-    leased = core.lease(fields.get("queue", "default"), count=count)
+    leased = core.lease(queue, count=count)
     if how == "done":
         core.ack(leased.token, *ids)
     else:
@@ -83,7 +83,8 @@ def test_job_that_died_again_begins_its_age_anew(core):
 
 
 @pytest.mark.parametrize(
-    ("limit", "how"), [("FINISHED_COUNT_MAX", "done"), ("FINISHED_COUNT_MAX", "cancelled"), ("DEAD_COUNT_MAX", "dead")]
+    ("limit", "how"),
+    [("FINISHED_COUNT_MAX", "done"), ("FINISHED_COUNT_MAX", "cancelled"), ("DEAD_COUNT_MAX", "dead")],
 )
 def test_oldest_over_the_count_of_their_queue_are_forgotten(core, monkeypatch, limit, how):
     monkeypatch.setattr(model, limit, 2)
@@ -151,7 +152,8 @@ def test_a_tick_forgets_at_most_a_thousand_over_the_count(core, monkeypatch):
 
 def with_results(core: Core, *results: bytes) -> None:
     for result in results:
-        token, job_id = core.submit() and core.held()
+        core.submit()
+        token, job_id = core.held()
         core.ack(token, job_id, result=result)
 
 
@@ -187,6 +189,19 @@ def test_result_that_was_forgotten_by_age_frees_nothing_again(core, monkeypatch)
     monkeypatch.setattr(model, "RESULTS_BYTES_MAX", 5)
     core.settle()
     assert core.states(1, 2, 3) == ["gone", "gone", "done"]
+
+
+def test_result_that_was_forgotten_by_the_count_of_its_queue_is_passed_by(core, monkeypatch):
+    with_results(core, b"one")
+    monkeypatch.setattr(model, "FINISHED_COUNT_MAX", 1)
+    for _ in range(2):
+        job_id = core.submit(queue="other")
+        core.ack(core.held("other")[0], job_id, result=b"two")
+    core.settle()
+    assert core.states(1, 2, 3) == ["done", "gone", "done"]
+    monkeypatch.setattr(model, "RESULTS_BYTES_MAX", 2)
+    core.settle()
+    assert core.states(1, 3) == ["gone", "gone"]
 
 
 def test_results_in_the_middle_of_their_age_may_go_first(core, monkeypatch):

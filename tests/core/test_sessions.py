@@ -43,7 +43,11 @@ def test_hello_names_the_server_its_clocks_and_its_limits(core):
     [
         ({"version": 2}, VersionMismatch, "version = 2: this server speaks 1"),
         ({"key": "secret"}, Unauthenticated, "key: this server has no API keys"),
-        ({"on_disconnect": "release"}, InvalidArgument, "on_disconnect = 'release': this server supports only"),
+        (
+            {"on_disconnect": "release"},
+            InvalidArgument,
+            "on_disconnect = 'release': this server supports only",
+        ),
     ],
 )
 def test_hello_that_cannot_be_kept_is_refused(core, fields, error, message):
@@ -197,7 +201,9 @@ def test_what_changed_nothing_is_not_remembered(core):
     caller = core.hello(S)
     with pytest.raises(InvalidArgument):
         core.do(c.Submit(group="g"), caller, request_id=5)
-    assert core.do(c.Ack(items=[(1, [(1, 1)], None)]), caller, request_id=6).results == [(1, 1, "job_not_found")]
+    assert core.do(c.Ack(items=[(1, [(1, 1)], None)]), caller, request_id=6).results == [
+        (1, 1, "job_not_found")
+    ]
     assert core.do(c.Lease(), caller, request_id=7).jobs == []
     assert core.state.sessions == {}
 
@@ -238,6 +244,15 @@ def test_floor_never_sinks_when_requests_came_out_of_order(core, monkeypatch):
     for request_id, floor in ((9, 0), (4, 0), (12, 9), (13, 9)):
         core.do(c.Submit(), caller, request_id=request_id)
         assert core.state.sessions[S].floor == floor, request_id
+
+
+def test_request_id_used_for_a_parked_lease_and_another_verb_is_one_answer(core):
+    caller = core.hello(S)
+    assert core.do(c.Lease(queues=["a"], wait_ms=9), caller, request_id=5) is None
+    core.do(c.Submit(queue="b"), caller, request_id=5)
+    core.submit(queue="a")
+    assert list(core.state.sessions[S].answers) == [5]
+    assert ids_of(core.do(c.Lease(), caller, request_id=5)) == [2]
 
 
 def test_limit_is_1024_answers(core):

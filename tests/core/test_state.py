@@ -1,5 +1,7 @@
 """The containers: pages that thin out, the invariant check, and what a change must not do."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +18,18 @@ from tests.support.core import Core
 def test_ranges_say_the_same_ids_in_the_same_order(ids):
     ranges = to_ranges(ids)
     assert [job_id for first, count in ranges for job_id in range(first, first + count)] == ids
-    assert all(one[0] + one[1] != two[0] for one, two in zip(ranges, ranges[1:], strict=False)), "not packed"
+    assert all(one[0] + one[1] != two[0] for one, two in pairwise(ranges)), "not packed"
 
 
 @pytest.mark.parametrize(
     ("ids", "ranges"),
-    [([], []), ([7], [(7, 1)]), ([1, 2, 3], [(1, 3)]), ([3, 2], [(3, 1), (2, 1)]), ([1, 3, 2, 4], [(1, 1), (3, 1), (2, 1), (4, 1)])],
+    [
+        ([], []),
+        ([7], [(7, 1)]),
+        ([1, 2, 3], [(1, 3)]),
+        ([3, 2], [(3, 1), (2, 1)]),
+        ([1, 3, 2, 4], [(1, 1), (3, 1), (2, 1), (4, 1)]),
+    ],
 )
 def test_ranges(ids, ranges):
     assert to_ranges(ids) == ranges
@@ -82,7 +90,12 @@ def test_page_that_was_thin_when_the_next_began_is_thinned_out_then(core):
     core.submit_jobs(PAGE_JOBS - 2)
     forget(core, 1, PAGE_JOBS - 3)
     core.submit_jobs(5)
-    assert core.states(PAGE_JOBS - 3, PAGE_JOBS - 2, PAGE_JOBS - 1, PAGE_JOBS) == ["gone", "ready", "ready", "ready"]
+    assert core.states(PAGE_JOBS - 3, PAGE_JOBS - 2, PAGE_JOBS - 1, PAGE_JOBS) == [
+        "gone",
+        "ready",
+        "ready",
+        "ready",
+    ]
 
 
 def test_bulk_over_a_page_boundary(full):
@@ -101,7 +114,9 @@ def test_jobs_are_what_was_not_forgotten_whatever_the_pages(cuts):
         core.do(c.Purge(ids=[(first, count)]))
         left -= set(range(first, first + count))
     assert [job.id for job in core.state.jobs_from(0)] == sorted(left)
-    assert [job.id for job in core.state.jobs_from(5_000)] == sorted(job_id for job_id in left if job_id >= 5_000)
+    assert [job.id for job in core.state.jobs_from(5_000)] == sorted(
+        job_id for job_id in left if job_id >= 5_000
+    )
     core.state.check()
 
 

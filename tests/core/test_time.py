@@ -49,6 +49,18 @@ def test_limit_of_a_tick_is_one_thousand_expiries(core):
     assert core.turn() == []
 
 
+def test_limit_of_expiries_holds_over_the_parts_of_a_grant(core, monkeypatch):
+    monkeypatch.setattr(model, "EXPIRIES_PER_TICK", 2)
+    core.submit_jobs(4)
+    leased = core.lease(count=4, lease_ms=1_000)
+    core.extend(leased.token, 2, 3)
+    core.move(1_000)
+    core.turn()
+    assert promoted(core) == 2
+    core.turn()
+    assert promoted(core) == 4
+
+
 def test_expiry_and_promotion_at_one_ms_happen_in_one_turn(core):
     core.submit(delivery="at_most_once")
     core.submit(delay_ms=1_000, queue="b")
@@ -132,4 +144,3 @@ def test_two_readings_of_the_clock_in_one_turn_are_a_bug(core):
     with pytest.raises(AssertionError, match="one reading of the clocks a turn"):
         core.execute(Submit())
     core.move(-1)
-

@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -37,7 +38,7 @@ bodies = st.lists(st.binary(min_size=1, max_size=40) | st.just(b"x" * LIMIT), ma
 def test_any_cuts_give_the_same_frames(bodies, cuts):
     stream = b"".join(map(to_frame, bodies))
     edges = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    chunks = [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [stream[start:end] for start, end in pairwise(edges)]
     assert fed(chunks) == bodies
 
 
@@ -141,7 +142,7 @@ def test_parts_of_a_frame_are_joined_once():
     """Joining at every arrival would copy 4 MiB 1,024 times over."""
     size, part = 4 << 20, 4_096
     stream = to_frame(bytes(size))
-    reader = FrameReader(size)
+    reader, frame = FrameReader(size), None
     tracemalloc.start()
     try:
         for offset in range(0, len(stream), part):

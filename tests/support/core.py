@@ -31,6 +31,7 @@ class Core:
     def __init__(self, *, engine_ms: int = ENGINE_MS, wall_ms: int = WALL_MS) -> None:
         self.engine_ms = engine_ms
         self.wall_ms = wall_ms
+        self._now = Now(0, 0)
         self.log: list[Batch] = []
         self.answers: list[tuple[Ticket, int, Any]] = []  # what parked requests got
         self._next_request_id = 0
@@ -42,7 +43,11 @@ class Core:
 
     @property
     def now(self) -> Now:
-        return Now(self.engine_ms, self.wall_ms)
+        """One reading of the clocks: the same object until they move."""
+        now = Now(self.engine_ms, self.wall_ms)
+        if now != self._now:
+            self._now = now
+        return self._now
 
     @property
     def state(self) -> State:

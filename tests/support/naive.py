@@ -135,7 +135,7 @@ class NaiveQueue:
 
     def execute(
         self, command: c.Command[Any], caller: model.Caller, request_id: int, ticket: str, now: model.Now
-    ) -> Struct | None:
+    ) -> Any:
         """Answer, or return None for what is parked. Raises: Refused."""
         if command.writes:
             answer = self.answered(caller, request_id, now)
@@ -182,8 +182,11 @@ class NaiveQueue:
             return None
         session = self.sessions[caller.session]
         for known, answer in session.answers:
+            if known == request_id and isinstance(answer, int):
+                return self.leased_again(answer, now)
             if known == request_id:
-                return self.leased_again(answer, now) if isinstance(answer, int) else answer
+                reply: Struct = answer
+                return reply
         if request_id <= session.floor:
             raise Refused("position_lost")
         return None
