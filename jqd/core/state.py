@@ -603,9 +603,8 @@ class State:
         if len(page) - holes >= _SPARSE_JOBS:
             return
         self._page_holes.pop(number, None)
-        left = {job.id: job for job in self._pages.pop(number) if job is not None}
-        if left:
-            self._sparse[number] = left
+        # Never empty: what makes a page thin is one job that leaves, or comes to the page after it.
+        self._sparse[number] = {job.id: job for job in self._pages.pop(number) if job is not None}
 
     # --- checking -----------------------------------------------------------------------------
 
