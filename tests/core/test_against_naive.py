@@ -41,7 +41,7 @@ queue = st.sampled_from(QUEUES)
 picks = st.integers(0, 63)
 some_ms = st.sampled_from([0, 1, 500, 999, 1_000, 1_001, 5_000, 29_999, 30_000, 60_000, 600_000, 3_600_000])
 some_lease_ms = st.sampled_from([None, None, 1_000, 2_000, 30_000, 86_400_000])
-options = st.fixed_dictionaries(
+varied = st.fixed_dictionaries(
     {},
     optional={
         "queue": queue,
@@ -55,6 +55,8 @@ options = st.fixed_dictionaries(
         "metadata": st.just({"k": "v"}),
     },
 ).map(lambda fields: {"queue": "a"} | fields)
+# Half of all jobs are alike, so that neighbours are.
+options = st.just({"queue": "a"}) | varied
 
 
 class Machine(RuleBasedStateMachine):
@@ -69,6 +71,7 @@ class Machine(RuleBasedStateMachine):
         self.delivered: dict[int, int] = {}  # job -> its newest token
         self.noted_count = 0  # answers to parked leases of this turn that note() has seen
         self.request_id = 0
+        self.connect("one", SESSIONS[1], "box")
 
     # --- saying the same to both --------------------------------------------------------------
 
@@ -142,7 +145,7 @@ class Machine(RuleBasedStateMachine):
 
     # --- rules --------------------------------------------------------------------------------
 
-    tickets = st.sampled_from(("local", *TICKETS))
+    tickets = st.sampled_from(("one", "one", "two", "three", "local"))
 
     @rule(fields=options, payload=st.binary(max_size=3), ticket=tickets)
     def submit(self, fields, payload, ticket):
@@ -222,6 +225,28 @@ class Machine(RuleBasedStateMachine):
         token = self.token(pick)
         self.say(c.Release(items=[(token, self.ids_under(token, part))], delay_ms=delay_ms), ticket)
 
+    @precondition(lambda self: self.naive.in_state("leased"))
+    @rule(pick=picks, old=picks, verb=st.sampled_from(["ack", "fail", "extend", "release"]))
+    def say_something_of_a_held_job(self, pick, old, verb):
+        """By who holds it, or by a worker who held it, or another one, before."""
+        held = self.naive.in_state("leased")
+        job = held[pick % len(held)]
+        token = job.token if old % 2 else self.token(old // 2)
+        ranges = [(job.id, 1)]
+        match verb:
+            case "ack":
+                self.say(c.Ack(items=[(token, ranges, None)]))
+            case "fail":
+                self.say(c.Fail(items=[(token, ranges)], retry_in_ms=0 if old % 3 else None))
+            case "extend":
+                self.say(c.Extend(items=[(token, ranges)]))
+            case _:
+                self.say(c.Release(items=[(token, ranges)]))
+
+    @rule()
+    def requeue_the_dead(self):
+        self.say(c.Requeue(filter=c.JobFilter(state="dead")))
+
     @rule(pick=picks)
     def lose_the_reply_of_a_lease(self, pick):
         self.naive.take_back(self.token(pick), self.core.now)
@@ -284,7 +309,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(pick=picks, ticket=st.sampled_from(TICKETS))
     def send_again(self, pick, ticket):
-        session, request_id, command = self.sent[-1 - pick % len(self.sent)]
+        session, request_id, command = self.sent[-1 - pick % min(len(self.sent), 8)]
         if self.connections.get(ticket, model.LOCAL).session != session:
             self.connect(ticket, session, "")
         if ticket in self.connections:
@@ -296,6 +321,13 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, ms):
         self.end_turn()
         self.core.move(ms)
+
+    @rule(off_ms=st.sampled_from([-1, 0, 0, 1]))
+    def pass_time_to_the_next_deadline(self, off_ms):
+        self.end_turn()
+        due_ms = self.core.engine.next_deadline(self.core.now)
+        if due_ms is not None:
+            self.core.move(max(0, due_ms + off_ms - self.core.engine_ms))
 
     @rule(ms=some_ms)
     def pass_time_with_a_turn(self, ms):
@@ -321,6 +353,7 @@ class Machine(RuleBasedStateMachine):
         self.core.restart(wall_ms=down_ms)
         self.naive.start(self.core.now)
         self.connections.clear()
+        self.connect("one", SESSIONS[1], "box")
 
     # --- what always holds --------------------------------------------------------------------
 

@@ -171,10 +171,13 @@ class NaiveQueue:
         reply = getattr(self, f"on_{command.verb}")(command, caller, now)
         if caller.session is not None and self.changed:
             session = self.sessions.setdefault(caller.session, NaiveSession())
-            session.answers = [one for one in session.answers if one[0] != request_id]
-            session.answers.append((request_id, reply.token if isinstance(reply, c.Leased) else reply))
-            while len(session.answers) > model.ANSWERS_PER_SESSION_MAX:
-                session.floor = max(session.floor, session.answers.pop(0)[0])
+            answer = reply.token if isinstance(reply, c.Leased) else reply
+            if request_id in [known for known, _ in session.answers]:
+                session.answers = [
+                    (known, answer if known == request_id else old) for known, old in session.answers
+                ]
+            else:
+                session.answers.append((request_id, answer))
         return reply
 
     def answered(self, caller: model.Caller, request_id: int, now: model.Now) -> Struct | None:
@@ -490,6 +493,9 @@ class NaiveQueue:
         over_now = [one for one in self.parked if one.until_ms <= now.engine_ms]
         for parked in sorted(over_now, key=lambda one: one.until_ms):
             self.answer(parked, nothing(now))
+        for session in self.sessions.values():
+            while len(session.answers) > model.ANSWERS_PER_SESSION_MAX:
+                session.floor = max(session.floor, session.answers.pop(0)[0])
 
     @staticmethod
     def expiry_order(job: NaiveJob) -> tuple[int, int]:
