@@ -83,6 +83,11 @@ LIMITS: Final = {
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
+# What a fact can take in a record, besides what its request brought: its numbers, a session and a worker's
+# label of 128 characters; and each job in it: an id and a time.
+_FACT_BYTES_MAX: Final = 640
+_FACT_JOB_BYTES_MAX: Final = 24
+
 
 class FailStop(Exception):
     """A command failed after its first change. Only the process's end helps."""
@@ -137,8 +142,10 @@ class Engine:
         self._parked: dict[int, Parked] = {}
         self._parked_by_ticket: dict[Ticket, Parked] = {}
         self._parked_by_queue: dict[str, dict[int, Parked]] = {}
-        # Answers of this turn, by session and request id.
+        # Answers of this turn, by session and request id, and their bytes.
         self._answers: dict[bytes, dict[int, bytes | int]] = {}
+        self._answers_bytes = 0
+        self._work_before = 0  # state.work when the turn under way began
         self._parked_by_request: dict[tuple[bytes, int], Parked] = {}
         self._parked_timers: TimerHeap[int] = TimerHeap()
         self._parked_serial = 0
@@ -305,6 +312,7 @@ class Engine:
             answers[request_id] = body.token
             return body
         answers[request_id] = encoded = _encode(body)
+        self._answers_bytes += len(encoded)
         return Raw(encoded)
 
     def _answered(self, session: bytes, request_id: int, now: Now) -> Body | None:
@@ -483,12 +491,23 @@ class Engine:
         """Return what this turn changed as one record, and begin a new one."""
         assert not self._answers, "finish_turn() comes first: a change without its answer could happen twice"
         changes = self._changes
+        state = self.state
+        self._work_before = state.work
         if not changes:
             return None
         self._changes = []
-        state = self.state
+        self._answers_bytes = 0
         payload = encode_batch(self._now, changes)
         return Batch(state.lsn - len(changes) + 1, len(changes), payload)
+
+    @property
+    def added_bytes_max(self) -> int:
+        """Bytes that this turn's record can have so far, besides what its requests brought.
+
+        A request of 30 bytes can end 10,000 jobs, and get an answer of 200 KB that is remembered.
+        """
+        work = self.state.work - self._work_before
+        return self._answers_bytes + len(self._changes) * _FACT_BYTES_MAX + work * _FACT_JOB_BYTES_MAX
 
     @property
     def has_changes(self) -> bool:

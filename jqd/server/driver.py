@@ -38,8 +38,8 @@ _SLEEP_MS_MAX: Final = SECOND_MS
 # Above this a client is told to come back later; the committer gets there within.
 _BUSY_RETRY_MS: Final = 100
 
-# A turn that took this many bytes of requests ends before the next connection's. With one more frame of
-# 16 MiB its record stays far below the 64 MiB that the log takes.
+# A turn whose record may be this large ends before the next connection's requests. With one more frame of
+# 16 MiB, or 4 MiB of answers, it stays far below the 64 MiB that the log takes.
 _TURN_BYTES_MAX: Final = 8 << 20
 
 log = get_logger()
@@ -170,7 +170,7 @@ class Driver:
     def took(self, count: int) -> None:
         """Count bytes of requests, and end the turn before its record grows too large. The last call of an event."""
         self._turn_bytes += count
-        if self._turn_bytes >= _TURN_BYTES_MAX:
+        if self._turn_bytes + self.engine.added_bytes_max >= _TURN_BYTES_MAX:
             self._finish_turn()
 
     def _end_turn(self) -> None:

@@ -163,6 +163,44 @@ async def test_records_stay_small_however_much_arrives_at_once(room, split):
     assert max(sizes) <= 10_000_000
 
 
+async def test_records_stay_small_however_much_is_answered_at_once(room):
+    maker = await room.peer()
+    await maker.ask(request(2, "submit_many", groups=[{"payloads": [b""] * 10_000}]))
+    await maker.ask(request(3, "purge", ids=[[first, 1] for first in range(1, 9_001, 2)]))
+    await maker.ask(request(4, "lease", count=4_500))
+    # Each names jobs that are leased and purged by turns: a verdict for every one, and a job to cancel.
+    peers = [await room.peer(session=bytes([number]) * 16) for number in range(20)]
+    said = [
+        b"".join(request(2 + n, "cancel", ids=[[1, 9_000], [9_001 + 10 * number + n, 1]]) for n in range(10))
+        for number in range(20)
+    ]
+    appended = len(room.store.records)
+    for peer, requests in zip(peers, said, strict=True):
+        peer.say(requests)
+    await room.settle()
+    answers = [each for peer in peers for each in peer.heard()]
+    assert [each.body["count"] for each in answers] == [1] * 200
+    sizes = [len(record.payload) for record in room.store.records[appended:]]
+    assert sum(sizes) >= 32_000_000
+    assert max(sizes) <= 16_000_000
+
+
+async def test_records_stay_small_however_many_lease_at_once(room):
+    worker = "\U0001f40c" * 128
+    peers = [await room.peer(worker=worker) for _ in range(30)]
+    await peers[0].ask(
+        *(request(2 + n, "submit_many", groups=[{"payloads": [b""] * 10_000}]) for n in range(3))
+    )
+    said = b"".join(request(10 + n, "lease") for n in range(1_000))
+    appended = len(room.store.records)
+    for peer in peers:
+        peer.say(said)
+    await room.settle()
+    sizes = [len(record.payload) for record in room.store.records[appended:]]
+    assert sum(sizes) >= 15_000_000
+    assert max(sizes) <= 10_000_000
+
+
 # --- back-pressure ----------------------------------------------------------------------------
 
 
