@@ -254,9 +254,24 @@ class Machine(RuleBasedStateMachine):
 
     kinds = st.sampled_from([c.Cancel, c.Requeue, c.Purge])
 
-    @rule(kind=kinds, first=picks, count=st.integers(1, 9), dry_run=st.booleans(), ticket=tickets)
+    @rule(
+        kind=kinds,
+        first=picks,
+        count=st.integers(1, 9),
+        dry_run=st.sampled_from([False, False, True]),
+        ticket=tickets,
+    )
     def sweep_ids(self, kind, first, count, dry_run, ticket):
-        self.say(kind(ids=[(first + 1, count), (first + 12, 1)], dry_run=dry_run), ticket)
+        first = first % self.naive.next_id + 1
+        self.say(kind(ids=[(first, count), (first + count + 3, 1)], dry_run=dry_run), ticket)
+
+    @rule(fields=options, ready=st.integers(1, 3), delayed=st.integers(1, 3))
+    def submit_neighbours(self, fields, ready, delayed):
+        groups = [
+            c.SubmitGroup(payloads=[b""] * ready, **fields),
+            c.SubmitGroup(payloads=[b""] * delayed, delay_ms=5_000, **fields),
+        ]
+        self.say(c.SubmitMany(groups=groups), "one")
 
     @rule(
         kind=kinds,
@@ -391,5 +406,5 @@ def test_engine_says_what_the_naive_queue_says(monkeypatch):
         monkeypatch.setattr(model, name, value)
     examples = settings().max_examples
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=max(1, examples * 3 // 2), stateful_step_count=50)
+        Machine, settings=settings(max_examples=max(1, examples * 3 // 2), stateful_step_count=60)
     )
