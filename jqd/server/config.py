@@ -8,8 +8,8 @@ A setting is one field of Config. Its TOML key, its variable (`JQD_` and the key
 field, so none of them can be forgotten or differ.
 
 Precedence: default < file < environment < flag. Nothing is guessed: an unknown key, an unknown `JQD_*`
-variable and a bad value are each a ConfigurationError of one line with the setting, the value, where it
-was found and what would be allowed.
+variable and a bad value are each a ConfigurationError of one line: what was found and where, and what would
+be allowed or which name may be meant.
 
 Paths: a flag may be relative (it is meant where it is typed); in the file and in the environment a path is
 absolute, since nobody can tell from where a service is started. `~` is the shell's business: refused.
@@ -332,17 +332,26 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Found]:
             continue
         setting = _BY_VARIABLE.get(name)
         if setting is None:
-            known = {*_BY_VARIABLE, *CLIENT_VARIABLES, CONFIG_VARIABLE}
-            raise ConfigurationError(f"environment: unknown variable {shorten(name)}{_nearest(name, known)}")
+            known = (*_BY_VARIABLE, *CLIENT_VARIABLES, CONFIG_VARIABLE)
+            raise ConfigurationError(
+                f"environment: unknown variable {shorten(name)}; {_nearest(name, known)}"
+            )
         found[setting.key] = _Found(raw, name)
     return found
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
+    """Say which known name is meant, or where all of them stand."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, sorted(known), n=1, cutoff=0.8)
-    return f"; did you mean {near[0]}?" if near else ""
+    # What all names share would make any two of them alike.
+    names = {_bare(name): name for name in known}
+    near = get_close_matches(_bare(word), names, n=1)
+    return f"did you mean {names[near[0]]}?" if near else "jqd --help lists all"
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "_").removeprefix(ENV_PREFIX.lower())
 
 
 # --- the file ---------------------------------------------------------------------------------
@@ -394,7 +403,11 @@ def _read_file(named: _Found | None, default_file: str) -> tuple[str | None, dic
 def _entry(key: str, raw: Raw, text: str, path: str) -> _Found:
     origin = _printable(path) + _line_of(key, text)
     if key not in _BY_KEY:
-        raise ConfigurationError(f"{origin}: unknown setting {shorten(key)}{_nearest(key, _BY_KEY)}")
+        is_table = isinstance(raw, dict) or (
+            isinstance(raw, list) and any(isinstance(each, dict) for each in raw)
+        )
+        hint = "settings are top-level keys, there are no tables" if is_table else _nearest(key, _BY_KEY)
+        raise ConfigurationError(f"{origin}: unknown setting {shorten(key)}; {hint}")
     return _Found(raw, origin)
 
 
