@@ -142,6 +142,21 @@ def test_record_numbers_its_changes_and_carries_the_clocks(core):
     assert not core.engine.has_changes
 
 
+def test_record_is_never_larger_than_the_bound_that_the_driver_asks_for():
+    core = Core()
+    caller = core.hello(b"s" * 16, worker="w" * 128)
+    core.submit_jobs(10_000)
+    assert core.engine.added_bytes_max == 0, "nothing of a turn that is over"
+    leased = core.execute(c.Lease(count=10_000), caller)
+    core.execute(c.Extend(items=[(leased.token, [(1, 5_000)])]), caller)
+    core.execute(c.Fail(items=[(leased.token, [(1, 10_000)])], error="e" * 4_096), caller)
+    core.engine.finish_turn(core.now)
+    bound = core.engine.added_bytes_max
+    batch = core.engine.take_batch()
+    assert 0 < len(batch.payload) <= bound
+    assert core.engine.added_bytes_max == 0
+
+
 def test_change_without_an_apply_is_no_change():
     with pytest.raises(NotImplementedError):
         Change().apply(State(), Now(0, 0))
