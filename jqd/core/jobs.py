@@ -308,6 +308,7 @@ def leased_again(token: int, state: State, now: Now) -> Leased:
 def live_jobs(lease: Lease, state: State) -> Iterator[Job]:
     """Yield the jobs that a lease still holds, in the order of its ranges."""
     for first, count in lease.ranges:
+        state.work += count
         for job in state.run(first, count):
             if job is not None and job.lease is lease:
                 yield job
@@ -476,6 +477,7 @@ def _held(
                 held.append((first, count))
                 _add_verdict(results, first, count, OK)
                 continue
+        state.work += count  # what is refused is counted by no change
         for job_id, job in enumerate(jobs, first):
             verdict = _verdict(job, token, now)
             if verdict is OK:
@@ -674,6 +676,7 @@ def _by_ids(
     _check_ranges([ids])
     found: list[int] = []
     for first, count in ids:
+        state.work += count
         for job_id, job in enumerate(state.run(first, count), first):
             if job is None:
                 code = JOB_NOT_FOUND

@@ -24,6 +24,7 @@ def queues(command: Queues, state: State, caller: Caller, now: Now, emit: Emit) 
 
     Cost: O(queues log queues).
     """
+    state.work += len(state.queues)
     names = sorted(name for name in state.queues if name > command.cursor)
     page = names[: command.limit]
     cursor = page[-1] if len(names) > len(page) else None
@@ -40,6 +41,7 @@ def stats(identity: Identity, state: State, now: Now, uptime_ms: int, parked_cou
 
     Cost: O(queues).
     """
+    state.work += len(state.queues)
     return ServerStats(
         server=identity.server,
         store_id=identity.store_id,

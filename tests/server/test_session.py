@@ -316,6 +316,37 @@ def test_reads_that_look_at_many_jobs_count_as_work(house, peer):
     assert len(peer.hear()) == 1
 
 
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [
+        ("ack", {"items": [[5, [[1, 10_000]], None]]}),
+        ("extend", {"items": [[5, [[90_001, 10_000]]]]}),
+        ("cancel", {"ids": [[90_001, 10_000]]}),
+        ("requeue", {"ids": [[1, 10_000]]}),
+        ("purge", {"ids": [[1, 10_000]], "dry_run": True}),
+        ("queues", {}),
+        ("stats", {}),
+    ],
+)
+def test_request_that_changes_nothing_counts_what_it_looks_at_as_work(house, peer, verb, args):
+    groups = [{"queue": f"q{number}", "payloads": [b""]} for number in range(10_000)]
+    peer.ask(request(2, "submit_many", groups=groups))
+    peer.say(b"".join(request(number, verb, **args) for number in range(3, 13)))
+    assert peer.session.unfinished
+    assert len(peer.hear()) == 1
+
+
+def test_lease_asked_again_counts_what_it_looks_at_as_work(house):
+    peer = house.peer(session=b"s" * 16)
+    peer.ask(request(2, "submit_many", groups=[{"payloads": [b""] * 10_000}]))
+    (leased,) = peer.ask(request(3, "lease", count=10_000))
+    peer.ask(request(4, "ack", items=[[leased.body["token"], [[1, 9_999]], None]]))
+    peer.say(request(3, "lease", count=10_000) * 10)
+    assert peer.session.unfinished
+    (again,) = peer.hear()
+    assert [job["job_id"] for job in again.body["jobs"]] == [10_000]
+
+
 def test_unsent_output_limit_stops_and_goes_on(house, peer):
     house.output_bytes_max = 64 << 10
     peer.ask(request(2, "submit", payload=b"x" * 50_000))
