@@ -11,10 +11,12 @@ Measured (CPython 3.11, 1 M entries): pop from a plain heap 2.5 us, from a deque
 always the largest, so they need no heap; only ids that come back do.
 """
 
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import islice, repeat
+from operator import neg
 from typing import Final, Generic, TypeVar
 
 # Rebuilding less than this is not worth its bookkeeping.
@@ -174,13 +176,13 @@ class ReadyLane:
             line.remove_run(first, count)
         if not len(line):
             del self.lines[priority]
-            self.order.remove(priority)
+            del self.order[bisect_left(self.order, -priority, key=neg)]
 
     def _line(self, priority: int) -> Line:
         line = self.lines.get(priority)
         if line is None:
             line = self.lines[priority] = Line()
-            self.order = sorted(self.lines, reverse=True)
+            insort(self.order, priority, key=neg)  # sorting 65,536 of them anew for each would take minutes
         return line
 
 

@@ -1,5 +1,8 @@
 """Lines, lanes and timers against sorted lists."""
 
+import random
+import time
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -156,3 +159,18 @@ def test_timers_are_rebuilt_when_most_of_them_are_cancelled():
     assert len(timers) == 2
     assert len(timers.heap) < 1_100
     assert timers.pop_due(9_999, 9) == [0, 1_999]
+
+
+def test_lane_with_every_priority_takes_and_gives_quickly():
+    priorities = list(range(-(1 << 15), 1 << 15))
+    random.Random(1).shuffle(priorities)
+    lane = ReadyLane()
+    begun_s = time.process_time()
+    for job_id, priority in enumerate(priorities, 1):
+        lane.append(priority, job_id)
+    ids = lane.peek(1 << 16)
+    assert [priorities[job_id - 1] for job_id in ids] == sorted(priorities, reverse=True)
+    for job_id in reversed(ids):
+        lane.remove_run(priorities[job_id - 1], job_id, 1)
+    assert time.process_time() - begun_s < 10  # two minutes when each new priority sorts all of them
+    assert lane.order == []
