@@ -69,16 +69,18 @@ FINISHED_COUNT_MAX: Final = 100_000  # per queue
 DEAD_RETENTION_MS: Final = 30 * DAY_MS
 DEAD_COUNT_MAX: Final = 100_000  # per queue
 RESULTS_BYTES_MAX: Final = 256 << 20  # in all, the oldest go first
+
+# Read by apply(), so part of the disk format: another value needs a new number for the fact that uses it.
 HISTORY_COUNT_MAX: Final = 16
 
 SESSIONS_MAX: Final = 100_000
 SESSION_RETENTION_MS: Final = 10 * MINUTE_MS  # after its last connection
-ANSWERS_PER_SESSION_MAX: Final = 1_024
+ANSWERS_PER_SESSION_MAX: Final = 1_024  # part of the disk format, see HISTORY_COUNT_MAX
 
 PROMOTIONS_PER_TICK: Final = 10_000
 EXPIRIES_PER_TICK: Final = 1_000
 # What a lease is worth at least after a restart: its worker needs time to come back.
-RESTART_GRACE_MS: Final = 30 * SECOND_MS
+RESTART_GRACE_MS: Final = 30 * SECOND_MS  # part of the disk format, see HISTORY_COUNT_MAX
 # The high water of the engine clock is logged this often while a timer is pending.
 HIGH_WATER_EVERY_MS: Final = 5 * SECOND_MS
 

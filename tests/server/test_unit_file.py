@@ -9,9 +9,8 @@ from jqd.server.config import load_config
 UNIT = Path(__file__).parents[2] / "systemd" / "jqd.service"
 
 
-def service():
-    parser = configparser.ConfigParser(interpolation=None, strict=True)
-    parser.optionxform = str
+def service() -> configparser.SectionProxy:
+    parser = configparser.RawConfigParser(strict=True)
     parser.read(UNIT)
     return parser["Service"]
 
