@@ -3,7 +3,8 @@
 Knows:         which spelling each format has, and that job data may be hostile to a terminal.
 Must not know: verbs, the server.
 
-    table   for people; columns; control characters of job data are escaped
+    table   for people; columns; control characters of job data are escaped; ids, counts and names are
+            never cut, however narrow the terminal
     json    for programs: one object a line, the wire's field names;
             ids and tokens are decimal strings; a date has an RFC 3339 twin: created_wall_ms, created_at;
             what is None is left out;
@@ -15,6 +16,7 @@ Must not know: verbs, the server.
 import base64
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -33,6 +35,9 @@ _UNSAFE: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
 )
 _SHOWN_CHARS_MAX: Final = 200
+# Columns that may be cut to fit a terminal: what somebody wrote, and no command needs. And how far.
+_CUTTABLE: Final = frozenset({"payload", "result", "error", "metadata"})
+_CUT_WIDTH_MIN: Final = 12
 
 
 class PipeClosed(Exception):
@@ -131,32 +136,39 @@ def _title(name: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool = True) -> None:
-    """Print rows under their columns: fitted to a terminal, whole and aligned elsewhere."""
+    """Print rows under their columns. On a terminal what is long and free in its wording is cut to fit;
+    all else is whole everywhere: lines run long rather than lose a digit.
+    """
+    from rich.cells import cell_len, set_cell_size
+
     lines = list(rows)
-    if sys.stdout.isatty():
-        _draw(columns, lines, header=header)
-        return
     shown = [[_title(name) for name in columns], *lines] if header else lines
-    widths = [max(len(line[index]) for line in shown) for index in range(len(columns))] if shown else []
-    for line in shown:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
+    widths = [max(cell_len(line[index]) for line in shown) for index in range(len(columns))] if shown else []
+    is_terminal = sys.stdout.isatty()
+    if is_terminal:
+        widths = _fitted(columns, widths, shutil.get_terminal_size().columns)
+    bold = header and is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    for number, line in enumerate(shown):
+        cells = [
+            text + " " * (width - size)
+            if (size := cell_len(text)) <= width
+            else set_cell_size(text, width - 1) + "…"
+            for text, width in zip(line, widths, strict=True)
+        ]
+        text = "  ".join(cells).rstrip()
+        click.echo(click.style(text, bold=True) if bold and not number else text)
 
 
-def _draw(columns: Sequence[str], lines: Sequence[Sequence[str]], *, header: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    plain = "NO_COLOR" in os.environ
-    drawn = Table(box=None, show_header=header, pad_edge=False, header_style="" if plain else "bold")
-    for index, name in enumerate(columns):
-        # What the next command needs is never cut: ids and tokens.
-        whole = max(len(line[index]) for line in lines) if name in _STRINGS else None
-        drawn.add_column(_title(name), no_wrap=True, overflow="ellipsis", min_width=whole)
-    for line in lines:
-        drawn.add_row(*map(Text, line))
-    Console(no_color=plain, highlight=False).print(drawn)
+def _fitted(columns: Sequence[str], widths: Sequence[int], room: int) -> list[int]:
+    """Cut the columns that may be cut, the widest first, as far as the room demands."""
+    fitted = list(widths)
+    over = sum(fitted) + 2 * (len(fitted) - 1) - room
+    for index in sorted(range(len(fitted)), key=lambda index: -fitted[index]):
+        if columns[index] in _CUTTABLE and over > 0:
+            cut = min(over, max(fitted[index] - _CUT_WIDTH_MIN, 0))
+            fitted[index] -= cut
+            over -= cut
+    return fitted
 
 
 def details(fields: Mapping[str, object]) -> None:

@@ -1,6 +1,7 @@
 """What reaches a terminal or a program."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -68,13 +69,81 @@ def test_a_table_is_aligned_and_whole_where_no_terminal_is(capsys):
     assert capsys.readouterr().out == "JOB_ID  CREATED_AT\n1       x\n1000    y\n"
 
 
-def test_a_terminal_gets_ids_whole(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+@pytest.fixture
+def terminal(capsys, monkeypatch):
+    """Draws a table on a terminal of that width; returns its lines."""
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "40")
-    output.table(("job_id", "token", "payload"), [("1", "7710767980648333313", "[red]" * 20)])
-    out = capsys.readouterr().out
-    assert "7710767980648333313" in out and "[red]" in out and "\x1b" not in out
+
+    def draw(width: int, columns: Sequence[str], *rows: Sequence[str]) -> list[str]:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(width))
+        output.table(columns, rows)
+        lines: list[str] = capsys.readouterr().out.splitlines()
+        return lines
+
+    return draw
+
+
+WIDTHS = pytest.mark.parametrize("width", [1, 40, 50, 80])
+JOB_ID, TOKEN = str((1 << 60) - 1), str((1 << 64) - 1)
+
+
+@WIDTHS
+def test_a_terminal_gets_ids_tokens_and_names_whole(terminal, width):
+    row = (JOB_ID, TOKEN, "12", "[red]" * 20, "a-queue-with-a-long-name", "resize-photo")
+    head, line = terminal(width, ("job_id", "token", "attempt", "payload", "queue", "task"), row)
+    assert head.split() == ["JOB_ID", "TOKEN", "ATTEMPT", "PAYLOAD", "QUEUE", "TASK"]
+    assert line.split() == [JOB_ID, TOKEN, "12", "[red][red][…", "a-queue-with-a-long-name", "resize-photo"]
+
+
+@WIDTHS
+def test_a_terminal_gets_counts_whole(terminal, width):
+    columns = ("queue", "delayed", "ready", "leased", "done", "dead", "cancelled", "expired")
+    row = ("emails", *(str(25_000_000 + n) for n in range(7)))
+    head, line = terminal(width, columns, row)
+    assert head.split() == [name.upper() for name in columns] and line.split() == list(row)
+
+
+@WIDTHS
+def test_a_terminal_gets_states_and_dates_whole(terminal, width):
+    columns = ("job_id", "queue", "state", "attempt", "priority", "created_wall_ms", "error")
+    row = (
+        "17",
+        "emails",
+        "cancelled",
+        "1",
+        "-32768",
+        "2030-01-31T08:00:00.000Z",
+        "connection-refused-by-peer",
+    )
+    _, line = terminal(width, columns, row)
+    assert line.split() == [*row[:-1], "connection-…"]
+
+
+def test_what_may_be_cut_has_the_room_that_is_left(terminal):
+    (_, line) = terminal(40, ("job_id", "payload"), ("1", "x" * 100))
+    assert line == "1       " + "x" * 31 + "…" and len(line) == 40
+    assert terminal(40, ("job_id", "payload"), ("1", "x" * 32))[1] == "1       " + "x" * 32
+
+
+def test_wide_characters_keep_the_columns_in_line(terminal):
+    lines = terminal(30, ("payload", "queue"), ("漢" * 20, "q"), ("ab", "q"))
+    assert lines == ["PAYLOAD                  QUEUE", "漢漢漢漢漢漢漢漢漢漢漢…  q", "ab" + " " * 23 + "q"]
+
+
+def test_only_a_terminal_that_has_them_gets_colours(capsys, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for name, value, head in (
+        ("X", "", "\x1b[1mQUEUE\x1b[0m"),
+        ("TERM", "dumb", "QUEUE"),
+        ("NO_COLOR", "1", "QUEUE"),
+    ):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv(name, value)
+        output.table(("queue",), [("q",)])
+        assert capsys.readouterr().out == f"{head}\nq\n"
 
 
 def test_details_spread_maps_and_lists(capsys):
