@@ -1,19 +1,21 @@
 """`jqctl`: run the command line and turn what went wrong into an exit code.
 
 Knows:         the exit codes: 0 done, 1 refused, 2 usage, 3 unreachable (a timeout too: the outcome is
-               unknown); 130 interrupted, 141 the reader of the output went away.
+               unknown), 74 the output cannot be written; 130 interrupted, 141 the reader of the output
+               went away.
 Must not know: verbs.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from jqctl.output import PipeClosed, clean
+from jqctl.output import PipeClosed, Unreadable, clean
 from jqctl.verbs import cli
-from jqd.errors import ConnectionLost, JqdError, RequestTimeout
+from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout
 
 REFUSED = 1
 USAGE = 2
@@ -35,19 +37,39 @@ def run(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except PipeClosed:
-        # Nobody reads any more. Python would try to flush once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return PIPE_CLOSED
     except JqdError as error:
-        click.echo(f"jqctl: {error.code}: {clean(str(error))}", err=True)
+        _complain(f"{error.code}: {error}")
         return UNREACHABLE if isinstance(error, ConnectionLost | RequestTimeout) else REFUSED
+    except Unreadable as error:
+        _complain(str(error))
+        return EXIT_IO_ERROR
+    except OSError as error:  # the client turns those of its socket into ConnectionLost
+        _drop_output()
+        _complain(f"cannot write the output: {error.strerror or error}")
+        return EXIT_IO_ERROR
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):  # stderr may be as full as stdout; the exit code says it too
+        click.echo(f"jqctl: {clean(message)}", err=True)
+
+
+def _drop_output() -> None:
+    """Keep Python from flushing once more, at its end, what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
     """Run as a program."""
+    if sys.stdout is None:
+        _complain("cannot write the output: stdout is closed")
+        sys.exit(EXIT_IO_ERROR)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character gets its escape instead of a traceback.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        if stream is not None:
+            # A terminal that cannot show a character gets its escape instead of a traceback.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run())
 
 

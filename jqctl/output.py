@@ -44,6 +44,10 @@ class PipeClosed(Exception):
     """Nobody reads the output any more."""
 
 
+class Unreadable(Exception):
+    """The input cannot be read. Its message says which and why."""
+
+
 def clean(text: str) -> str:
     r"""Show every character that a terminal might act on as an escape: \n, \x1b, \u202e."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)

@@ -166,7 +166,8 @@ def cli() -> None:
     \b
     Durations: 500ms, 30s, 5m, 1h30m, 2d; a number alone means seconds.
     Exit codes: 0 done, 1 refused (the code is printed), 2 wrong usage, 3 not reachable or no reply
-    in time; the message then says whether the outcome is unknown.
+    in time; the message then says whether the outcome is unknown. 74 the output cannot be written
+    or the input not be read; what was asked may have been done.
 
     json has ids and tokens as strings, dates as *_ms and in RFC 3339, payloads as text or JSON value
     by their encoding, else as payload_base64. Colours are off where $NO_COLOR is set.
@@ -226,7 +227,14 @@ def _verdicts(settings: Settings, verb: str, results: Iterable[tuple[int, int, s
 
 
 def _text_or_stdin(text: str) -> str | bytes:
-    return sys.stdin.buffer.read() if text == "-" else text
+    if text != "-":
+        return text
+    if sys.stdin is None:
+        raise output.Unreadable("cannot read stdin: it is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise output.Unreadable(f"cannot read stdin: {error.strerror}") from None
 
 
 # --- producer ---------------------------------------------------------------------------------

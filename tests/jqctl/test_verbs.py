@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from jqctl import connect
 from jqctl.__main__ import run
-from jqctl.verbs import cli
+from jqctl.verbs import STATES, cli
 from jqd.core.commands import (
     Ack,
     Cancel,
@@ -36,7 +37,7 @@ from jqd.core.commands import (
     Swept,
     Verdicts,
 )
-from jqd.errors import Busy, JobNotFound, QueueNotFound
+from jqd.errors import EXIT_IO_ERROR, Busy, JobNotFound, QueueNotFound
 from tests.support.fakeserver import Asked, FakeServer
 
 TOKEN = (1 << 62) + 1  # more than a float, and than JavaScript, can count
@@ -377,3 +378,40 @@ def test_a_reader_that_goes_away_is_no_error(shell):
     with process.stderr:
         assert process.stderr.read() == b""
     assert process.wait(30) == 141
+
+
+def program(shell: Shell, *args: str, redirect: str) -> tuple[int, str]:
+    """Run the program with its streams redirected by a shell. Returns exit code and stderr."""
+    words = shlex.join([sys.executable, "-m", "jqctl", "--url", shell.server.url, *args])
+    done = subprocess.run(["sh", "-c", f"{words} {redirect}"], stderr=subprocess.PIPE, text=True, timeout=30)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("args", [["queues"], ["queues", "-o", "json"], ["--help"], ["submit", "q"]])
+def test_output_that_cannot_be_written_is_said_in_a_line(shell, args):
+    shell.server.answers |= {
+        "queues": QueueList(queues=[QueueInfo(queue="q", **dict.fromkeys(STATES, 1))], cursor=None),
+        "submit": Submitted(job_id=1),
+    }
+    line = "jqctl: cannot write the output: No space left on device\n"
+    assert program(shell, *args, redirect="> /dev/full") == (74, line)
+    assert program(shell, *args, redirect="> /dev/full 2>&1") == (74, "")
+
+
+def test_closed_streams_are_said_in_a_line(shell):
+    assert program(shell, "queues", redirect=">&-") == (
+        74,
+        "jqctl: cannot write the output: stdout is closed\n",
+    )
+    assert program(shell, "queues", redirect=">&- 2>&-") == (74, "")
+    assert program(shell, "submit", "q", "-", redirect="<&-") == (
+        74,
+        "jqctl: cannot read stdin: it is closed\n",
+    )
+    assert shell.server.asked == []
+
+
+def test_exit_codes_stand_in_the_help(capsys):
+    assert run(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.partition("Exit codes: ")[2].split())
+    assert [code for code in (0, 1, 2, 3, EXIT_IO_ERROR) if f"{code} " in text] == [0, 1, 2, 3, 74]
