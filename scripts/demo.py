@@ -34,7 +34,7 @@ class DemoError(Exception):
 
 
 def main() -> int:
-    """Run the demo; 0 if all went as it should."""
+    """Run the demo; 0 if all went as it should, as far as anybody looked."""
     try:
         title("1. The daemon")
         started = start_daemon()
@@ -47,6 +47,10 @@ def main() -> int:
         show("job", ours[-1])
         show("queues")
         farewell(started=started)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough. Python would try to flush once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except DemoError as error:
         print(f"\n{paint('31', 'demo failed:')} {error}", file=sys.stderr)
         return 1
@@ -117,7 +121,7 @@ def farewell(*, started: bool) -> None:
     """Say how to go on and how to stop the daemon."""
     jqctl, pid = shown(BIN / "jqctl"), daemon_pid()
     title("It goes on running" if started else "It was running before, and goes on")
-    print(f"  look:  {jqctl} queues      {jqctl} jobs {QUEUE}      {jqctl} --help")
+    print(f"  look:  {jqctl} queues      {jqctl} jobs --queue {QUEUE}      {jqctl} --help")
     if pid is not None:
         print(f"  stop:  kill {pid}")
     if "JQD_URL" in os.environ:
