@@ -292,7 +292,7 @@ def leased_again(token: int, state: State, now: Now) -> Leased:
     """
     held = [
         (part.deadline_ms - now.engine_ms, job)
-        for part in state.leases.get(token, ())
+        for part in state.leases.get(token, {}).values()
         if part.deadline_ms > now.engine_ms
         for job in live_jobs(part, state)
         if job.options.delivery == "at_least_once"
@@ -437,7 +437,7 @@ def release(command: Release, state: State, caller: Caller, now: Now, emit: Emit
 
 def take_back(token: int, state: State, emit: Emit) -> None:
     """Undo a grant whose reply never reached a socket: as if it had been released."""
-    jobs = [job.id for part in state.leases.get(token, []) for job in live_jobs(part, state)]
+    jobs = [job.id for part in state.leases.get(token, {}).values() for job in live_jobs(part, state)]
     if jobs:
         emit(JobsReleased(to_ranges(jobs)))
 
@@ -540,7 +540,7 @@ def expire_leases(state: State, now: Now, emit: Emit, limit: int) -> None:
     """
     while limit > 0 and state.lease_timers and state.lease_timers.first()[0] <= now.engine_ms:
         _, token = state.lease_timers.first()
-        for part in [part for part in state.leases[token] if part.deadline_ms <= now.engine_ms]:
+        for part in [part for part in state.leases[token].values() if part.deadline_ms <= now.engine_ms]:
             jobs = [job for job, _ in zip(live_jobs(part, state), range(limit), strict=False)]
             limit -= len(jobs)
             if jobs:

@@ -8,7 +8,7 @@ Who may touch it: decisions read; only the apply() of a change (changes.py) call
 
     _pages     page number (id >> 12) -> list of 4,096 slots; a page with few jobs left becomes a dict
     queues     name -> Queue
-    leases     token -> the grant's leases: one, or several after a part of it was extended
+    leases     token -> the grant's leases, by id(): one, or up to one a job after parts of it were extended
     timers     lease_timers (token), delay_timers (job id) and retention by engine clock;
                date_timers (job id) by wall clock
     sessions   session -> the answers that a retry would get again
@@ -118,7 +118,8 @@ class State:
         self.work = 0  # jobs touched or looked at since the start: a measure of effort, not a fact
         self.queues: dict[str, Queue] = {}
         self.sessions: dict[bytes, Session] = {}
-        self.leases: dict[int, list[Lease]] = {}
+        self.leases: dict[int, dict[int, Lease]] = {}
+        self._deadlines: dict[int, dict[int, int]] = {}  # token of a split grant -> deadline -> its leases
         self.lease_timers: TimerHeap[int] = TimerHeap()
         self.delay_timers: TimerHeap[int] = TimerHeap()
         self.date_timers: TimerHeap[int] = TimerHeap()
@@ -407,13 +408,13 @@ class State:
         """Begin a new run of the daemon: every live lease is worth at least the restart grace."""
         self.epoch, self.grant = epoch, 0
         self.lease_timers = TimerHeap()
-        for token, parts in self.leases.items():
-            for lease in parts:
+        self._deadlines = {}
+        for parts in self.leases.values():
+            for lease in parts.values():
                 grace_ms = min(lease.lease_ms, model.RESTART_GRACE_MS)
                 lease.deadline_ms = max(lease.deadline_ms, now.engine_ms + grace_ms)
                 lease.restarted = True
-            for deadline_ms in sorted({lease.deadline_ms for lease in parts}):
-                self.lease_timers.push(deadline_ms, token)
+            self._arm(parts)
 
     # --- writing: sessions --------------------------------------------------------------------
 
@@ -518,10 +519,18 @@ class State:
     def _hold(self, lease: Lease) -> None:
         parts = self.leases.get(lease.token)
         if parts is None:
-            self.leases[lease.token] = [lease]
-        else:
-            parts.append(lease)
-        self._arm(lease)
+            self.leases[lease.token] = {id(lease): lease}
+            self.lease_timers.push(lease.deadline_ms, lease.token)
+            return
+        deadlines = self._deadlines.get(lease.token)
+        if deadlines is None:
+            (other,) = parts.values()
+            deadlines = self._deadlines[lease.token] = {other.deadline_ms: 1}
+        parts[id(lease)] = lease
+        sharing = deadlines.get(lease.deadline_ms, 0)
+        deadlines[lease.deadline_ms] = sharing + 1
+        if not sharing:
+            self.lease_timers.push(lease.deadline_ms, lease.token)
 
     def _end_leases(self, jobs: list[Job]) -> None:
         lease, count = jobs[0].lease, 0
@@ -540,23 +549,27 @@ class State:
         if lease.live_count:
             return
         parts = self.leases[lease.token]
-        if len(parts) == 1:
+        del parts[id(lease)]
+        deadlines = self._deadlines.get(lease.token)
+        if not parts:
             del self.leases[lease.token]
-        else:
-            parts[:] = [part for part in parts if part is not lease]
-        self._disarm(lease)
-
-    def _arm(self, lease: Lease) -> None:
-        """Set the lease's timer: one per (deadline, token), whatever number of parts shares it."""
-        parts = self.leases[lease.token]
-        if len(parts) == 1 or sum(part.deadline_ms == lease.deadline_ms for part in parts) == 1:
-            self.lease_timers.push(lease.deadline_ms, lease.token)
-
-    def _disarm(self, lease: Lease) -> None:
-        for part in self.leases.get(lease.token, ()):
-            if part is not lease and part.deadline_ms == lease.deadline_ms:
+            self._deadlines.pop(lease.token, None)
+        if deadlines is not None:
+            deadlines[lease.deadline_ms] -= 1
+            if deadlines[lease.deadline_ms]:
                 return
+            del deadlines[lease.deadline_ms]
         self.lease_timers.discard(lease.deadline_ms, lease.token)
+
+    def _arm(self, parts: dict[int, Lease]) -> None:
+        """Set the timers of a grant: one per (deadline, token), whatever number of its leases shares it."""
+        deadlines: dict[int, int] = {}
+        for lease in parts.values():
+            if lease.deadline_ms not in deadlines:
+                self.lease_timers.push(lease.deadline_ms, lease.token)
+            deadlines[lease.deadline_ms] = deadlines.get(lease.deadline_ms, 0) + 1
+        if len(parts) > 1:
+            self._deadlines[lease.token] = deadlines
 
     def _rearm_finished(self, queue: Queue) -> None:
         """Keep the queue's retention timer at its oldest finished job."""
@@ -615,7 +628,10 @@ class State:
             [msgspec.structs.astuple(job) for job in self.jobs_from(0)],
             [(q.name, q.counts, list(q.finished), list(q.dead)) for _, q in sorted(self.queues.items())],
             [
-                (token, sorted((p.deadline_ms, p.lease_ms, p.live_count, p.restarted) for p in parts))
+                (
+                    token,
+                    sorted((p.deadline_ms, p.lease_ms, p.live_count, p.restarted) for p in parts.values()),
+                )
                 for token, parts in sorted(self.leases.items())
             ],
             sorted((key, s.principal, s.floor, list(s.answers.items())) for key, s in self.sessions.items()),
@@ -653,10 +669,13 @@ class State:
             assert (job.payload is None) == (job.state in FINISHED), f"job {job.id}"
             if job.lease is not None:
                 held[id(job.lease)] = held.get(id(job.lease), 0) + 1
-        leases = [lease for parts in self.leases.values() for lease in parts]
+        leases = [lease for parts in self.leases.values() for lease in parts.values()]
         assert {id(lease): lease.live_count for lease in leases} == held
         deadlines = sorted({(lease.deadline_ms, lease.token) for lease in leases})
         assert _alive(self.lease_timers) == deadlines
+        for token, counts in self._deadlines.items():
+            split = [lease.deadline_ms for lease in self.leases[token].values()]
+            assert counts == {deadline_ms: split.count(deadline_ms) for deadline_ms in split}
         for timers, is_wall in ((self.delay_timers, False), (self.date_timers, True)):
             dues = sorted(
                 (job.due.ms, job.id) for job in jobs if job.due is not None and job.due.is_wall is is_wall

@@ -171,7 +171,7 @@ def test_change_that_the_state_does_not_allow_is_an_assertion(change):
         lambda state: state.job(1).__setattr__("due", model.Due(5, False)),
         lambda state: state.job(1).__setattr__("lease", model.Lease(1, 2, 3, [(1, 1)], 1, "", None)),
         lambda state: state.__setattr__("result_bytes", 5),
-        lambda state: state.leases.__setitem__(1, [model.Lease(1, 2, 3, [(1, 1)], 1, "", None)]),
+        lambda state: state.leases.__setitem__(1, {0: model.Lease(1, 2, 3, [(1, 1)], 1, "", None)}),
     ],
 )
 def test_check_finds_an_index_that_disagrees(spoil):
