@@ -23,7 +23,7 @@ from msgspec import Struct
 from jqd.client.retry import Backoff
 from jqd.client.values import Address, TcpAddress
 from jqd.core.commands import Command
-from jqd.errors import ConnectionLost, JqdError, RequestTimeout
+from jqd.errors import BadFrame, ConnectionLost, JqdError, PayloadTooLarge, RequestTimeout
 from jqd.protocol.connection import Answered, ClientConnection, Request, Session, State
 
 # A TCP connect and hello; a daemon in recovery does not listen yet, so this is not its time.
@@ -225,6 +225,8 @@ class Link:
             error = ConnectionLost(f"{url} does not answer within {_CONNECT_S:g} s", outcome_unknown=False)
         except OSError as failure:
             error = ConnectionLost(f"cannot reach {url}: {_reason(failure)}", outcome_unknown=False)
+        except (BadFrame, PayloadTooLarge) as failure:  # also of bytes that are no frames
+            error = ConnectionLost(f"{url} does not speak jqd: {failure}", outcome_unknown=False)
         except JqdError as failure:
             error = failure
         else:

@@ -358,6 +358,21 @@ async def test_a_refused_hello_is_raised():
         await client.close()
 
 
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n", bytes(8), b"\0\0\0\1\xc1"]
+)
+async def test_a_server_of_another_protocol_is_not_taken_for_one_that_refuses(said):
+    async with FakeServer() as server:
+        server.welcome = lambda: server.connections[-1].write(said)
+        with pytest.raises(ConnectionLost, match=f"{server.url} does not speak jqd") as caught:
+            await AsyncClient(server.url).connect()
+        assert not caught.value.outcome_unknown
+        client = AsyncClient(server.url)
+        with pytest.raises(ConnectionLost, match=r"does not speak jqd.*\(nothing was changed\)"):
+            await client.submit("q", b"x")
+        await client.close()
+
+
 async def test_a_server_without_room_for_the_session_is_tried_again_once_it_was_reached():
     async with FakeServer() as server, AsyncClient(server.url, backoff=AT_ONCE) as client:
         task = asyncio.create_task(client.submit("q", "7"))

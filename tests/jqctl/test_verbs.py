@@ -318,6 +318,13 @@ def test_nobody_there_exits_3(shell):
     assert err == "jqctl: connection_lost: cannot reach jqd://127.0.0.1:1: Connection refused\n"
 
 
+def test_a_server_of_another_protocol_exits_3(shell):
+    shell.server.welcome = lambda: shell.server.connections[-1].write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    code, out, err = shell("ping")
+    assert (code, out) == (3, "")
+    assert err.startswith(f"jqctl: connection_lost: {shell.server.url} does not speak jqd: ")
+
+
 def test_no_reply_in_time_exits_3_and_says_that_the_outcome_is_unknown(shell):
     code, _, err = shell("submit", "q", "x", "--timeout", "10ms")
     assert code == 3 and err.startswith("jqctl: request_timeout: ") and "outcome unknown" in err
