@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, cast
 import msgspec
 from msgspec import Raw
 
+from jqctl import jsontext
 from jqd.client import requests
 from jqd.client.requests import JobOptions, SubmitGroup
 from jqd.errors import InvalidArgument, JqdError
@@ -96,7 +97,12 @@ class _Reader:
         """Return what the line says, with the checked options in a group whose payload is empty."""
         if len(line) > _LINE_BYTES_MAX:
             raise InvalidArgument(f"more than {_LINE_BYTES_MAX} bytes: the limit of a line")
-        fields = _line_decoder.decode(line)
+        try:
+            line.decode()  # the decoder does not look into what it leaves raw
+            fields = _line_decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            reason = jsontext.fault(line) or f"it is {jsontext.kind(line)}"
+            raise InvalidArgument(f"not a JSON object: {reason}") from None
         payload, encoding = _payload(fields)
         if len(payload) > requests.PAYLOAD_BYTES_MAX:
             raise InvalidArgument(
@@ -146,9 +152,12 @@ def _payload(fields: dict[str, Raw]) -> tuple[bytes, str]:
         if raw is not None:
             raise InvalidArgument("payload and payload_base64: give one of them")
         try:
-            return base64.b64decode(msgspec.json.decode(coded, type=str), validate=True), encoding or "raw"
-        except binascii.Error as error:
+            data = base64.b64decode(msgspec.json.decode(coded, type=str), validate=True)
+        except (binascii.Error, msgspec.DecodeError) as error:
             raise InvalidArgument(f"payload_base64: {error}") from None
+        if encoding == "json" and (wrong := jsontext.fault(data)):
+            raise InvalidArgument(f"payload_base64 is not JSON: {wrong}")
+        return data, encoding or "raw"
     if raw is None:
         return b"", encoding or "raw"
     text = bytes(raw)

@@ -84,9 +84,16 @@ def test_a_request_has_10000_jobs_or_8_mib():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: "),
-        ("[]", "line 2: "),
-        ("[" * 100_000, "line 2: "),
+        ("{", "line 2: not a JSON object: it ends too early, at column 2$"),
+        ('{"payload": 1', "line 2: not a JSON object: it ends too early, at column 14$"),
+        ('{"payload": "a}', "line 2: not a JSON object: unterminated string starting at column 13$"),
+        ('{"payload": {bad}}', "line 2: not a JSON object: expecting property name .* at column 14$"),
+        ('{"payload": 1} {}', "line 2: not a JSON object: extra data at column 16$"),
+        ("hello", "line 2: not a JSON object: expecting value at column 1$"),
+        ("[]", "line 2: not a JSON object: it is an array$"),
+        ("5", "line 2: not a JSON object: it is a number$"),
+        ("[" * 100_000, "line 2: not a JSON object: "),
+        ('{"payload": ' + "[" * 100_000, "line 2: not a JSON object: nested too deeply$"),
         ({"prio": 1}, "line 2: 'prio': no such option"),
         ({"priority": "high"}, "line 2: .*priority"),
         ({"delay": "soon"}, "line 2: delay = 'soon'"),
@@ -99,6 +106,11 @@ def test_a_request_has_10000_jobs_or_8_mib():
         ({"payload": 5, "encoding": "text"}, "line 2: "),
         ({"payload": "a", "payload_base64": "AA=="}, "line 2: payload and payload_base64"),
         ({"payload_base64": "?"}, "line 2: payload_base64"),
+        ({"payload_base64": 5}, "line 2: payload_base64: "),
+        (
+            {"payload_base64": "e2Jh", "encoding": "json"},
+            "line 2: payload_base64 is not JSON: .* at column 2$",
+        ),
         ({"payload": "x" * ((1 << 20) + 1)}, "line 2: payload = 1048577 bytes"),
         ({"payload": "x" * (8 << 20)}, "line 2: more than 8388608 bytes"),
     ],
@@ -106,3 +118,11 @@ def test_a_request_has_10000_jobs_or_8_mib():
 def test_a_bad_line_is_named(line, message):
     with pytest.raises(BadLine, match=message):
         read({}, line)
+
+
+@pytest.mark.parametrize(
+    ("line", "byte"), [(b'{"\xff": 1}', 3), (b'{"payload": ["\xff"]}', 15), (b"\xff", 1)]
+)
+def test_a_line_that_is_no_utf_8_is_named(line, byte):
+    with pytest.raises(BadLine, match=f"line 1: not a JSON object: no UTF-8 at byte {byte}$"):
+        list(bulk.parts(io.BytesIO(line), "q", {}))
