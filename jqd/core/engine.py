@@ -438,6 +438,8 @@ class Engine:
             self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
         jobs.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
         jobs.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        if state.result_bytes > model.RESULTS_BYTES_MAX:
+            jobs.forget_oldest_results(state, self._emit, model.RESULTS_PER_TICK)
         old: list[bytes] = []
         for session, since_ms in self._detached.items():
             if since_ms + model.SESSION_RETENTION_MS > now.engine_ms or len(old) >= model.EXPIRIES_PER_TICK:

@@ -571,7 +571,7 @@ def _expire(jobs: list[Job], now: Now, emit: Emit, cause: model.Cause, lease: Le
 
 
 def forget_old_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
-    """Apply retention by age, by count and by bytes of results, up to `limit` jobs."""
+    """Apply retention by age and by count, up to `limit` jobs."""
     for timers, shelf, retention_ms in (
         (state.finished_timers, "finished", model.FINISHED_RETENTION_MS),
         (state.dead_timers, "dead", model.DEAD_RETENTION_MS),
@@ -589,16 +589,23 @@ def forget_old_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
         ids = state.queues[next(iter(state.overfull))].excess()[:limit]
         emit(JobsForgotten(to_ranges(ids)))
         limit -= len(ids)
+
+
+def forget_oldest_results(state: State, emit: Emit, limit: int) -> None:
+    """Keep the results of all jobs within their bytes: the oldest jobs with one go, up to `limit`.
+
+    Cost: O(finished jobs of the queue) each, since such a job stands in the middle of its queue's shelf.
+    """
     excess = state.result_bytes - model.RESULTS_BYTES_MAX
-    if limit > 0 and excess > 0:
-        ids = []
-        for job in state.oldest_results():
-            assert job.outcome is not None
-            assert job.outcome.result is not None
-            if excess <= 0 or len(ids) >= limit:
-                break
-            ids.append(job.id)
-            excess -= len(job.outcome.result)
+    ids: list[int] = []
+    for job in state.oldest_results():
+        if excess <= 0 or len(ids) >= limit:
+            break
+        assert job.outcome is not None
+        assert job.outcome.result is not None
+        ids.append(job.id)
+        excess -= len(job.outcome.result)
+    if ids:
         emit(JobsForgotten(to_ranges(ids)))
 
 

@@ -79,6 +79,7 @@ ANSWERS_PER_SESSION_MAX: Final = 1_024  # part of the disk format, see HISTORY_C
 
 PROMOTIONS_PER_TICK: Final = 10_000
 EXPIRIES_PER_TICK: Final = 1_000
+RESULTS_PER_TICK: Final = 50  # each may have to be looked for among 100,000 finished jobs: about 1 ms
 # What a lease is worth at least after a restart: its worker needs time to come back.
 RESTART_GRACE_MS: Final = 30 * SECOND_MS  # part of the disk format, see HISTORY_COUNT_MAX
 # The high water of the engine clock is logged this often while a timer is pending.

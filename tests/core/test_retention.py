@@ -170,8 +170,8 @@ def test_oldest_results_go_when_all_together_are_over_the_limit(core, monkeypatc
     assert core.state.result_bytes == 0
 
 
-def test_a_tick_forgets_at_most_a_thousand_results(core, monkeypatch):
-    monkeypatch.setattr(model, "EXPIRIES_PER_TICK", 1)
+def test_a_tick_forgets_few_jobs_for_their_results(core, monkeypatch):
+    monkeypatch.setattr(model, "RESULTS_PER_TICK", 1)
     with_results(core, b"four", b"four", b"four")
     monkeypatch.setattr(model, "RESULTS_BYTES_MAX", 4)
     assert core.engine.next_deadline(core.now) == core.engine_ms
