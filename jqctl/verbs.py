@@ -153,8 +153,12 @@ def cli() -> None:
     Examples:
       jqctl submit emails "hello"              add a job, print its id
       jqctl lease emails --wait 20s            take one: JOB_ID TOKEN ATTEMPT PAYLOAD
-      jqctl ack $(jqctl lease emails -o id)    take one and finish it
+      jqctl ack JOB_ID TOKEN                   finish it
       jqctl queues                             how many jobs are where
+
+    \b
+    In a script, where the queue may be empty (a lease lasts 30s unless --lease says otherwise):
+      held=$(jqctl lease emails -o id) && [ -n "$held" ] && jqctl ack $held
 
     \b
     Without --url and $JQD_URL the first of these that answers is used:
@@ -279,7 +283,8 @@ def submit(
 ) -> None:
     """Add a job, or all jobs of a file, and print its id.
 
-    PAYLOAD is a text, or - for stdin as it is. The job is on disk when the id is printed.
+    PAYLOAD is a text, or - for stdin as it is; without it the job has an empty payload. The job is on
+    disk when the id is printed.
 
     \b
     Examples:
@@ -368,11 +373,14 @@ def lease(
     Several queues are served in the order given. Nothing to lease prints nothing and exits 0. With -o id
     a line is `JOB_ID TOKEN`, the arguments of ack, fail, extend and release.
 
+    A lease lasts 30s unless --lease says otherwise, here or when the job was submitted. Then the job goes
+    to another worker, and the token is worth nothing; extend holds it longer.
+
     \b
     Examples:
       jqctl lease emails --wait 20s
       jqctl lease urgent emails --count 100 --lease 5m -o json
-      jqctl ack $(jqctl lease emails -o id)
+      held=$(jqctl lease emails -o id) && [ -n "$held" ] && jqctl ack $held
     """
     from jqd.client import requests
 
@@ -586,7 +594,7 @@ def jobs(
     Examples:
       jqctl jobs --queue emails --state dead
       jqctl jobs --limit 0 -o json
-      jqctl requeue $(jqctl jobs --state dead -o id)
+      jqctl jobs --state dead -o id | xargs -r jqctl requeue
     """
     from jqd.client import requests
 

@@ -1,6 +1,8 @@
 """jqctl and the real daemon, as a new user would try them."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,6 +89,27 @@ def test_ids_of_one_command_are_the_arguments_of_the_next(shell):
     assert shell("release", *held, "--delay", "1h").code == 0
     assert shell("cancel", held[0]).code == 0
     assert shell.json("job", held[0])[0]["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("verb", [(), ("lease",)])
+def test_the_script_in_the_help_is_safe_on_an_empty_queue(shell, verb):
+    (script,) = re.findall(r"^ *(held=.*)$", shell(*verb, "--help").out, re.MULTILINE)
+    script = script.replace("jqctl", f"{shlex.quote(sys.executable)} -m jqctl")
+
+    def run() -> tuple[int, str, str]:
+        done = subprocess.run(
+            ["sh", "-c", script],
+            capture_output=True,
+            text=True,
+            env=environment({"JQD_URL": shell.url}),
+            cwd=ROOT,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert run() == (1, "", "")
+    shell("submit", "emails", "x")
+    code, out, err = run()
+    assert (code, out.split(), err) == (0, ["1", "ok"], "")
 
 
 def test_a_file_of_jobs_goes_in_and_is_swept(shell, tmp_path):

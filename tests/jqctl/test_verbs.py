@@ -366,6 +366,15 @@ def test_every_verb_has_help_and_an_example(name, capsys):
     assert f"  jqctl {name}" in capsys.readouterr().out
 
 
+def test_what_surprises_stands_in_the_help(capsys):
+    for name, words in (
+        ("lease", "A lease lasts 30s unless --lease says otherwise"),
+        ("submit", "without it the job has an empty payload"),
+    ):
+        assert run([name, "--help"]) == 0
+        assert words in " ".join(capsys.readouterr().out.split())
+
+
 def test_start_up_loads_neither_asyncio_nor_rich():
     program = "import sys, jqctl.__main__; print({'asyncio', 'uvloop', 'rich', 'jqd.client.aio'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
