@@ -56,17 +56,20 @@ def _remember(context: click.Context, parameter: click.Parameter, value: str | N
 class _Checked(click.ParamType[str]):
     """A text that the client will read: refused here if it cannot."""
 
-    def __init__(self, name: str, check: str) -> None:
+    def __init__(self, name: str, check: str, *, zero: bool = True) -> None:
         self.name = name
         self._check = check
+        self._zero = zero
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from jqd.client import values
 
         try:
-            getattr(values, self._check)(self.name, value)
+            number = getattr(values, self._check)(self.name, value)
         except InvalidArgument as error:
             self.fail(output.clean(str(error)), param, ctx)
+        if not number and not self._zero:
+            self.fail(f"{self.name} = {value!r}: must be 1 ms or more", param, ctx)
         return value
 
 
@@ -84,6 +87,7 @@ class _Url(click.ParamType[str]):
 
 
 DURATION: Final = _Checked("duration", "to_ms")
+TIMEOUT: Final = _Checked("duration", "to_ms", zero=False)
 DATE: Final = _Checked("date", "to_wall_ms")
 ID: Final = click.IntRange(min=1, max=(1 << 60) - 1)
 TOKEN: Final = click.IntRange(min=1, max=(1 << 64) - 1)
@@ -106,7 +110,7 @@ def common(command: F, envvar: str | None = None) -> F:
         ),
         click.option(
             "--timeout",
-            type=DURATION,
+            type=TIMEOUT,
             expose_value=False,
             callback=_remember,
             help="For each request: 30s. A waiting lease has its --wait on top.",
@@ -310,8 +314,19 @@ def submit(
         _submit_file(settings, connection, file, queue, chosen)
         return
     data = None if payload is None else _text_or_stdin(payload)
+    if chosen.get("encoding") == "json":
+        _check_json(data or b"")
     reply = connection.call(requests.submit(queue, data, chosen))
     _show(settings, ("job_id",), [reply], ("job_id",), header=False)
+
+
+def _check_json(payload: str | bytes) -> None:
+    from jqctl import jsontext
+
+    # What of an argument is no UTF-8 goes back to the bytes that it was.
+    data = payload if isinstance(payload, bytes) else payload.encode(errors="surrogateescape")
+    if wrong := jsontext.fault(data):
+        raise click.UsageError(f"PAYLOAD is not JSON: {wrong}")
 
 
 def _submit_file(
@@ -414,6 +429,8 @@ def ack(
     """
     from jqd.client import requests
 
+    if result is not None and error is not None:
+        raise click.UsageError("--result and --error: give one of them")
     results = None if result is None else [_text_or_stdin(result)]
     reply = connection.call(requests.ack([(job_id, token)], results=results, error=error))
     return _verdicts(settings, "ack", reply.results)
@@ -445,6 +462,8 @@ def fail(
     """
     from jqd.client import requests
 
+    if dead and retry_in is not None:
+        raise click.UsageError("--dead and --retry-in: give one of them")
     command = requests.fail([(job_id, token)], error=error, retry_in=retry_in, dead=dead)
     return _verdicts(settings, "fail", connection.call(command).results)
 

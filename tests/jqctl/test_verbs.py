@@ -110,6 +110,32 @@ def test_submit_of_a_dash_sends_stdin_as_it_is(shell, monkeypatch, tmp_path):
     assert (shell.said.payload, shell.said.encoding) == (b"\0\xff", "raw")
 
 
+@pytest.mark.parametrize(
+    ("payload", "fault"),
+    [
+        (["{bad"], "expecting property name enclosed in double quotes at column 2"),
+        (['{"a": '], "it ends too early, at column 7"),
+        (["\udcff"], "no UTF-8 at byte 1"),
+        ([], "it is empty"),
+    ],
+)
+def test_a_payload_that_is_not_the_json_it_is_said_to_be_goes_nowhere(shell, payload, fault):
+    code, out, err = shell("submit", "q", *payload, "--encoding", "json")
+    assert (code, out) == (2, "") and f"PAYLOAD is not JSON: {fault}\n" in err
+    assert shell.server.asked == []
+
+
+def test_json_from_stdin_is_checked_too(shell, monkeypatch, tmp_path):
+    shell.server.answers["submit"] = Submitted(job_id=1)
+    for text, code in (('{"a": 1e999}\n', 0), ('{"a": 1\n', 2)):
+        (tmp_path / "in").write_text(text)
+        with (tmp_path / "in").open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert shell("submit", "q", "-", "--encoding", "json")[0] == code
+    (asked,) = shell.server.asked
+    assert (asked.command.payload, asked.command.encoding) == (b'{"a": 1e999}\n', "json")
+
+
 def counting(asked: Asked) -> SubmittedMany:
     """Answer a bulk submit with ids from 1, a range for each group."""
     jobs, first = [], 1
@@ -181,9 +207,10 @@ def test_nothing_to_lease_is_no_error(shell):
         (["ack", "--error", "e"], Ack(items=[(TOKEN, [(4, 1)], None)], result_error="e")),
         (["fail"], Fail(items=[(TOKEN, [(4, 1)])])),
         (
-            ["fail", "--error", "e", "--retry-in", "5m", "--dead"],
-            Fail(items=[(TOKEN, [(4, 1)])], error="e", retry_in_ms=300_000, dead=True),
+            ["fail", "--error", "e", "--retry-in", "5m"],
+            Fail(items=[(TOKEN, [(4, 1)])], error="e", retry_in_ms=300_000),
         ),
+        (["fail", "--dead"], Fail(items=[(TOKEN, [(4, 1)])], dead=True)),
         (["release", "--delay", "1s"], Release(items=[(TOKEN, [(4, 1)])], delay_ms=1_000)),
     ],
 )
@@ -303,6 +330,12 @@ def test_a_refusal_exits_1_with_its_code(shell):
         ["lease"],
         ["--url", "http://x", "ping"],
         ["--timeout", "x", "ping"],
+        ["--timeout", "0", "ping"],
+        ["ping", "--timeout", "0.1ms"],
+        ["fail", "1", "2", "--dead", "--retry-in", "5m"],
+        ["fail", "1", "2", "--dead", "--retry-in", "0"],
+        ["ack", "1", "2", "--result", "r", "--error", "e"],
+        ["ack", "1", "2", "--result", "", "--error", ""],
         ["-o", "xml", "ping"],
     ],
 )
