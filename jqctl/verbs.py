@@ -349,8 +349,8 @@ def _submit_file(
                 fate = "outcome unknown, all or none of them are in" if unknown else "none of them is in"
                 output.say(f"lines {part.first_line} to {part.last_line}: {fate}")
                 raise
+            _show_ranges(settings, reply.jobs, header=not done_line)
             done_line = part.last_line
-            _show_ranges(settings, reply.jobs)
     except bulk.BadLine as error:
         raise click.UsageError(output.clean(str(error))) from None
     finally:
@@ -358,13 +358,13 @@ def _submit_file(
             output.say(f"lines 1 to {done_line} are in")
 
 
-def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]]) -> None:
+def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]], *, header: bool) -> None:
     if settings.format == "id":
         for first, count, _ in ranges:
             click.echo("\n".join(map(str, range(first, first + count))))
         return
     shown = [{"job_id": first, "count": count, "existing": old} for first, count, old in ranges]
-    _show(settings, ("job_id", "count"), shown, ("job_id",), header=False)
+    _show(settings, ("job_id", "count"), shown, ("job_id",), header=header)
 
 
 # --- worker -----------------------------------------------------------------------------------
@@ -520,6 +520,9 @@ def cancel(
 ) -> int:
     """End waiting jobs for good: by id, or all of a queue or state.
 
+    With -o id the ids that were given and cancelled are printed, one a line; jobs of a queue or state are
+    only counted, in table and json.
+
     \b
     Examples:
       jqctl cancel 17 18
@@ -537,7 +540,8 @@ def requeue(
 ) -> int:
     """Make dead jobs ready again: by id, or all of a queue.
 
-    They get new budgets of retries; their history stays.
+    They get new budgets of retries; their history stays. With -o id the ids that were given and requeued
+    are printed, one a line; jobs of a queue are only counted, in table and json.
 
     \b
     Examples:
@@ -579,7 +583,8 @@ def _sweep(
                 output.say(f"{verb}: {count} jobs were changed before this")
             raise
         count, cursor = count + reply.count, reply.cursor
-    _show(settings, ("count",), [{"count": count, "dry_run": dry_run}], ("count",), header=False)
+    if settings.format != "id":  # the server counts what it swept, and names none
+        _show(settings, ("count", "dry_run"), [{"count": count, "dry_run": dry_run}], ())
     return 0
 
 

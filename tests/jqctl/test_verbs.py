@@ -157,6 +157,11 @@ def test_a_file_goes_in_as_ranges(shell, tmp_path):
     assert (first.payloads, first.encoding, first.priority) == ([b"a", b"b"], "text", 3)
     assert (second.payloads, second.encoding, second.max_retries) == ([b'{"n": 1}'], "json", 9)
     assert shell("submit", "q", "--file", str(path), "-o", "id")[1] == "1\n2\n3\n"
+    out = shell("submit", "q", "--file", str(path))[1]
+    assert [line.split() for line in out.splitlines()] == [["JOB_ID", "COUNT"], ["1", "2"], ["3", "1"]]
+    path.write_text('{"payload": "a"}\n' * 20_001)
+    out = shell("submit", "q", "--file", str(path))[1]
+    assert [line.split()[-1] for line in out.splitlines()] == ["COUNT", "10000", "10000", "1"]
 
 
 def test_a_bad_line_is_named_and_nothing_goes_in(shell, tmp_path):
@@ -256,8 +261,18 @@ def test_a_queue_is_swept_page_by_page(shell):
 
 def test_cancel_by_queue_and_state(shell):
     shell.server.answers["cancel"] = Swept(count=3, cursor=None, results=[])
-    assert shell("cancel", "--queue", "q", "--state", "delayed", "-o", "id")[1] == "3\n"
+    out = shell("cancel", "--queue", "q", "--state", "delayed")[1]
+    assert [line.split() for line in out.splitlines()] == [["COUNT", "DRY_RUN"], ["3", "no"]]
     assert shell.said == Cancel(filter=JobFilter(queue="q", state="delayed"))
+
+
+@pytest.mark.parametrize("verb", ["cancel", "requeue"])
+def test_ids_are_printed_where_ids_were_given(shell, verb):
+    shell.server.answers[verb] = Swept(count=3, cursor=None, results=[])
+    assert shell(verb, "--queue", "q", "-o", "id") == (0, "", "")
+    shell.server.answers[verb] = Swept(count=2, cursor=None, results=[(4, 2, "ok")])
+    assert shell(verb, "4", "5", "-o", "id") == (0, "4\n5\n", "")
+    assert shell(verb, "4", "5", "--dry-run", "-o", "id") == (0, "4\n5\n", "")
 
 
 # --- reading ----------------------------------------------------------------------------------
