@@ -2,7 +2,7 @@
 
 Knows:         what a caller may rely on, which process and loop it belongs to.
 Must not know: how a connection is kept up (link.py), frames and request ids (protocol/connection.py),
-               how a verb's arguments are said (requests.py), when to try again (retry.py).
+               how a verb's arguments are said (requests.py), what a failure is called (shared.py).
 
     AsyncClient   has one main Link: every request but the next ones, pipelined
                   and one Link for each `lease(wait=...)` that is waiting now: the server parks one
@@ -18,54 +18,46 @@ import asyncio
 import os
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Final, Self, TypeVar, Unpack, cast
+from typing import Self, TypeVar, Unpack, cast
 
 from msgspec import UNSET, Struct, UnsetType
 
-from jqd import __version__
 from jqd.client import requests
-from jqd.client.link import Link, Shared
+from jqd.client.link import Link
 from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
 from jqd.client.retry import Backoff
-from jqd.client.values import DEFAULT_URL, Duration, Payload, to_address, to_ms
+from jqd.client.shared import (
+    IDLE_LINKS_MAX,
+    IN_FLIGHT_MAX,
+    check_process,
+    closed_client,
+    give_back,
+    make_shared,
+)
+from jqd.client.values import DEFAULT_URL, Duration, Payload, to_ms
 from jqd.core.commands import (
-    PROTOCOL_MINOR,
-    PROTOCOL_VERSION,
     Command,
     Extended,
-    Hello,
     JobInfo,
     JobList,
     Lease,
-    Leased,
     Pong,
     QueueList,
-    Release,
     ServerStats,
     Submitted,
     SubmittedMany,
     Swept,
     Verdicts,
-    to_ranges,
 )
 from jqd.core.model import (
-    ANSWERS_PER_SESSION_MAX,
     DEFAULT_QUEUE,
     LIST_LIMIT_MAX,
-    SESSION_BYTES,
     Encoding,
     StateName,
 )
-from jqd.errors import ConnectionLost, JqdError, RequestTimeout
-from jqd.protocol.connection import Session
+from jqd.errors import JqdError, RequestTimeout
 
 R = TypeVar("R")
-
-# Half of the answers that the server remembers: what the other connections of this client ask
-# meanwhile cannot push a request of this one out of its memory.
-_IN_FLIGHT_MAX: Final = ANSWERS_PER_SESSION_MAX // 2
-# Idle lease connections that are kept for the next waiting lease.
-_IDLE_LINKS_MAX: Final = 8
 
 
 class AsyncClient:
@@ -108,25 +100,12 @@ class AsyncClient:
     ) -> None:
         self.url = url
         self._timeout_ms = to_ms("timeout", timeout)
-        hello = Hello(
-            version=PROTOCOL_VERSION,
-            minor=PROTOCOL_MINOR,
-            client=f"jqd-python/{__version__}",
-            worker=worker,
-            session=os.urandom(SESSION_BYTES),
-        )
-        self._shared = Shared(
-            url=url,
-            address=to_address(url),
-            session=Session(hello),
-            backoff=backoff or Backoff(),
-            unclaimed=self._unclaimed,
-        )
+        self._shared = make_shared(Link, url, worker, backoff, self._unclaimed)
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._main: Link | None = None
-        self._idle: list[Link] = []  # lease links that nobody waits on, at most _IDLE_LINKS_MAX
+        self._idle: list[Link] = []  # lease links that nobody waits on, at most IDLE_LINKS_MAX
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -190,7 +169,7 @@ class AsyncClient:
         return reply
 
     def _keep(self, link: Link) -> None:
-        if len(self._idle) < _IDLE_LINKS_MAX and not self._closed:
+        if len(self._idle) < IDLE_LINKS_MAX and not self._closed:
             self._idle.append(link)
         else:
             link.end("not needed any more")
@@ -199,27 +178,22 @@ class AsyncClient:
         """Return the main link, after checking that this client may be used here and now."""
         self._check_process()
         if self._closed:
-            raise ConnectionLost("the client is closed", outcome_unknown=False)
+            raise closed_client()
         loop = asyncio.get_running_loop()
         if self._main is None:
             self._loop = loop
-            self._main = Link(self._shared, _IN_FLIGHT_MAX)
+            self._main = Link(self._shared, IN_FLIGHT_MAX)
         elif loop is not self._loop:
             raise RuntimeError("this AsyncClient belongs to another event loop: make one for this loop")
         return self._main
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                f"this AsyncClient was made in process {self._pid} and is used in its fork {os.getpid()}: "
-                "make a new client after the fork"
-            )
+        check_process("AsyncClient", self._pid)
 
     def _unclaimed(self, reply: Struct | JqdError) -> None:
-        """Take a reply that nobody waits for any more: leased jobs go back to the queue."""
-        if isinstance(reply, Leased) and reply.jobs and self._main is not None and not self._closed:
-            jobs = [(reply.token, to_ranges([job.job_id for job in reply.jobs]))]
-            self._main.tell(Release(items=jobs))
+        """Take a reply that nobody waits for any more."""
+        if (release := give_back(reply)) is not None and self._main is not None and not self._closed:
+            self._main.tell(release)
 
     # --- the verbs, in the order of COMMANDS ----------------------------------------------------
 
@@ -412,7 +386,7 @@ class AsyncClient:
 
         Raises: JobNotFound, WrongState for a single id; for several, see the reply's verdicts.
         """
-        return self._swept("cancel", ids, await self.call(requests.cancel(ids, options), timeout=timeout))
+        return requests.swept("cancel", ids, await self.call(requests.cancel(ids, options), timeout=timeout))
 
     async def requeue(
         self,
@@ -422,7 +396,9 @@ class AsyncClient:
         **options: Unpack[SweepOptions],
     ) -> Swept:
         """Make dead jobs ready again, with new budgets of retries. Arguments as in cancel()."""
-        return self._swept("requeue", ids, await self.call(requests.requeue(ids, options), timeout=timeout))
+        return requests.swept(
+            "requeue", ids, await self.call(requests.requeue(ids, options), timeout=timeout)
+        )
 
     async def purge(
         self,
@@ -432,13 +408,7 @@ class AsyncClient:
         **options: Unpack[SweepOptions],
     ) -> Swept:
         """Remove jobs without a trace: waiting ones, dead ones with state="dead". Arguments as in cancel()."""
-        return self._swept("purge", ids, await self.call(requests.purge(ids, options), timeout=timeout))
-
-    @staticmethod
-    def _swept(verb: str, ids: int | Iterable[int] | None, reply: Swept) -> Swept:
-        if isinstance(ids, int):
-            requests.check(verb, reply.results)
-        return reply
+        return requests.swept("purge", ids, await self.call(requests.purge(ids, options), timeout=timeout))
 
     async def get(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:
         """Show one job. Raises: JobNotFound."""

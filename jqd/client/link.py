@@ -13,47 +13,18 @@ asked in one turn of the loop leaves in one write, and nothing is written while 
 
 import asyncio
 import itertools
-import os
-import random
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 from msgspec import Struct
 
-from jqd.client.retry import Backoff
-from jqd.client.values import Address, TcpAddress
+from jqd.client.shared import CONNECT_S, Shared, is_silent
+from jqd.client.values import TcpAddress
 from jqd.core.commands import Command
-from jqd.errors import BadFrame, ConnectionLost, JqdError, PayloadTooLarge, RequestTimeout
-from jqd.protocol.connection import Answered, ClientConnection, Request, Session, State
+from jqd.errors import ConnectionLost, JqdError
+from jqd.protocol.connection import Answered, ClientConnection, Request, State
 
-# A TCP connect and hello; a daemon in recovery does not listen yet, so this is not its time.
-_CONNECT_S: Final = 5.0
-# A request that had this long, and not a byte came meanwhile: the connection is taken for dead.
-_SILENT_S: Final = 5.0
 # How long gone() waits for what is written to leave the socket.
 _CLOSE_S: Final = 1.0
-
-
-class Shared(Struct, eq=False, kw_only=True):
-    """What all links of one client share.
-
-    unclaimed: gets each reply that nobody waits for any more.
-    reached:   the server has welcomed one of them: from then on it is worth waiting for.
-    links:     those that have not ended.
-    """
-
-    url: str
-    address: Address
-    session: Session
-    backoff: Backoff
-    unclaimed: Callable[[Struct | JqdError], None]
-    reached: bool = False
-    links: set["Link"] = set()
-
-
-def _reason(failure: OSError) -> str:
-    """Say why a connect failed as the system says it, without asyncio's account of the call."""
-    return os.strerror(failure.errno) if failure.errno and failure.errno > 0 else str(failure)
 
 
 class _Waiter(Struct, eq=False):
@@ -70,7 +41,7 @@ class Link:
     _socket and _task: a link has a socket, or a task that makes one, or neither (idle, or ended).
     """
 
-    def __init__(self, shared: Shared, in_flight_max: int) -> None:
+    def __init__(self, shared: "Shared[Link]", in_flight_max: int) -> None:
         self._shared = shared
         shared.links.add(self)
         self._loop = asyncio.get_running_loop()
@@ -164,26 +135,14 @@ class Link:
             del self._waiters[request]
             self._connection.withdraw(request)
             if not waiter.future.done():
-                waiter.future.set_exception(self._too_late(request, waiter))
+                waiter.future.set_exception(self._shared.too_late(request, waiter.wait_s))
         if self._waiters:
             self._arm(min(waiter.deadline for waiter in self._waiters.values()))
-        if any(request.sends and self._is_silent(waiter) for request, waiter in due):
+        heard_at = self._heard_at
+        if any(
+            request.sends and is_silent(waiter.wait_s, waiter.deadline, heard_at) for request, waiter in due
+        ):
             self._drop()
-
-    def _is_silent(self, waiter: _Waiter) -> bool:
-        """Whether not a byte came for long since this was asked: the other end may be gone without a
-        word, and what others wait for is better sent again over a new connection.
-        """
-        return waiter.wait_s >= _SILENT_S and self._heard_at <= waiter.deadline - waiter.wait_s
-
-    def _too_late(self, request: Request, waiter: _Waiter) -> RequestTimeout | ConnectionLost:
-        verb, url = request.kind.verb, self._shared.url
-        if request.sends:
-            return RequestTimeout(f"{verb}: no reply from {url} within {waiter.wait_s:g} s (outcome unknown)")
-        return ConnectionLost(
-            f"{verb}: {url} could not take it within {waiter.wait_s:g} s (nothing was changed)",
-            outcome_unknown=False,
-        )
 
     # --- making the connection ----------------------------------------------------------------
 
@@ -201,10 +160,7 @@ class Link:
                 self._shared.reached = True
                 self._flush()
                 return None
-            wait_ms = None
-            if self._shared.reached and error.retryable:
-                passed_ms = round((self._loop.time() - lost_at) * 1_000)
-                wait_ms = self._shared.backoff.wait_ms(failures, passed_ms, random.random())  # noqa: S311
+            wait_ms = self._shared.retry_ms(error, failures, self._loop.time() - lost_at)
             if wait_ms is None:
                 refusal = None if isinstance(error, ConnectionLost) else error
                 self._deliver(self._connection.give_up(str(error), refusal))
@@ -218,17 +174,11 @@ class Link:
         self._greeted = self._loop.create_future()
         error: JqdError
         try:
-            async with asyncio.timeout(_CONNECT_S):
+            async with asyncio.timeout(CONNECT_S):
                 await self._open()
                 await self._greeted
-        except TimeoutError:
-            error = ConnectionLost(f"{url} does not answer within {_CONNECT_S:g} s", outcome_unknown=False)
-        except OSError as failure:
-            error = ConnectionLost(f"cannot reach {url}: {_reason(failure)}", outcome_unknown=False)
-        except (BadFrame, PayloadTooLarge) as failure:  # also of bytes that are no frames
-            error = ConnectionLost(f"{url} does not speak jqd: {failure}", outcome_unknown=False)
-        except JqdError as failure:
-            error = failure
+        except (OSError, JqdError) as failure:
+            error = self._shared.unreachable(failure)
         else:
             if self._connection.state is State.READY:
                 return None
@@ -306,7 +256,7 @@ class Link:
         self._socket.transport.write_eof()
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = self._loop.call_later(_CONNECT_S, self._drop)
+        self._alarm = self._loop.call_later(CONNECT_S, self._drop)
 
     def end(self, reason: str) -> None:
         """Close for good; whoever still waits gets ConnectionLost."""

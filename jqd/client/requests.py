@@ -1,7 +1,7 @@
 """The commands of jqd as a program says them: each function turns Python values into one command.
 
 Knows:         how each verb's arguments are said, what a held job is, which exception a verdict means.
-Must not know: how a command is sent, who waits for its reply. AsyncClient, jqctl and whatever else
+Must not know: how a command is sent, who waits for its reply. Both clients, jqctl and whatever else
                sends commands share these, so that one spelling holds everywhere.
 
 Durations are `values.Duration` (seconds, timedelta, "5m"), dates `values.Date`. Ranges of values are
@@ -104,6 +104,7 @@ __all__ = [
     "stats",
     "submit",
     "submit_many",
+    "swept",
     "validate",
 ]
 
@@ -426,6 +427,13 @@ def _sweep(verb: str, ids: int | Iterable[int] | None, options: SweepOptions) ->
     if (ranges is None) == (condition is None) or ranges == []:
         raise InvalidArgument(f"{verb}: give ids, or a queue or state")
     return {"ids": ranges, "filter": condition, **fields}
+
+
+def swept(verb: str, ids: int | Iterable[int] | None, reply: Swept) -> Swept:
+    """Return the reply to cancel, requeue or purge; raise what befell a job that was named alone."""
+    if isinstance(ids, int):
+        check(verb, reply.results)
+    return reply
 
 
 def get(job_id: int) -> Get:

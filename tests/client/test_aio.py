@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from jqd.client.aio import _IN_FLIGHT_MAX, AsyncClient
+from jqd.client.aio import AsyncClient
 from jqd.client.retry import Backoff
+from jqd.client.shared import IN_FLIGHT_MAX
 from jqd.core.commands import (
     Ack,
     Lease,
@@ -99,16 +100,16 @@ async def test_replies_in_any_order_reach_who_asked():
 
 async def test_no_more_than_the_window_is_unanswered():
     async with FakeServer() as server, AsyncClient(server.url) as client:
-        tasks = [asyncio.create_task(client.submit("q", str(n))) for n in range(_IN_FLIGHT_MAX + 10)]
-        first = list(await server.heard(_IN_FLIGHT_MAX))
+        tasks = [asyncio.create_task(client.submit("q", str(n))) for n in range(IN_FLIGHT_MAX + 10)]
+        first = list(await server.heard(IN_FLIGHT_MAX))
         server.answers["ping"] = PONG
         async with AsyncClient(server.url) as other:
             await other.ping()  # a round trip later there is still no more of them
-        assert len(server.asked) == _IN_FLIGHT_MAX + 1
+        assert len(server.asked) == IN_FLIGHT_MAX + 1
         server.answers["submit"] = counted
         for asked in first:
             asked.connection.say(asked.request_id, counted(asked))
-        assert len(await asyncio.gather(*tasks)) == _IN_FLIGHT_MAX + 10
+        assert len(await asyncio.gather(*tasks)) == IN_FLIGHT_MAX + 10
 
 
 async def test_an_error_reply_is_raised_and_not_asked_again():
@@ -419,7 +420,7 @@ async def test_what_was_never_sent_in_time_was_not_carried_out():
 
 
 async def test_a_silent_connection_is_given_up_after_a_timeout(monkeypatch):
-    monkeypatch.setattr("jqd.client.link._SILENT_S", 0.001)
+    monkeypatch.setattr("jqd.client.shared.SILENT_S", 0.001)
     async with FakeServer() as server, AsyncClient(server.url, backoff=AT_ONCE) as client:
         patient = asyncio.create_task(client.submit("q", "7"))
         (first,) = await server.heard(1)

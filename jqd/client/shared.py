@@ -1,0 +1,146 @@
+"""What a client does that is not about waiting: who it is, its limits, what a failure is called.
+
+Knows:         the session, how long an attempt may take, the exception for each way not to be answered.
+Must not know: how anybody waits: sockets, asyncio, threads and locks belong to the shells.
+"""
+
+import os
+import random
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar
+
+from msgspec import Struct
+
+from jqd import __version__
+from jqd.client.retry import Backoff
+from jqd.client.values import Address, to_address
+from jqd.core.commands import PROTOCOL_MINOR, PROTOCOL_VERSION, Hello, Leased, Release, to_ranges
+from jqd.core.model import ANSWERS_PER_SESSION_MAX, SESSION_BYTES
+from jqd.errors import BadFrame, ConnectionLost, JqdError, PayloadTooLarge, RequestTimeout
+from jqd.protocol.connection import Request, Session
+
+L = TypeVar("L")
+
+# Half of the answers that the server remembers: what the other connections of this client ask
+# meanwhile cannot push a request of this one out of its memory.
+IN_FLIGHT_MAX: Final = ANSWERS_PER_SESSION_MAX // 2
+# Idle lease connections that are kept for the next waiting lease.
+IDLE_LINKS_MAX: Final = 8
+# A TCP connect and hello; a daemon in recovery does not listen yet, so this is not its time.
+CONNECT_S: Final = 5.0
+# A request that had this long, and not a byte came meanwhile: the connection is taken for dead.
+SILENT_S: Final = 5.0
+
+
+class Shared(Struct, Generic[L], eq=False, kw_only=True):
+    """What all links of one client share.
+
+    unclaimed: gets each reply that nobody waits for any more.
+    reached:   the server has welcomed one of them: from then on it is worth waiting for.
+    links:     those that have not ended.
+    """
+
+    url: str
+    address: Address
+    session: Session
+    backoff: Backoff
+    unclaimed: Callable[[Struct | JqdError], None]
+    reached: bool = False
+    links: set[L] = set()
+
+    def retry_ms(self, error: JqdError, failures: int, passed_s: float) -> int | None:
+        """Return how long to wait after a failed attempt, or None: give up.
+
+        Args:
+            error: why it failed.  failures: in a row, from 1.  passed_s: since the connection was lost.
+        """
+        if not (self.reached and error.retryable):
+            return None
+        return self.backoff.wait_ms(failures, round(passed_s * 1_000), random.random())  # noqa: S311
+
+    def unreachable(self, failure: JqdError | OSError) -> JqdError:
+        """Return the exception for an attempt that ended in `failure`: TimeoutError is one too."""
+        if isinstance(failure, TimeoutError) and not failure.errno:
+            return self._lost(f"{self.url} does not answer within {CONNECT_S:g} s")
+        if isinstance(failure, OSError):
+            return self._lost(f"cannot reach {self.url}: {_reason(failure)}")
+        if isinstance(failure, BadFrame | PayloadTooLarge):  # also of bytes that are no frames
+            return self._lost(f"{self.url} does not speak jqd: {failure}")
+        return failure
+
+    def too_late(self, request: Request, wait_s: float) -> RequestTimeout | ConnectionLost:
+        """Return the exception for a request that was not answered within `wait_s`."""
+        verb = request.kind.verb
+        if request.sends:
+            return RequestTimeout(f"{verb}: no reply from {self.url} within {wait_s:g} s (outcome unknown)")
+        return self._lost(f"{verb}: {self.url} could not take it within {wait_s:g} s (nothing was changed)")
+
+    @staticmethod
+    def _lost(message: str) -> ConnectionLost:
+        return ConnectionLost(message, outcome_unknown=False)
+
+
+def _reason(failure: OSError) -> str:
+    """Say why a connect failed as the system says it, without an account of the call."""
+    return os.strerror(failure.errno) if failure.errno and failure.errno > 0 else str(failure)
+
+
+def is_silent(wait_s: float, deadline: float, heard_at: float) -> bool:
+    """Tell whether not a byte came for long before a request's deadline: the other end may be gone without
+    a word, and what others wait for is better sent again over a new connection.
+    """
+    return wait_s >= SILENT_S and heard_at <= deadline - wait_s
+
+
+def make_shared(
+    kind: type[L],  # noqa: ARG001 - names L
+    url: str,
+    worker: str,
+    backoff: Backoff | None,
+    unclaimed: Callable[[Struct | JqdError], None],
+) -> Shared[L]:
+    """Return what the links of a new client share: a session of its own among it.
+
+    Raises: InvalidArgument: url.
+    """
+    hello = Hello(
+        version=PROTOCOL_VERSION,
+        minor=PROTOCOL_MINOR,
+        client=f"jqd-python/{__version__}",
+        worker=worker,
+        session=os.urandom(SESSION_BYTES),
+    )
+    return Shared(
+        url=url,
+        address=to_address(url),
+        session=Session(hello),
+        backoff=backoff or Backoff(),
+        unclaimed=unclaimed,
+    )
+
+
+def give_back(reply: Struct | JqdError) -> Release | None:
+    """Return what to tell the server about a reply that nobody waits for: leased jobs go back to the queue."""
+    if isinstance(reply, Leased) and reply.jobs:
+        return Release(items=[(reply.token, to_ranges([job.job_id for job in reply.jobs]))])
+    return None
+
+
+def check_process(name: str, pid: int) -> None:
+    """Refuse a client that was made in another process.
+
+    A fork shares the sockets and repeats the request ids of the session: what both sent would be
+    taken for one and the same request.
+
+    Raises: RuntimeError.
+    """
+    if os.getpid() != pid:
+        raise RuntimeError(
+            f"this {name} was made in process {pid} and is used in its fork {os.getpid()}: "
+            "make a new client after the fork"
+        )
+
+
+def closed_client() -> ConnectionLost:
+    """Return the exception for a request to a client that was closed."""
+    return ConnectionLost("the client is closed", outcome_unknown=False)
