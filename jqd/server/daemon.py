@@ -1,21 +1,25 @@
 """The daemon from start to exit: recover, listen, serve, drain.
 
 Knows:         the order in which things start and stop, and which failure is which exit code.
-Must not know: the rules of jobs, the bytes of the log.
+Must not know: the rules of jobs, the bytes of the log, how an address is opened.
 
-    start  lock and read the log -> check the clock -> listen -> say `ready`
-    stop   SIGTERM or SIGINT: no new connection or request; replies out; log sealed and closed; exit 0
+                                                                               systemd is told
+    start  take passed sockets -> lock and read the log -> check the clock     EXTEND_TIMEOUT_USEC, STATUS
+           -> listen -> say `ready`                                            READY, STATUS; then WATCHDOG
+    stop   SIGTERM or SIGINT: no new connection or request; replies out;       STOPPING, STATUS
+           log sealed and closed; exit 0
     fail   exit at once, without another reply: 74 for the disk, 70 for a broken invariant
 """
 
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
 import socket
-import stat
 import sys
 import time
+from collections.abc import Callable, Collection, MutableMapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -30,53 +34,74 @@ from jqd.errors import EXIT_INVARIANT_BROKEN, ConfigurationError, Corruption, Da
 from jqd.server import log as logging
 from jqd.server.config import Config
 from jqd.server.driver import Clock, Driver
+from jqd.server.listeners import open_listeners, take_passed_sockets
+from jqd.server.notify import SILENT, Notifier
 from jqd.storage.base import Store
 from jqd.storage.wal import WalStore
 
 # A clock that lies further back than this was set wrong, or the store is a copy from the future.
 CLOCK_BACK_MS_MAX: Final = DAY_MS
-# Connections that the kernel holds until they are accepted.
-_BACKLOG: Final = 1_024
-
-# A process that serves a socket answers at once, or its backlog is full and it hangs: it is served all the same.
-_PROBE_S: Final = 1.0
+# How often recovery says how far it is. It looks between two records, and before them a segment of up to 1 GiB
+# is read, so the time it asks for is far more than the interval.
+_PROGRESS_S: Final = 1.0
+_EXTEND_TIMEOUT_US: Final = 60_000_000
 
 log = logging.get_logger()
 
 
-def run(config: Config) -> int:
+def run(config: Config, environ: MutableMapping[str, str] = os.environ) -> int:
     """Run a daemon until it is told to stop.
 
+    Args:    environ: what a service manager says and passes is taken out of it.
     Returns: the exit code, 0.
     Raises:  StorageError, ConfigurationError: it could not start; they have an exit code.
     """
     logging.configure(config.log_level, config.log_format, sys.stderr)
     os.umask(0o077)
+    notifier = Notifier.taken_from(environ, os.getpid())
+    passed = take_passed_sockets(environ, os.getpid())
+    runtime_directories = {
+        str(Path(each)) for each in environ.get("RUNTIME_DIRECTORY", "").split(":") if each
+    }
+    if notifier.watchdog_s is not None:
+        faulthandler.enable(2)  # the watchdog ends a stuck daemon by SIGABRT: stderr then says where it was
     _make_parents(config.data_dir)
     store = WalStore(config.data_dir, segment_bytes=config.segment_bytes)
-    engine = recover(store, config)
+    engine = recover(store, config, notifier)
     _check_clock(engine.state, config)
     _tame_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(engine, store, config))
-    if config.unix is not None:
-        Path(config.unix).unlink(missing_ok=True)
+        runner.run(_serve(engine, store, config, notifier, passed, runtime_directories))
     store.close()
+    notifier.close()
     log.info("stopped", lsn=engine.state.lsn)
     return 0
 
 
-def recover(store: Store, config: Config) -> Engine:
-    """Rebuild the state from the log.
+def recover(
+    store: Store,
+    config: Config,
+    notifier: Notifier = SILENT,
+    clock_s: Callable[[], float] = time.monotonic,
+) -> Engine:
+    """Rebuild the state from the log, and say from time to time that it goes on.
 
     Raises: Corruption, UnsupportedFormat, and what else reading can raise.
     """
     engine = Engine(State(), Identity(server=f"jqd {__version__}", store_id=store.public_id))
-    begun_s = time.monotonic()
+    begun_s = clock_s()
+    told_s = begun_s
+    count = 0
+    _tell_progress(notifier, "reading the log")
     gc.disable()  # nothing is garbage yet, and looking for it would double the time
     try:
         for record in store.load():
             engine.replay(record.first_lsn, record.count, record.payload)
+            count += 1
+            now_s = clock_s()
+            if now_s - told_s >= _PROGRESS_S:
+                told_s = now_s
+                _tell_progress(notifier, f"{count} records read, LSN {engine.state.lsn}")
     except ReplayFailed as error:
         raise Corruption(
             f"{config.data_dir}: a record cannot be applied: {error}; it was written by a newer jqd or by a broken "
@@ -85,6 +110,7 @@ def recover(store: Store, config: Config) -> Engine:
             offset=0,
             lsn=error.lsn,
         ) from error
+    _tell_progress(notifier, f"{count} records read, preparing to serve")
     report = store.recovery
     log.info(
         "recovered",
@@ -93,11 +119,15 @@ def recover(store: Store, config: Config) -> Engine:
         lsn=report.last_lsn,
         jobs=sum(engine.state.counts()),
         clean=report.clean,
-        took_ms=int((time.monotonic() - begun_s) * 1_000),
+        took_ms=int((clock_s() - begun_s) * 1_000),
     )
     if report.torn_bytes:
         log.warning("torn_tail_cut", bytes=report.torn_bytes, copy=report.quarantined)
     return engine
+
+
+def _tell_progress(notifier: Notifier, words: str) -> None:
+    notifier.tell(f"EXTEND_TIMEOUT_USEC={_EXTEND_TIMEOUT_US}", f"STATUS=Recovering: {words}")
 
 
 def _check_clock(state: State, config: Config) -> None:
@@ -130,67 +160,32 @@ def _make_parents(data_dir: str) -> None:
         ) from error
 
 
-async def _serve(engine: Engine, store: Store, config: Config) -> None:
+async def _serve(
+    engine: Engine,
+    store: Store,
+    config: Config,
+    notifier: Notifier,
+    passed: Collection[socket.socket],
+    runtime_directories: Collection[str],
+) -> None:
     loop = asyncio.get_running_loop()
     driver = Driver(engine, store, config, loop, Clock(engine.state.now.engine_ms), _die)
     loop.set_exception_handler(_callback_failed)
-    servers, addresses = await _listen(driver, config, loop)
+    listeners = await open_listeners(driver.new_connection, config, passed, runtime_directories)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     driver.start(__version__)
+    addresses = listeners.addresses
     log.info("ready", pid=os.getpid(), listen=addresses, epoch=engine.state.epoch, version=__version__)
+    notifier.tell("READY=1", f"STATUS=Serving {', '.join(addresses)}", must_arrive=True)
+    notifier.feed_watchdog(loop)
     await stop.wait()
-    log.info("draining", connections=len(driver.connections))
-    for server in servers:
-        server.close()
+    connections = len(driver.connections)
+    log.info("draining", connections=connections)
+    notifier.tell("STOPPING=1", f"STATUS=Draining, {connections} connections", must_arrive=True)
+    listeners.close()
     await driver.drain()
-
-
-async def _listen(
-    driver: Driver, config: Config, loop: asyncio.AbstractEventLoop
-) -> tuple[list[asyncio.AbstractServer], list[str]]:
-    """Open the listeners. Raises: ConfigurationError."""
-    servers: list[asyncio.AbstractServer] = []
-    addresses: list[str] = []
-    if config.listen is not None:
-        host, port = config.listen
-        try:
-            server = await loop.create_server(driver.new_connection, host, port, backlog=_BACKLOG)
-        except OSError as error:
-            raise ConfigurationError(f"listen = {host}:{port}: {error.strerror or error}") from error
-        servers.append(server)
-        for one in server.sockets:
-            host, port = one.getsockname()[:2]
-            addresses.append(f"jqd://[{host}]:{port}" if ":" in host else f"jqd://{host}:{port}")
-    if config.unix is not None:
-        _remove_stale_socket(config.unix)
-        try:
-            servers.append(
-                await loop.create_unix_server(driver.new_connection, config.unix, backlog=_BACKLOG)
-            )
-        except OSError as error:
-            raise ConfigurationError(f"unix = {config.unix}: {error.strerror or error}") from error
-        addresses.append(f"unix://{config.unix}")
-    return servers, addresses
-
-
-def _remove_stale_socket(path: str) -> None:
-    """Remove what a killed daemon left behind; leave alone what somebody still serves, or is no socket."""
-    try:
-        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
-            raise ConfigurationError(f"unix = {path}: there is a file of that name that is no socket")
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(_PROBE_S)
-            probe.connect(path)
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        Path(path).unlink()
-        return
-    except OSError as error:
-        raise ConfigurationError(f"unix = {path}: {error.strerror or error}") from error
-    raise ConfigurationError(f"unix = {path}: another process serves this socket")
 
 
 def _callback_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:  # noqa: ARG001 - asyncio's

@@ -2,8 +2,8 @@
 
 import errno
 import os
-import socket
 import time
+from itertools import count
 
 import pytest
 
@@ -12,6 +12,7 @@ from jqd.core.model import DAY_MS, Now
 from jqd.errors import ConfigurationError, Corruption, DiskFull, WriteFailed
 from jqd.server import daemon
 from jqd.server.config import Config
+from jqd.server.notify import Notifier
 from jqd.storage.base import Record
 from jqd.storage.memory import MemoryStore
 
@@ -52,6 +53,28 @@ def test_record_that_cannot_be_applied_is_refused_with_its_lsn(record, words):
     assert words in str(refusal.value) and "/data" in str(refusal.value) and "LSN 2" in str(refusal.value)
 
 
+class Told(Notifier):
+    """A notifier that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.messages = []
+
+    def tell(self, *lines, must_arrive=False):
+        self.messages.append(lines)
+
+
+def test_long_recovery_asks_for_more_time_before_all_and_every_second():
+    told = Told()
+    records = [started(number, number) for number in range(1, 41)]
+    seconds = count(0, 0.25)  # one reading of the clock for each record
+    daemon.recover(MemoryStore(records), config(), told, lambda: next(seconds))
+    assert [lines[0] for lines in told.messages] == ["EXTEND_TIMEOUT_USEC=60000000"] * 12
+    status = [lines[1].removeprefix("STATUS=Recovering: ") for lines in told.messages]
+    assert status[:3] == ["reading the log", "4 records read, LSN 4", "8 records read, LSN 8"]
+    assert status[-1] == "40 records read, preparing to serve"
+
+
 # --- the clock --------------------------------------------------------------------------------
 
 
@@ -70,40 +93,7 @@ def test_clock_far_before_the_newest_record_is_refused(ahead_ms, refused):
     assert refusal.value.exit_code == 78
 
 
-# --- the unix socket --------------------------------------------------------------------------
-
-
-def test_socket_that_nobody_serves_is_removed(tmp_path):
-    path = str(tmp_path / "s")
-    daemon._remove_stale_socket(path)
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(path)
-    daemon._remove_stale_socket(path)
-    assert not os.path.exists(path)
-
-
-def test_socket_that_somebody_serves_stays(tmp_path):
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as served:
-        served.bind(path)
-        served.listen()
-        with pytest.raises(ConfigurationError, match="another process serves this socket"):
-            daemon._remove_stale_socket(path)
-    assert os.path.exists(path)
-
-
-@pytest.mark.parametrize("kind", ["file", "directory", "link"])
-def test_what_is_no_socket_stays(tmp_path, kind):
-    path = tmp_path / "s"
-    if kind == "file":
-        path.write_text("mine")
-    elif kind == "directory":
-        path.mkdir()
-    else:
-        path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ConfigurationError, match="no socket"):
-        daemon._remove_stale_socket(str(path))
-    assert path.is_symlink() or path.exists()
+# --- the data directory -------------------------------------------------------------------------
 
 
 def test_parents_of_the_data_directory_are_made_and_private(tmp_path):
