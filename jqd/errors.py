@@ -84,7 +84,7 @@ class JobNotFound(RequestError):
 
 
 class QueueNotFound(RequestError):
-    """No job was ever submitted to a queue of this name."""
+    """No queue of this name has a job: a queue is there from its first job until its last is forgotten."""
 
     code = "queue_not_found"
 

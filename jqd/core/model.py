@@ -75,7 +75,9 @@ HISTORY_COUNT_MAX: Final = 16
 
 SESSIONS_MAX: Final = 100_000
 SESSION_RETENTION_MS: Final = 10 * MINUTE_MS  # after its last connection
-ANSWERS_PER_SESSION_MAX: Final = 1_024  # part of the disk format, see HISTORY_COUNT_MAX
+# Parts of the disk format, see HISTORY_COUNT_MAX. An answer that lists 10,000 verdicts has some 100 KiB.
+ANSWERS_PER_SESSION_MAX: Final = 1_024
+ANSWERS_BYTES_PER_SESSION_MAX: Final = 1 << 20
 
 PROMOTIONS_PER_TICK: Final = 10_000
 EXPIRIES_PER_TICK: Final = 1_000

@@ -94,7 +94,9 @@ class Queue:
 class Session(Struct, gc=False):
     """What is remembered of a client process: the answers to its newest state-changing requests.
 
-    answers: request id -> the encoded body, or a lease's token; at most ANSWERS_PER_SESSION_MAX.
+    answers: request id -> the encoded body, or a lease's token; at most ANSWERS_PER_SESSION_MAX, and
+             together at most ANSWERS_BYTES_PER_SESSION_MAX, but for the newest.
+    answer_bytes: of the encoded bodies.
     order:   its keys, the oldest first (a dict is slow to give up its first key).
     floor:   highest request id whose answer was dropped; at or below it nothing can be told.
     """
@@ -102,6 +104,7 @@ class Session(Struct, gc=False):
     principal: str
     answers: dict[int, bytes | int] = {}
     order: deque[int] = field(default_factory=deque)
+    answer_bytes: int = 0
     floor: int = 0
 
 
@@ -158,7 +161,7 @@ class State:
         """Return a queue. Raises: QueueNotFound."""
         queue = self.queues.get(name)
         if queue is None:
-            raise QueueNotFound(f"queue = {model.shorten(name)}: no job was ever submitted to it")
+            raise QueueNotFound(f"queue = {model.shorten(name)}: it has no jobs")
         return queue
 
     def run(self, first: int, count: int) -> list[Job | None]:
@@ -399,6 +402,9 @@ class State:
                 self._unstore(job.id)
             self._rearm_finished(queue)
             self._rearm_dead(queue)
+            if not any(queue.counts):  # names are the clients' to make up: what is empty is not kept
+                del self.queues[queue.name]
+                self.woken.pop(queue.name, None)
         while self._results and self.job(self._results[0]) is None:
             self._results.popleft()
 
@@ -430,12 +436,17 @@ class State:
         record = self.sessions[session]
         for request_id, answer in answers:
             # A client that uses one id for a parked lease and for another verb answers it twice.
-            if request_id not in record.answers:
+            if request_id in record.answers:
+                record.answer_bytes -= _answer_bytes(record.answers[request_id])
+            else:
                 record.order.append(request_id)
             record.answers[request_id] = answer
-        while len(record.order) > model.ANSWERS_PER_SESSION_MAX:
+            record.answer_bytes += _answer_bytes(answer)
+        while len(record.order) > model.ANSWERS_PER_SESSION_MAX or (
+            record.answer_bytes > model.ANSWERS_BYTES_PER_SESSION_MAX and len(record.order) > 1
+        ):
             oldest = record.order.popleft()
-            del record.answers[oldest]
+            record.answer_bytes -= _answer_bytes(record.answers.pop(oldest))
             record.floor = max(record.floor, oldest)
 
     # --- parts of moves -----------------------------------------------------------------------
@@ -686,6 +697,10 @@ class State:
 def _alive(timers: TimerHeap[int]) -> list[tuple[int, int]]:
     assert len(timers) == len(timers.heap) - len(timers.holes)
     return sorted(entry for entry in timers.heap if entry not in timers.holes)
+
+
+def _answer_bytes(answer: bytes | int) -> int:
+    return len(answer) if isinstance(answer, bytes) else 0
 
 
 def _remove_oldest(finished: deque[int], jobs: list[Job]) -> None:

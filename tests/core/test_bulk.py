@@ -101,7 +101,7 @@ def test_paging_makes_no_sense_with_ids(core, field, value):
 
 
 def test_unknown_queue_and_doubled_id_are_refused(core):
-    with pytest.raises(QueueNotFound, match="queue = 'nowhere': no job was ever submitted to it"):
+    with pytest.raises(QueueNotFound, match="queue = 'nowhere': it has no jobs"):
         core.do(c.Purge(filter=c.JobFilter(queue="nowhere")))
     with pytest.raises(InvalidArgument, match="job_id = 2 is named twice"):
         core.do(c.Purge(ids=[(1, 2), (2, 1)]))

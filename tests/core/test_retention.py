@@ -2,8 +2,10 @@
 
 import pytest
 
+from jqd.core import commands as c
 from jqd.core import model
 from jqd.core.changes import JobsForgotten
+from jqd.errors import QueueNotFound
 from tests.support.core import Core
 
 HOUR_MS = 3_600_000
@@ -211,3 +213,15 @@ def test_results_in_the_middle_of_their_age_may_go_first(core, monkeypatch):
     monkeypatch.setattr(model, "RESULTS_BYTES_MAX", 3)
     core.settle()
     assert core.states(1, 2, 3) == ["done", "gone", "done"]
+
+
+def test_queue_is_gone_with_its_last_job(core):
+    core.submit(queue="once")
+    core.submit(queue="stays")
+    core.purge(1)
+    assert list(core.state.queues) == ["stays"]
+    with pytest.raises(QueueNotFound, match="queue = 'once': it has no jobs"):
+        core.do(c.ListJobs(filter=c.JobFilter(queue="once")))
+    core.submit(queue="once")
+    assert core.lease_ids("once") == [3]
+    core.check()

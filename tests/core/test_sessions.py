@@ -238,6 +238,20 @@ def test_request_at_or_below_the_forgotten_ones_has_lost_its_position(core, monk
     assert core.do(c.Get(job_id=1), caller, request_id=5).job_id == 1, "reading has no position"
 
 
+def test_answers_are_forgotten_by_their_bytes_too_but_never_the_newest(core, monkeypatch):
+    monkeypatch.setattr(model, "ANSWERS_BYTES_PER_SESSION_MAX", 20)  # an answer to submit has 9
+    caller = core.hello(S)
+    for request_id, remembered in ((5, [5]), (6, [5, 6]), (7, [6, 7])):
+        core.do(c.Submit(), caller, request_id=request_id)
+        assert list(core.state.sessions[S].answers) == remembered
+    core.do(c.Submit(), caller, request_id=5 + 3)
+    assert core.state.sessions[S].floor == 6
+    monkeypatch.setattr(model, "ANSWERS_BYTES_PER_SESSION_MAX", 1)
+    core.do(c.Submit(), caller, request_id=9)
+    assert list(core.state.sessions[S].answers) == [9]
+    assert core.do(c.Submit(), caller, request_id=9).job_id == 5
+
+
 def test_floor_never_sinks_when_requests_came_out_of_order(core, monkeypatch):
     monkeypatch.setattr(model, "ANSWERS_PER_SESSION_MAX", 2)
     caller = core.hello(S)

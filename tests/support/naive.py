@@ -93,7 +93,6 @@ class NaiveQueue:
 
     def __init__(self) -> None:
         self.jobs: dict[int, NaiveJob] = {}
-        self.names: set[str] = set()
         self.next_id = 1
         self.epoch = self.grant = 0
         self.finished: list[int] = []  # in the order in which they ended
@@ -229,7 +228,6 @@ class NaiveQueue:
         job = NaiveJob(self.next_id, fields, payload, now)
         self.next_id += 1
         self.jobs[job.id] = job
-        self.names.add(fields.queue)
         if fields.delay_ms:
             job.state, job.due_ms = "delayed", now.engine_ms + fields.delay_ms
         elif fields.run_at_ms is not None and fields.run_at_ms > now.wall_ms:
@@ -404,7 +402,7 @@ class NaiveQueue:
     def page(
         self, queue: str | None, states: tuple[str, ...], command: c.Sweep | c.ListJobs
     ) -> tuple[list[NaiveJob], int | None]:
-        if queue is not None and queue not in self.names:
+        if queue is not None and queue not in self.names():
             raise Refused("queue_not_found")
         found: list[NaiveJob] = []
         looked_at = 0
@@ -433,7 +431,7 @@ class NaiveQueue:
         return info
 
     def on_queues(self, command: c.Queues, caller: model.Caller, now: model.Now) -> c.QueueList:
-        names = sorted(name for name in self.names if name > command.cursor)
+        names = sorted(name for name in self.names() if name > command.cursor)
         shown = names[: command.limit]
         infos = []
         for name in shown:
@@ -521,7 +519,7 @@ class NaiveQueue:
             for job_id in list(shelf):
                 if self.jobs[job_id].changed.engine_ms + age_ms <= now.engine_ms:
                     self.forget(job_id)
-        for name in self.names:
+        for name in self.names():
             for shelf, most in ((self.finished, model.FINISHED_COUNT_MAX), (self.dead, model.DEAD_COUNT_MAX)):
                 mine = [job_id for job_id in shelf if self.jobs[job_id].fields.queue == name]
                 for job_id in mine[: max(0, len(mine) - most)]:
@@ -598,6 +596,10 @@ class NaiveQueue:
 
     def sorted(self) -> list[NaiveJob]:
         return [self.jobs[job_id] for job_id in sorted(self.jobs)]
+
+    def names(self) -> set[str]:
+        """The queues that are there: those with a job, whatever its state."""
+        return {job.fields.queue for job in self.jobs.values()}
 
     def in_state(self, state: str) -> list[NaiveJob]:
         return [job for job in self.sorted() if job.state == state]
