@@ -28,6 +28,8 @@ OK: Final = "ok"
 _UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Arguments up to this size are decoded once more to show the value that was refused.
 _EXPLAINED_BYTES_MAX: Final = 4 << 10
+# A message is for one line of a log; its beginning says what, its end where.
+_MESSAGE_CHARS_MAX: Final = 400
 # The decoder's words for types -> protocol.md's.
 _TYPE_WORDS: Final = {"object": "map", "array": "list", "bytes": "bin", "null": "nil"}
 
@@ -131,7 +133,7 @@ def _check_version(args: Raw) -> None:
 
 def _explain(error: Exception, args: Raw) -> str:
     """Turn "Expected `int` <= 5 - at `$.priority`" into "priority = 7: expected `int` <= 5"."""
-    what, _, path = str(error).partition(" - at `$")
+    what, _, path = _one_line(str(error)).partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
     what = what[:1].lower() + what[1:]
     for theirs, ours in _TYPE_WORDS.items():
@@ -139,6 +141,13 @@ def _explain(error: Exception, args: Raw) -> str:
     if not path:
         return what
     return f"{path}{_value_at(path, args)}: {what}"
+
+
+def _one_line(text: str) -> str:
+    """Make what the decoder says fit to be shown: it quotes a client's field names and values as they came."""
+    if len(text) > _MESSAGE_CHARS_MAX:
+        text = f"{text[: _MESSAGE_CHARS_MAX // 2]} ... {text[-_MESSAGE_CHARS_MAX // 2 :]}"
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _value_at(path: str, args: Raw) -> str:

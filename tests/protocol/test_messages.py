@@ -366,3 +366,11 @@ def test_body_that_does_not_fit_is_a_bad_frame(status, body):
 def test_body_with_text_that_is_not_utf8_is_a_bad_frame():
     with pytest.raises(BadFrame, match="body of reply 1"):
         decode_body(decode_reply(b"\x94\x01\xa4busy\x00\x81\xa7message\xa2\xff\xff"), c.Submitted)
+
+
+def test_message_stays_one_short_line_whatever_a_client_calls_its_field():
+    for name in ("x" * 1_000_000, "a\nb\x1b[31m", "\u2028"):
+        with pytest.raises(InvalidArgument) as refused:
+            decode_command(decode_request(msgspec.msgpack.encode([1, "submit", {name: 1}])))
+        assert len(str(refused.value)) < 600
+        assert str(refused.value).isprintable()
