@@ -63,7 +63,7 @@ def parts(stream: BinaryIO, queue: str, options: JobOptions) -> Iterator[Part]:
             continue
         try:
             template, payload = reader.read(line)
-        except (JqdError, ValueError, TypeError, RecursionError) as error:
+        except (JqdError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise BadLine(f"line {number}: {error}") from None
         if count == requests.JOBS_PER_REQUEST_MAX or (count and size + len(payload) > _REQUEST_BYTES_MAX):
             yield Part(first_line, last_line, groups)

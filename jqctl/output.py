@@ -14,6 +14,7 @@ Must not know: verbs, the server.
 """
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -32,7 +33,8 @@ _STRINGS: Final = frozenset({"job_id", "token"})
 # What a terminal may act on or show as nothing: C0, DEL, C1, line separators, marks that turn the
 # direction of text, and lone surrogates.
 _UNSAFE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _SHOWN_CHARS_MAX: Final = 200
 # Columns that may be cut to fit a terminal: what somebody wrote, and no command needs. And how far.
@@ -107,10 +109,14 @@ def _said(name: str, data: bytes, encoding: str) -> dict[str, Any]:
     return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
+def _json_escape(match: re.Match[str]) -> str:
+    return json.dumps(match[0])[1:-1]
+
+
 def to_json(record: Mapping[str, Any]) -> bytes:
     """Write one line, with what a terminal might act on escaped in JSON's own way."""
     text = msgspec.json.encode(record).decode()
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode() + b"\n"
+    return _UNSAFE.sub(_json_escape, text).encode() + b"\n"
 
 
 # --- tables -----------------------------------------------------------------------------------

@@ -126,3 +126,9 @@ def test_a_bad_line_is_named(line, message):
 def test_a_line_that_is_no_utf_8_is_named(line, byte):
     with pytest.raises(BadLine, match=f"line 1: not a JSON object: no UTF-8 at byte {byte}$"):
         list(bulk.parts(io.BytesIO(line), "q", {}))
+
+
+def test_time_beyond_every_calendar_is_a_bad_line():
+    for option in ('"delay_ms":1000000000000000000000', '"run_at_ms":1e30'):
+        with pytest.raises(BadLine, match="line 1: "):
+            list(bulk.parts(io.BytesIO(b'{"payload":"x",' + option.encode() + b"}\n"), "q", {}))
