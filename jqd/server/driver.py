@@ -100,7 +100,7 @@ class Driver:
         self._unfinished: dict[Connection, None] = {}  # connections whose bytes wait for the next turn
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
-        self._durable_lsn = engine.state.lsn
+        self.durable_lsn = engine.state.lsn
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._turn_bytes = 0  # of requests in the turn under way
@@ -140,7 +140,7 @@ class Driver:
             "connections": len(self.connections),
             "turns": self._turns,
             "syncs": self._committer.sync_count,
-            "durable_lsn": self._durable_lsn,
+            "durable_lsn": self.durable_lsn,
             "unsynced_bytes": self._waiting_bytes,
             "log_bytes": self._store.size_bytes,
             "log_segments": self._store.segment_count,
@@ -203,10 +203,10 @@ class Driver:
             self._waiting_bytes += len(batch.payload)
             self._waiting.append(_Waiting(engine.state.lsn, len(batch.payload), outputs))
             self._committer.put(Record(batch.first_lsn, batch.count, batch.payload))
-        elif self._waiting:
-            self._waiting.append(_Waiting(engine.state.lsn, 0, outputs))
-        else:
+        elif not self._waiting:
             self._send(outputs)
+        elif outputs:
+            self._waiting.append(_Waiting(engine.state.lsn, 0, outputs))
         if self._unfinished:
             self._loop.call_soon(self._go_on)
         self._set_timer(now)
@@ -239,7 +239,7 @@ class Driver:
     def _durable(self, lsn: int) -> None:
         """The log is durable up to `lsn`: let the replies go that waited for it."""
         try:
-            self._durable_lsn = lsn
+            self.durable_lsn = lsn
             waiting = self._waiting
             while waiting and waiting[0].lsn <= lsn:
                 done = waiting.popleft()
@@ -329,7 +329,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its bases
         refusal = self._driver.connected(self)
         if refusal is not None:
-            self._transport.write(to_frame(encode_error(0, self._driver.engine.state.lsn, refusal)))
+            self._transport.write(to_frame(encode_error(0, self._driver.durable_lsn, refusal)))
             self._transport.close()
             return
         config = self._driver.config
