@@ -35,24 +35,17 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("JQD_")
+        if not name.startswith(("JQD_", "LISTEN_", "WATCHDOG_"))
         and name not in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET")
     }
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONOPTIMIZE": "", **(extra or {})}
 
 
-def command(data_dir: Path | str, *flags: str, python: Sequence[str] = ()) -> list[str]:
-    """Return the command line of a daemon. Flags given last win."""
-    own = [
-        "--config",
-        os.devnull,
-        "--listen",
-        "127.0.0.1:0",
-        "--data-dir",
-        str(data_dir),
-        "--log-format",
-        "json",
-    ]
+def command(data_dir: Path | str | None, *flags: str, python: Sequence[str] = ()) -> list[str]:
+    """Return the command line of a daemon. Flags given last win; data_dir None leaves it to the environment."""
+    own = ["--config", os.devnull, "--listen", "127.0.0.1:0", "--log-format", "json"]
+    if data_dir is not None:
+        own += ["--data-dir", str(data_dir)]
     return [sys.executable, *python, "-m", "jqd", *own, *flags]
 
 
@@ -84,14 +77,26 @@ class Daemon:
     """See the file's card.
 
     Args:
+        data_dir: None: the environment says it.
         flags: appended to the command line.
         wrap: a program that starts the daemon and stands between, as strace does. Signals go to its group.
+        environ: variables beyond those of `environment`.
+        pass_fds: descriptors that the program inherits.
     """
 
-    def __init__(self, data_dir: Path, *flags: str, wrap: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        data_dir: Path | None,
+        *flags: str,
+        wrap: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.data_dir = data_dir
         self.flags = flags
         self.wrap = wrap
+        self.environ = environ
+        self.pass_fds = pass_fds
         self.lines: list[Line] = []
         self.stray: list[str] = []  # what came on stderr and is no line of the log
         self.ready: Line = {}
@@ -149,7 +154,8 @@ class Daemon:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment(self.environ),
+            pass_fds=self.pass_fds,
             cwd=ROOT,
             start_new_session=True,
         )
