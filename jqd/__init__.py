@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jqd.client.aio import AsyncClient
+    from jqd.client.sync import Client
     from jqd.errors import JqdError
 
-__all__ = ["AsyncClient", "JqdError", "__version__", "errors"]
+__all__ = ["AsyncClient", "Client", "JqdError", "__version__", "errors"]
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it; `errors` is a module itself.
-_HOMES = {"AsyncClient": "jqd.client.aio", "JqdError": "jqd.errors", "errors": "jqd"}
+_HOMES = {
+    "AsyncClient": "jqd.client.aio",
+    "Client": "jqd.client.sync",
+    "JqdError": "jqd.errors",
+    "errors": "jqd",
+}
 
 
 def __getattr__(name: str) -> object:

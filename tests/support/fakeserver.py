@@ -8,14 +8,15 @@ Must not know: jobs. What it answers is in `answers` (by verb), or said later wi
         async with AsyncClient(server.url) as client: ...
 
 A verb without an answer gets none: await `heard(n)` for the n-th request, then `reply` or `cut`.
-FakeServer.thread() runs one beside a program that has an event loop of its own.
+FakeServer.thread() runs one beside a program that has an event loop of its own, or none: do(f, ...) calls f where
+the server runs, and wait(coroutine) waits for it there.
 """
 
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, NamedTuple, Self, TypeVar
 
 from msgspec import Struct
 
@@ -23,6 +24,8 @@ from jqd.core.commands import PROTOCOL_VERSION, Command, Hello, Welcome
 from jqd.core.model import FRAME_BYTES_MAX
 from jqd.errors import JqdError
 from jqd.protocol import framing, messages
+
+T = TypeVar("T")
 
 WELCOME = Welcome(
     version=PROTOCOL_VERSION,
@@ -116,6 +119,7 @@ class FakeServer:
         self.linger = False  # keep the socket open after the client closed its side
         self.connections: list[Connection] = []
         self.asked: list[Asked] = []
+        self.loop: asyncio.AbstractEventLoop
         self._news = asyncio.Event()
         self._server: asyncio.Server | None = None
 
@@ -127,7 +131,7 @@ class FakeServer:
         await self.leave()
 
     async def listen(self, port: int = 0) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self.loop = asyncio.get_running_loop()
         if self.path is not None:
             self._server = await loop.create_unix_server(lambda: Connection(self), self.path)
             self.url = f"unix://{self.path}"
@@ -176,6 +180,18 @@ class FakeServer:
             self._news.clear()
             await self._news.wait()
         return self.asked
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it in the server's thread, from another one."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def do(self, function: Callable[..., object], *args: object) -> None:
+        """Call it in the server's thread, from another one."""
+
+        async def call() -> None:
+            function(*args)
+
+        self.wait(call())
 
     @classmethod
     @contextlib.contextmanager

@@ -1,0 +1,463 @@
+"""The blocking client: every verb, and which connection a request takes.
+
+Knows:         what a caller may rely on, which process it belongs to.
+Must not know: how a connection is kept up and how threads share it (synclink.py), frames and request ids
+               (protocol/connection.py), how a verb's arguments are said (requests.py), what a failure is
+               called (shared.py), asyncio.
+
+    Client   has one main SyncLink: every request but the next ones, of all threads, pipelined
+             and one SyncLink for each `lease(wait=...)` that is waiting now: the server parks one
+             lease on a connection; kept for the next one afterwards
+
+All connections of one client are one session: a state-changing request that is sent again after a
+lost connection is answered once, also if it was carried out the first time.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from threading import RLock
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, cast
+
+from msgspec import UNSET, Struct, UnsetType
+
+from jqd.client import requests
+from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
+from jqd.client.retry import Backoff
+from jqd.client.shared import (
+    IDLE_LINKS_MAX,
+    IN_FLIGHT_MAX,
+    check_process,
+    closed_client,
+    give_back,
+    make_shared,
+)
+from jqd.client.synclink import SyncLink
+from jqd.client.values import DEFAULT_URL, Duration, Payload, to_ms
+from jqd.core.commands import (
+    Command,
+    Extended,
+    JobInfo,
+    JobList,
+    Lease,
+    Pong,
+    QueueList,
+    ServerStats,
+    Submitted,
+    SubmittedMany,
+    Swept,
+    Verdicts,
+)
+from jqd.core.model import (
+    DEFAULT_QUEUE,
+    LIST_LIMIT_MAX,
+    Encoding,
+    StateName,
+)
+from jqd.errors import InvalidArgument, JqdError, RequestTimeout
+
+R = TypeVar("R")
+
+
+class Client:
+    """A client of one jqd server, for the threads of one process. No event loop, no thread of its own.
+
+        with Client("jqd://127.0.0.1:7717", worker="mailer-1") as client:
+            client.submit("emails", "hello")
+            held = client.lease("emails", wait="20s")
+            for job in held.jobs:
+                client.ack(job)
+
+    Any number of threads may use it at once: their requests share a connection and are pipelined,
+    and each lease that waits has a connection of its own.
+
+    A lost connection is made again, and what was not answered is sent again under its id, so that the
+    server carries it out once. An error reply is raised as it is, never asked again: after `busy`,
+    `overloaded` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
+
+    After Ctrl-C in a verb the client is usable: the interrupted request's outcome is unknown, and in a
+    rare case (the exception came in the middle of a write or read) what other threads were waiting for
+    ends in ConnectionLost.
+
+    Args:
+        url: `jqd://HOST[:PORT]` or `unix:///PATH`.
+        worker: a name for what leases jobs here, shown in `get` and in a job's history; up to 128 characters.
+        timeout: Duration (seconds, timedelta, "30s") that each request has, reconnecting included; a
+            waiting lease has its `wait` on top. Every verb takes another one as `timeout=`.
+        backoff: when to try again after a lost connection.
+
+    Raises (every verb):
+        RequestTimeout: no reply in time; outcome unknown. A state-changing request may have been carried out.
+        ConnectionLost: no connection; `outcome_unknown` says whether the request may have been carried out.
+        RequestError, UnavailableError: what the server answered, by its code; see jqd.errors.
+        RuntimeError: used after a fork: make a client there.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        worker: str = "",
+        timeout: Duration = 30,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self.url = url
+        self._timeout_ms = to_ms("timeout", timeout)
+        self._shared = make_shared(SyncLink, url, worker, backoff, self._unclaimed)
+        self._pid = os.getpid()
+        self._lock = RLock()  # guards all that follows, and everything in the links
+        self._closed = False
+        self._main: SyncLink | None = None
+        self._idle: list[SyncLink] = []  # lease links that nobody waits on, at most IDLE_LINKS_MAX
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connect now. Not needed: the first request does it.
+
+        Raises: ConnectionLost at once if the server cannot be reached, or what it answered to hello.
+        """
+        self._main_link().up(self._timeout_ms / 1_000)
+
+    def close(self) -> None:
+        """Close every connection. What was not answered ends in ConnectionLost. Twice is once."""
+        check_process("Client", self._pid)
+        with self._lock:
+            self._closed = True
+            for link in list(self._shared.links):
+                link.end("the client was closed")
+
+    def __enter__(self) -> Self:
+        try:
+            self.connect()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- one request --------------------------------------------------------------------------
+
+    def call(self, command: Command[R], *, timeout: Duration | None = None) -> R:
+        """Send one command and wait for its reply. Every verb is a call.
+
+        An interrupted or timed-out lease is not lost: the server is told that nobody waits, and jobs
+        that were on their way are given back.
+        """
+        link = self._main_link()
+        wait_s = self._wait_s(timeout)
+        if isinstance(command, Lease) and command.wait_ms:
+            return cast("R", self._wait(command, wait_s + command.wait_ms / 1_000))
+        return cast("R", link.ask(command, wait_s))
+
+    def call_many(
+        self, commands: Iterable[Command[Any]], *, timeout: Duration | None = None
+    ) -> list[Struct | JqdError]:
+        """Send commands one behind the other without waiting between them: a pipeline.
+
+        They are carried out in their order, each for itself: one that is refused stops no other. (Many
+        jobs that differ in little are better one `submit_many`.)
+
+        Args:    commands: made by the functions of jqd.client.requests; no lease with `wait`.
+        Returns: for each command its reply, or the error that `call` would have raised.
+        """
+        link = self._main_link()
+        wanted = list(commands)
+        if any(isinstance(command, Lease) and command.wait_ms for command in wanted):
+            raise InvalidArgument("commands: a lease that waits has a connection of its own: use lease()")
+        return link.ask_all(wanted, self._wait_s(timeout))
+
+    def _wait_s(self, timeout: Duration | None) -> float:
+        return (self._timeout_ms if timeout is None else to_ms("timeout", timeout)) / 1_000
+
+    def _wait(self, command: Lease, wait_s: float) -> Struct:
+        with self._lock:
+            self._check_open()
+            link = self._idle.pop() if self._idle else SyncLink(self._shared, self._lock, 1)
+        try:
+            reply = link.ask(command, wait_s)
+        except RequestTimeout:
+            link.retire()
+            raise
+        except JqdError:
+            self._keep(link)
+            raise
+        except BaseException:
+            link.retire()
+            raise
+        self._keep(link)
+        return reply
+
+    def _keep(self, link: SyncLink) -> None:
+        with self._lock:
+            if len(self._idle) < IDLE_LINKS_MAX and not self._closed:
+                self._idle.append(link)
+                return
+        link.end("not needed any more")
+
+    def _main_link(self) -> SyncLink:
+        """Return the main link, after checking that this client may be used here and now."""
+        check_process("Client", self._pid)
+        with self._lock:
+            self._check_open()
+            if self._main is None:
+                self._main = SyncLink(self._shared, self._lock, IN_FLIGHT_MAX)
+            return self._main
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closed_client()
+
+    def _unclaimed(self, reply: Struct | JqdError) -> None:
+        """Take a reply that nobody waits for any more."""
+        if (release := give_back(reply)) is not None and self._main is not None and not self._closed:
+            self._main.tell(release)
+
+    # --- the verbs, in the order of COMMANDS ----------------------------------------------------
+
+    def ping(self, *, timeout: Duration | None = None) -> Pong:
+        """Ask whether the server is there and its disk answers."""
+        return self.call(requests.ping(), timeout=timeout)
+
+    def submit(
+        self,
+        queue: str = DEFAULT_QUEUE,
+        payload: Payload | None = None,
+        *,
+        json: object | UnsetType = UNSET,
+        timeout: Duration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Submitted:
+        """Add one job; on disk when this returns.
+
+        Args:
+            payload: bytes (encoding `raw`) or str (encoding `text`), up to 1 MiB.
+            json: anything that JSON can say, instead of payload.
+            options: see JobOptions.
+        """
+        return self.call(requests.submit(queue, payload, options, json=json), timeout=timeout)
+
+    def submit_many(
+        self,
+        queue: str,
+        payloads: Iterable[Payload],
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[JobOptions],
+    ) -> SubmittedMany:
+        """Add up to 10,000 jobs that differ in nothing but their payload: all of them, or none.
+
+        For jobs that differ in more: `call(requests.submit_many([*requests.group(...), ...]))`.
+
+        Returns: ranges (first id, count, existing) in the order of the payloads.
+        """
+        groups = requests.group(queue, payloads, options)
+        return self.call(requests.submit_many(groups), timeout=timeout)
+
+    def lease(
+        self,
+        queues: str | Iterable[str] = DEFAULT_QUEUE,
+        *,
+        count: int = 1,
+        lease: Duration | None = None,
+        wait: Duration = 0,
+        timeout: Duration | None = None,
+    ) -> Held:
+        """Take up to `count` jobs, from the queues in the order given.
+
+        Args:
+            count: 1 to 10,000; fewer come if there are fewer, or to keep the reply below 4 MiB.
+            lease: Duration before the server may hand them to others, 1 s to 24 h; default: what
+                each job's submit said, else 30 s.
+            wait: Duration to wait for the first job, up to 30 s. Answers as soon as there is one.
+        Returns: Held; its `jobs` are empty when there was nothing.
+        """
+        command = requests.lease(queues, count=count, lease=lease, wait=wait)
+        return requests.held(self.call(command, timeout=timeout))
+
+    def extend(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        lease: Duration | None = None,
+        timeout: Duration | None = None,
+    ) -> Extended:
+        """Hold a job for `lease` from now on; default: the time that its lease was given.
+
+        Args:   job: what lease() returned, or a job id with its token.
+        Raises: JobNotFound, LeaseLost.
+        """
+        reply = self.extend_many([requests.holding(job, token)], lease=lease, timeout=timeout)
+        requests.check("extend", reply.results)
+        return reply
+
+    def extend_many(
+        self, jobs: Iterable[Holding], *, lease: Duration | None = None, timeout: Duration | None = None
+    ) -> Extended:
+        """Hold jobs longer. Returns a verdict per run of jobs; lease_ms_left is the shortest."""
+        return self.call(requests.extend(jobs, lease=lease), timeout=timeout)
+
+    def ack(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        result: Payload | None = None,
+        json: object | UnsetType = UNSET,
+        encoding: Encoding | None = None,
+        error: str | None = None,
+        timeout: Duration | None = None,
+    ) -> None:
+        """Finish a held job: `done`; with `error`, dead with reason `refused`, without a retry.
+
+        Args:
+            result: bytes or str, up to 64 KiB, kept with the job; json: the same as a JSON value.
+            error: why the job failed for good.
+        Raises: JobNotFound, LeaseLost, PayloadTooLarge.
+        """
+        results = None if result is None else [result]
+        command = requests.ack(
+            [requests.holding(job, token)], results=results, json=json, encoding=encoding, error=error
+        )
+        requests.check("ack", (self.call(command, timeout=timeout)).results)
+
+    def ack_many(
+        self,
+        jobs: Sequence[Holding],
+        *,
+        results: Sequence[Payload | None] | None = None,
+        encoding: Encoding | None = None,
+        error: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Verdicts:
+        """Finish held jobs, `results[i]` being that of `jobs[i]`. Returns a verdict per run of jobs."""
+        command = requests.ack(jobs, results=results, encoding=encoding, error=error)
+        return self.call(command, timeout=timeout)
+
+    def fail(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        error: str = "",
+        retry_in: Duration | None = None,
+        dead: bool = False,
+        timeout: Duration | None = None,
+    ) -> None:
+        """Give a held job back as failed: retried after a backoff, dead after the last retry.
+
+        Args:
+            error: what went wrong; kept with the job, cut at 4 KiB.
+            retry_in: Duration until the next attempt, instead of the backoff.
+            dead: no retry (reason `killed`).
+        Raises: JobNotFound, LeaseLost.
+        """
+        jobs = [requests.holding(job, token)]
+        reply = self.fail_many(jobs, error=error, retry_in=retry_in, dead=dead, timeout=timeout)
+        requests.check("fail", reply.results)
+
+    def fail_many(
+        self,
+        jobs: Iterable[Holding],
+        *,
+        error: str = "",
+        retry_in: Duration | None = None,
+        dead: bool = False,
+        timeout: Duration | None = None,
+    ) -> Verdicts:
+        """Give held jobs back as failed. Returns a verdict per run of jobs."""
+        command = requests.fail(jobs, error=error, retry_in=retry_in, dead=dead)
+        return self.call(command, timeout=timeout)
+
+    def release(
+        self,
+        job: HeldJob | int,
+        token: int | None = None,
+        *,
+        delay: Duration = 0,
+        timeout: Duration | None = None,
+    ) -> None:
+        """Give a held job back unworked, ready after `delay`: the attempt is not counted.
+
+        Raises: JobNotFound, LeaseLost.
+        """
+        reply = self.release_many([requests.holding(job, token)], delay=delay, timeout=timeout)
+        requests.check("release", reply.results)
+
+    def release_many(
+        self, jobs: Iterable[Holding], *, delay: Duration = 0, timeout: Duration | None = None
+    ) -> Verdicts:
+        """Give held jobs back unworked. Returns a verdict per run of jobs."""
+        return self.call(requests.release(jobs, delay=delay), timeout=timeout)
+
+    def cancel(
+        self,
+        ids: int | Iterable[int] | None = None,
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[SweepOptions],
+    ) -> Swept:
+        """End waiting jobs for good: one by its id, several by theirs, or those of a queue or state.
+
+        One call looks at a page of a queue: go on with the reply's `cursor` until it is None.
+
+        Raises: JobNotFound, WrongState for a single id; for several, see the reply's verdicts.
+        """
+        return requests.swept("cancel", ids, self.call(requests.cancel(ids, options), timeout=timeout))
+
+    def requeue(
+        self,
+        ids: int | Iterable[int] | None = None,
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[SweepOptions],
+    ) -> Swept:
+        """Make dead jobs ready again, with new budgets of retries. Arguments as in cancel()."""
+        return requests.swept("requeue", ids, self.call(requests.requeue(ids, options), timeout=timeout))
+
+    def purge(
+        self,
+        ids: int | Iterable[int] | None = None,
+        *,
+        timeout: Duration | None = None,
+        **options: Unpack[SweepOptions],
+    ) -> Swept:
+        """Remove jobs without a trace: waiting ones, dead ones with state="dead". Arguments as in cancel()."""
+        return requests.swept("purge", ids, self.call(requests.purge(ids, options), timeout=timeout))
+
+    def get(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:
+        """Show one job. Raises: JobNotFound."""
+        return self.call(requests.get(job_id), timeout=timeout)
+
+    def list(
+        self,
+        *,
+        queue: str | None = None,
+        state: StateName | None = None,
+        cursor: int = 0,
+        limit: int = 100,
+        timeout: Duration | None = None,
+    ) -> JobList:
+        """Show jobs in order of their ids, without payloads: a page of at most `limit`, up to 1,000.
+
+        A page may be short or empty before the end: go on with the reply's `cursor` until it is None.
+
+        Raises: QueueNotFound.
+        """
+        command = requests.list_jobs(queue=queue, state=state, cursor=cursor, limit=limit)
+        return self.call(command, timeout=timeout)
+
+    def queues(
+        self, *, cursor: str = "", limit: int = LIST_LIMIT_MAX, timeout: Duration | None = None
+    ) -> QueueList:
+        """Show queues with their jobs counted by state: a page, in order of the names."""
+        return self.call(requests.queues(cursor=cursor, limit=limit), timeout=timeout)
+
+    def stats(self, *, timeout: Duration | None = None) -> ServerStats:
+        """Show figures of the daemon."""
+        return self.call(requests.stats(), timeout=timeout)
