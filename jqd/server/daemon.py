@@ -183,7 +183,7 @@ async def _serve(
     await stop.wait()
     connections = len(driver.connections)
     log.info("draining", connections=connections)
-    notifier.tell("STOPPING=1", f"STATUS=Draining, {connections} connections", must_arrive=True)
+    notifier.tell("STOPPING=1", f"STATUS=Draining, connections left: {connections}", must_arrive=True)
     listeners.close()
     await driver.drain()
 

@@ -21,9 +21,11 @@ from tests.support.wire import PATIENCE_S
 UNITS = ROOT / "systemd"
 INSTALLED = "/usr/bin/jqd"
 
-# Puts inherited descriptors where systemd puts them and says whose they are, then becomes the daemon.
+# Puts inherited descriptors where systemd puts them and says whose they are, sets LimitCORE=0 as the unit does
+# (a test aborts the daemon), then becomes it.
 _BECOME = """
-import fcntl, os, sys
+import fcntl, os, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 count = int(sys.argv[1])
 kept = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 3 + count) for number in sys.argv[2:2 + count]]
 for index, number in enumerate(kept):
