@@ -117,7 +117,7 @@ class Client:
 
         Raises: ConnectionLost at once if the server cannot be reached, or what it answered to hello.
         """
-        self._main_link().up(self._timeout_ms / 1_000)
+        self._main_link().up()
 
     def close(self) -> None:
         """Close every connection. What was not answered ends in ConnectionLost. Twice is once."""

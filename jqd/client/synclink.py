@@ -117,12 +117,12 @@ class SyncLink:
 
     # --- requests -----------------------------------------------------------------------------
 
-    def up(self, wait_s: float) -> None:
-        """Wait for a welcome.
+    def up(self) -> None:
+        """Wait for a welcome, for as long as the backoff says.
 
         Raises: JqdError: why there is none.
         """
-        call = _Call(1, wait_s)
+        call = _Call(1, CONNECT_S + self._shared.backoff.give_up_ms / 1_000)
         try:
             with self._lock:
                 self._check_open()

@@ -408,7 +408,7 @@ def test_a_silent_connection_is_given_up_after_a_timeout(server, threads, monkey
 
 
 def test_a_waiting_lease_has_its_wait_on_top_of_the_timeout(server, threads):
-    with Client(server.url, timeout="10ms") as client:
+    with Client(server.url, timeout="50ms") as client:
         waiting = threads.submit(client.lease, "q", wait=20)
         (asked,) = list(heard(server, 1))
         with pytest.raises(RequestTimeout):
