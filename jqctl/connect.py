@@ -1,16 +1,15 @@
 """Where the server is, and one call after the other to it.
 
 Knows:         the places a daemon listens at by default, in the order they are tried.
-Must not know: verbs, what is printed. The one place that knows that the client is an asyncio one.
+Must not know: verbs, what is printed.
 """
 
-import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from jqd.client.aio import AsyncClient
+from jqd.client.sync import Client
 from jqd.client.values import DEFAULT_URL
 from jqd.errors import ConnectionLost
 
@@ -33,7 +32,7 @@ def default_urls() -> Iterator[str]:
 
 
 class Connection:
-    """A client for a program without an event loop; a context manager. Connects at the first call.
+    """A client that connects at the first call; a context manager.
 
     Args:
         url: `jqd://HOST:PORT` or `unix:///PATH`; None: the first default that connects.
@@ -43,8 +42,7 @@ class Connection:
     def __init__(self, url: str | None, timeout: str) -> None:
         self._url = url
         self._timeout = timeout
-        self._runner = asyncio.Runner()
-        self._client: AsyncClient | None = None
+        self._client: Client | None = None
 
     @property
     def url(self) -> str | None:
@@ -54,39 +52,36 @@ class Connection:
     def call(self, command: Any) -> Any:  # noqa: ANN401 - a Command[R] -> R; jqctl knows commands by their builders
         """Send one command and wait for its reply.
 
-        Raises: ConnectionLost: nobody answers there; else as AsyncClient.call.
+        Raises: ConnectionLost: nobody answers there; else as Client.call.
         """
         if self._client is None:
             urls = [self._url] if self._url else list(default_urls())
-            self._client = self._runner.run(_connect(urls, self._timeout))
-        return self._runner.run(self._client.call(command))
+            self._client = _connect(urls, self._timeout)
+        return self._client.call(command)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        try:
-            if self._client is not None:
-                self._runner.run(self._client.close())
-        finally:
-            self._runner.close()
+        if self._client is not None:
+            self._client.close()
 
 
-async def _connect(urls: list[str], timeout: str) -> AsyncClient:  # noqa: ASYNC109 - of each call, not of this one
+def _connect(urls: list[str], timeout: str) -> Client:
     """Return a client of the first server that answers.
 
     A daemon that can be reached and refuses is the answer; only where nobody is the next one is tried.
     """
     failures: list[str] = []
     for url in urls:
-        client = AsyncClient(url, worker=f"jqctl:{os.getpid()}", timeout=timeout)
+        client = Client(url, worker=f"jqctl:{os.getpid()}", timeout=timeout)
         try:
-            await client.connect()
+            client.connect()
         except ConnectionLost as error:
             failures.append(str(error))
-            await client.close()
+            client.close()
         except BaseException:
-            await client.close()
+            client.close()
             raise
         else:
             return client
