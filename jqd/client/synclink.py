@@ -296,7 +296,7 @@ class SyncLink:
                 self._connection.withdraw(request)
                 call.settle(index, self._shared.too_late(request, call.wait_s))
                 self._cut |= silent and request.sends > 0 and self._socket is not None
-        if self._cut:
+        if self._cut and self._leader is not call:
             self._ring()
 
     def _ring(self) -> None:
@@ -437,7 +437,8 @@ class SyncLink:
 
     def _detach(self) -> None:
         if self._socket is not None:
-            self._poll.unregister(self._socket)
+            with contextlib.suppress(KeyError, ValueError):  # an interrupted thread came that far, or farther
+                self._poll.unregister(self._socket)
             self._socket.close()
             self._socket = None
         self._out = memoryview(b"")
@@ -454,6 +455,7 @@ class SyncLink:
         try:
             with self._lock:
                 self._leader = call
+                self._cut = False  # a connection that was silent is left all the same
                 if self._socket is not None and self._connection.state is State.READY:
                     self._socket.shutdown(socket.SHUT_WR)
                     self._deaf = True
