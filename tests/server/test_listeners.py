@@ -81,6 +81,13 @@ def datagram():
     return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
 
+def sequential():
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # this kind listens, too
+    one.bind("")
+    one.listen()
+    return one
+
+
 def connected():
     one, other = socket.socketpair()
     other.close()
@@ -99,6 +106,7 @@ def everywhere():
     ("make", "words"),
     [
         (datagram, "stream socket"),
+        (sequential, "must be a listening stream socket"),
         (connected, "Accept=no"),
         (unbound, "does not listen"),
         (everywhere, r"jqd://0\.0\.0\.0:\d+: only loopback"),
