@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -131,6 +132,7 @@ def test_the_next_thread_reads_when_the_one_that_did_has_its_reply(server, threa
 def test_what_is_larger_than_the_sockets_buffers_goes_out_while_replies_come_in(server, threads):
     server.answers["submit"] = measured
     with Client(server.url) as client:
+        client._main._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         asked = [threads.submit(client.submit, "q", bytes(1 << 20)) for _ in range(12)]
         assert {future.result(20).job_id for future in asked} == {1 << 20}
 
