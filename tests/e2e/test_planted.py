@@ -41,8 +41,8 @@ PLANTED = {
     ),
     "answer reads before the sync of what they saw": Planted(
         "jqd/server/driver.py",
-        "        elif self._waiting:\n",
-        "        elif False:\n",
+        "        elif not self._waiting:\n",
+        "        elif True:\n",
         (DRIVER,),
     ),
     "skip a bad record": Planted(
