@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 
 from jqd.core import model
 from jqd.core.model import Cause, DeadReason, Delivery, Encoding, Name, StateName
+from jqd.errors import VersionMismatch
 
 PROTOCOL_VERSION: Final = 1
 PROTOCOL_MINOR: Final = 0
@@ -94,6 +95,18 @@ class Hello(Command[Welcome]):
         None
     )
     on_disconnect: Literal["keep", "release"] = "keep"
+
+
+def check_version(version: int) -> None:
+    """Refuse a client that speaks another version of the protocol.
+
+    Raises: VersionMismatch.
+    """
+    if version != PROTOCOL_VERSION:
+        raise VersionMismatch(
+            f"version = {version}: this server speaks {PROTOCOL_VERSION}",
+            details={"version": PROTOCOL_VERSION},
+        )
 
 
 class Pong(Answer):

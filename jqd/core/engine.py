@@ -47,7 +47,6 @@ from jqd.errors import (
     PermissionDenied,
     PositionLost,
     Unauthenticated,
-    VersionMismatch,
 )
 
 Body = Struct | Raw
@@ -201,11 +200,7 @@ class Engine:
 
         Raises: VersionMismatch, Unauthenticated, InvalidArgument, PermissionDenied, Overloaded.
         """
-        if command.version != PROTOCOL_VERSION:
-            raise VersionMismatch(
-                f"version = {command.version}: this server speaks {PROTOCOL_VERSION}",
-                details={"version": PROTOCOL_VERSION},
-            )
+        commands.check_version(command.version)
         if command.key is not None:
             raise Unauthenticated("key: this server has no API keys")
         if command.on_disconnect != "keep":
@@ -357,9 +352,8 @@ class Engine:
     def _park(self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now) -> None:
         if caller.session is not None:
             zombie = self._parked_by_request.get((caller.session, request_id))
-            if (
-                zombie is not None
-            ):  # the same request came again, and its first connection is not yet known to be gone
+            if zombie is not None:
+                # The same request came again, and its first connection is not yet known to be gone.
                 self._answer_parked(zombie, _nothing(now))
         self._parked_serial += 1
         deadline_ms = now.engine_ms + command.wait_ms
@@ -423,10 +417,9 @@ class Engine:
             self._tick(now)
         if self.state.woken:
             self._serve_parked(now)
-        for serial in self._parked_timers.pop_due(now.engine_ms, len(self._parked)):
-            parked = self._parked[serial]
-            self._parked_timers.push(parked.deadline_ms, serial)  # _unpark takes it out
-            self._answer_parked(parked, _nothing(now))
+        while self._parked_timers and self._parked_timers.first()[0] <= now.engine_ms:
+            _, serial = self._parked_timers.first()
+            self._answer_parked(self._parked[serial], _nothing(now))
         for session, answers in self._answers.items():
             self._emit(RequestsAnswered(session, list(answers.items())))
         self._answers.clear()

@@ -205,7 +205,7 @@ class State:
 
     def share(self, options: JobOptions) -> JobOptions:
         """Return an equal object that others use too. Metadata is rarely equal, and not hashable."""
-        if options is self._last_shared or options.metadata is not None:
+        if options.metadata is not None:
             return options
         shared = self._shared.get(options)
         if shared is None:

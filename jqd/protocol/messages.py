@@ -18,9 +18,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from jqd.core.commands import COMMANDS, PROTOCOL_VERSION, Command, Hello
+from jqd.core.commands import COMMANDS, Command, Hello, check_version
 from jqd.core.model import shorten
-from jqd.errors import WIRE_ERRORS, BadFrame, InvalidArgument, JqdError, UnknownCommand, VersionMismatch
+from jqd.errors import WIRE_ERRORS, BadFrame, InvalidArgument, JqdError, UnknownCommand
 
 REQUEST_ID_MAX: Final = (1 << 63) - 1
 OK: Final = "ok"
@@ -124,11 +124,7 @@ def _check_version(args: Raw) -> None:
         version = msgspec.msgpack.decode(args, type=_AnyHello).version
     except _UNDECODABLE:
         return
-    if version != PROTOCOL_VERSION:
-        raise VersionMismatch(
-            f"version = {version}: this server speaks {PROTOCOL_VERSION}",
-            details={"version": PROTOCOL_VERSION},
-        )
+    check_version(version)
 
 
 def _explain(error: Exception, args: Raw) -> str:
