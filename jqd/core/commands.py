@@ -186,7 +186,7 @@ class SubmitMany(Command[SubmittedMany]):
 # --- worker -----------------------------------------------------------------------------------
 
 
-class LeasedJob(Struct, kw_only=True, omit_defaults=True, gc=False):
+class LeasedJob(Struct, omit_defaults=True, gc=False):
     """What a worker needs to know of a job. Fields that hold their default are left out."""
 
     job_id: int

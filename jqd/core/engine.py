@@ -16,7 +16,7 @@ An exception before a command's first change is an answer. One after it is FailS
 longer what the log says, and the process has to end (exit 70). Nobody catches it to go on.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from heapq import heapify, heappop, heapreplace
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ from jqd.core.changes import (
 from jqd.core.commands import PROTOCOL_MINOR, PROTOCOL_VERSION, Command, Hello, Leased, Pong, Welcome
 from jqd.core.commands import Lease as LeaseCommand
 from jqd.core.model import Caller, Now
-from jqd.core.ordered import TimerHeap
+from jqd.core.ordered import NEVER_MS, TimerHeap
 from jqd.core.queues import Identity
 from jqd.core.state import State
 from jqd.errors import (
@@ -281,6 +281,62 @@ class Engine:
         uptime_ms = now.engine_ms - self._started_ms
         return queues.stats(self._identity, self.state, now, uptime_ms, len(self._parked))
 
+    def submit_run(
+        self, run: Sequence[tuple[int, commands.Submit]], caller: Caller, now: Now
+    ) -> list[tuple[int, Body | JqdError]]:
+        """Carry out submits of one connection that came together, as execute() would one by one.
+
+        Args:
+            run: request ids and commands, in the order in which they came.
+        Returns: request ids and answers, in the same order.
+        Raises:  FailStop: stop the process.
+        """
+        if now is not self._now:
+            self._begin(now)
+        ids = [request_id for request_id, _ in run]
+        session = caller.session
+        if session is not None and self._may_know(session, ids):
+            return [
+                (request_id, self._submit(request_id, command, caller, now)) for request_id, command in run
+            ]
+        before = len(self._changes)
+        try:
+            answers: list[Body | JqdError] = list(
+                jobs.submit_run([command for _, command in run], self.state, caller, now, self._emit)
+            )
+            if session is not None:
+                answers = [
+                    answer
+                    if isinstance(answer, JqdError)
+                    else self._remember(caller, session, request_id, answer)
+                    for request_id, answer in zip(ids, answers, strict=True)
+                ]
+        except Exception as error:
+            if len(self._changes) > before:
+                raise FailStop(f"submit failed after its first change: {error!r}") from error
+            raise
+        return list(zip(ids, answers, strict=True))
+
+    def _submit(self, request_id: int, command: commands.Submit, caller: Caller, now: Now) -> Body | JqdError:
+        assert caller.session is not None
+        try:
+            answer = self._answered(caller.session, request_id, now)
+            if answer is not None:
+                return answer
+            return self._decide(jobs.submit, command, caller, request_id, now)
+        except JqdError as error:
+            return error
+
+    def _may_know(self, session: bytes, ids: list[int]) -> bool:
+        """Tell whether one of these requests may have been answered before, or came twice now."""
+        record = self.state.sessions.get(session)
+        turn = self._answers.get(session)
+        return (
+            len(set(ids)) < len(ids)
+            or (record is not None and not record.is_new(ids))
+            or (turn is not None and not turn.keys().isdisjoint(ids))
+        )
+
     def _decide(
         self, decision: Decision, command: Command[Any], caller: Caller, request_id: int, now: Now
     ) -> Body:
@@ -427,7 +483,8 @@ class Engine:
     def _tick(self, now: Now) -> None:
         """Do a bounded part of what is due; next_deadline() says whether more is."""
         state = self.state
-        if self._promotion_due(now) or self._high_water_due_ms(now) <= now.engine_ms:
+        timed = state.lease_timers or state.delay_timers
+        if self._promotion_due(now) or (timed and self._high_water_due_ms() <= now.engine_ms):
             self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
         jobs.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
         jobs.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
@@ -444,41 +501,34 @@ class Engine:
             self._emit(SessionsForgotten(old))
 
     def _promotion_due(self, now: Now) -> bool:
-        delay_ms, date_ms = self.state.delay_timers.next_ms(), self.state.date_timers.next_ms()
-        return (delay_ms is not None and delay_ms <= now.engine_ms) or (
-            date_ms is not None and date_ms <= now.wall_ms
-        )
-
-    def _high_water_due_ms(self, now: Now) -> int:
-        """When the engine clock's high water is to be logged: only timers by that clock need it."""
-        if self.state.lease_timers or self.state.delay_timers:
-            return self.state.now.engine_ms + model.HIGH_WATER_EVERY_MS
-        return now.engine_ms + model.DAY_MS
+        state = self.state
+        return state.delay_timers.next_ms() <= now.engine_ms or state.date_timers.next_ms() <= now.wall_ms
 
     def next_deadline(self, now: Now) -> int | None:
         """Return the engine_ms at which finish_turn() has something to do; None: only if asked."""
         state = self.state
         if state.overfull or state.result_bytes > model.RESULTS_BYTES_MAX:
             return now.engine_ms
-        deadlines = [
-            ms
-            for ms in (
-                state.lease_timers.next_ms(),
-                state.delay_timers.next_ms(),
-                state.finished_timers.next_ms(),
-                state.dead_timers.next_ms(),
-                self._parked_timers.next_ms(),
-            )
-            if ms is not None
-        ]
+        lease_ms, delay_ms = state.lease_timers.next_ms(), state.delay_timers.next_ms()
+        due_ms = min(
+            lease_ms,
+            delay_ms,
+            state.finished_timers.next_ms(),
+            state.dead_timers.next_ms(),
+            self._parked_timers.next_ms(),
+        )
+        if lease_ms < NEVER_MS or delay_ms < NEVER_MS:
+            due_ms = min(due_ms, self._high_water_due_ms())
         date_ms = state.date_timers.next_ms()
-        if date_ms is not None:
-            deadlines.append(now.engine_ms + max(0, date_ms - now.wall_ms))
+        if date_ms < NEVER_MS:
+            due_ms = min(due_ms, now.engine_ms + max(0, date_ms - now.wall_ms))
         if self._detached:
-            deadlines.append(next(iter(self._detached.values())) + model.SESSION_RETENTION_MS)
-        if not deadlines:
-            return None
-        return min(*deadlines, self._high_water_due_ms(now))
+            due_ms = min(due_ms, next(iter(self._detached.values())) + model.SESSION_RETENTION_MS)
+        return due_ms if due_ms < NEVER_MS else None
+
+    def _high_water_due_ms(self) -> int:
+        """When the engine clock's high water is to be logged, while a timer by that clock is pending."""
+        return self.state.now.engine_ms + model.HIGH_WATER_EVERY_MS
 
     # --- the turn's changes -------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ from jqd.core.commands import (
 from jqd.core.commands import Lease as LeaseCommand
 from jqd.core.model import Caller, DeadReason, Job, JobOptions, JobState, Lease, Now
 from jqd.core.state import DEAD, DELAYED, READY, State
-from jqd.errors import InvalidArgument, PayloadTooLarge, WrongState
+from jqd.errors import InvalidArgument, JqdError, PayloadTooLarge, WrongState
 
 Emit = Callable[[Change], None]
 
@@ -91,6 +91,47 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     job_id = state.next_id
     emit(JobsSubmitted(job_id, options, [payload], due_engine_ms, due_wall_ms, caller.principal))
     return Submitted(job_id=job_id)
+
+
+def submit_run(
+    commands: Sequence[Submit], state: State, caller: Caller, now: Now, emit: Emit
+) -> list[Submitted | JqdError]:
+    """Add the jobs of submits that came together: what submit() would do, one after the other.
+
+    Neighbours that differ only in their payload are one fact, which is what a run is for: it costs a
+    fifth of a fact for each.
+
+    Returns: for each command its id, or why it alone was refused.
+    """
+    replies: list[Submitted | JqdError] = []
+    changes: list[JobsSubmitted] = []
+    change: JobsSubmitted | None = None  # the newest,
+    alike: tuple[object, ...] | None = None  # and what its jobs have in common
+    next_id = state.next_id
+    for command in commands:
+        payload = command.payload
+        fields = astuple(command)[1:]
+        try:
+            if fields != alike:
+                change = JobsSubmitted(
+                    next_id, _options(command, state), [], *_due(command, now), caller.principal
+                )
+                alike = None
+            if len(payload) > model.PAYLOAD_BYTES_MAX:
+                raise _too_large("payload", payload)
+        except JqdError as error:
+            replies.append(error)
+            continue
+        assert change is not None
+        if alike is None:
+            changes.append(change)
+            alike = fields
+        change.payloads.append(payload)
+        replies.append(Submitted(job_id=next_id))
+        next_id += 1
+    for change in changes:
+        emit(change)
+    return replies
 
 
 def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emit: Emit) -> SubmittedMany:
@@ -228,23 +269,23 @@ def _candidates(command: LeaseCommand, state: State) -> list[Job]:
     """Return the jobs to hand out: in order, one lease time, together below the reply's limit."""
     jobs: list[Job] = []
     size = 0
-    seen: set[str] = set()
-    for name in command.queues:
-        if name in seen:
-            continue
-        seen.add(name)
+    options: JobOptions | None = None  # of the job before: most neighbours share theirs
+    more_bytes = 0  # of a job with these options, besides its payload
+    for name in dict.fromkeys(command.queues):
         ids = state.ready_ids(name, command.count - len(jobs))
         for first, count in to_ranges(ids):
             for job in state.run(first, count):
                 assert job is not None, "a ready id without a job"
                 assert job.payload is not None, f"job {job.id} has lost its payload"
-                size += len(job.payload) + _REPLY_JOB_BYTES
-                if job.options.metadata is not None:
-                    size += model.METADATA_BYTES_MAX
-                if jobs and (
-                    size > model.REPLY_BYTES_MAX
-                    or (command.lease_ms is None and _lease_ms(job) != _lease_ms(jobs[0]))
-                ):
+                if job.options is not options:
+                    options = job.options
+                    if jobs and command.lease_ms is None and _lease_ms(job) != _lease_ms(jobs[0]):
+                        return jobs
+                    more_bytes = _REPLY_JOB_BYTES
+                    if options.metadata is not None:
+                        more_bytes += model.METADATA_BYTES_MAX
+                size += len(job.payload) + more_bytes
+                if size > model.REPLY_BYTES_MAX and jobs:
                     return jobs
                 jobs.append(job)
         if len(jobs) >= command.count:
@@ -270,19 +311,26 @@ def next_epoch(state: State, now: Now) -> int:
 def _leased_job(job: Job) -> LeasedJob:
     options = job.options
     assert job.payload is not None
-    return LeasedJob(
-        job_id=job.id,
-        queue=options.queue,
-        attempt=job.attempt,
-        payload=job.payload,
-        encoding=options.encoding,
-        priority=options.priority,
-        task=options.task,
-        metadata=options.metadata,
-        delivery=options.delivery,
-        errors=job.errors,
-        crashes=job.crashes,
+    return LeasedJob(  # by position, in half the time that keywords take
+        job.id,
+        options.queue,
+        job.attempt,
+        job.payload,
+        options.encoding,
+        options.priority,
+        options.task,
+        options.metadata,
+        options.delivery,
+        job.errors,
+        job.crashes,
     )
+
+
+# A field added in the middle would shift what _leased_job() says by position.
+assert LeasedJob.__struct_fields__ == (
+    *("job_id", "queue", "attempt", "payload", "encoding", "priority", "task", "metadata"),
+    *("delivery", "errors", "crashes"),
+)
 
 
 def leased_again(token: int, state: State, now: Now) -> Leased:

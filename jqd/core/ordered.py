@@ -19,6 +19,8 @@ from itertools import islice, repeat
 from operator import neg
 from typing import Final, Generic, TypeVar
 
+# What is later than every time that can be set.
+NEVER_MS: Final = (1 << 63) - 1
 # Rebuilding less than this is not worth its bookkeeping.
 _HOLES_MIN: Final = 512
 
@@ -229,9 +231,9 @@ class TimerHeap(Generic[Key]):
             heapify(self.heap)
             self.holes = set()
 
-    def next_ms(self) -> int | None:
-        """Return when the earliest timer is due. Never a hole: discard() leaves none at the head."""
-        return self.heap[0][0] if self.heap else None
+    def next_ms(self) -> int:
+        """Return when the earliest timer is due, or NEVER_MS. Never a hole: discard() leaves none at the head."""
+        return self.heap[0][0] if self.heap else NEVER_MS
 
     def first(self) -> tuple[int, Key]:
         """Return the earliest (ms, key); there must be one."""

@@ -107,6 +107,10 @@ class Session(Struct, gc=False):
     answer_bytes: int = 0
     floor: int = 0
 
+    def is_new(self, request_ids: Sequence[int]) -> bool:
+        """Tell whether nothing is remembered of any of these requests."""
+        return min(request_ids) > self.floor and self.answers.keys().isdisjoint(request_ids)
+
 
 class State:
     """See the file's card."""
@@ -399,7 +403,7 @@ class State:
             for job in jobs:
                 if job.outcome is not None and job.outcome.result is not None:
                     self.result_bytes -= len(job.outcome.result)
-                self._unstore(job.id)
+            self._unstore(jobs[0].id, len(jobs))
             self._rearm_finished(queue)
             self._rearm_dead(queue)
             if not any(queue.counts):  # names are the clients' to make up: what is empty is not kept
@@ -606,17 +610,23 @@ class State:
         job = self.job(job_id) if job_id is not None else None
         return job.changed.engine_ms + retention_ms if job is not None else None
 
-    def _unstore(self, job_id: int) -> None:
-        number = job_id >> PAGE_SHIFT
-        sparse = self._sparse.get(number)
-        if sparse is not None:
-            del sparse[job_id]
-            if not sparse:
-                del self._sparse[number]
-            return
-        self._pages[number][job_id & _SLOT] = None
-        self._page_holes[number] = self._page_holes.get(number, 0) + 1
-        self._thin_out(number)
+    def _unstore(self, first: int, count: int) -> None:
+        """Empty the slots of consecutive ids, each of which has a job."""
+        end = first + count
+        while first < end:
+            number, slot = first >> PAGE_SHIFT, first & _SLOT
+            part = min(end - first, PAGE_JOBS - slot)
+            sparse = self._sparse.get(number)
+            if sparse is None:
+                self._pages[number][slot : slot + part] = [None] * part
+                self._page_holes[number] = self._page_holes.get(number, 0) + part
+                self._thin_out(number)
+            else:
+                for job_id in range(first, first + part):
+                    del sparse[job_id]
+                if not sparse:
+                    del self._sparse[number]
+            first += part
 
     def _thin_out(self, number: int) -> None:
         """Turn a page that is complete and nearly empty into a dict. The newest page still fills."""

@@ -12,6 +12,7 @@ Source: protocol.md "Frames".
 """
 
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from jqd.errors import BadFrame, PayloadTooLarge
@@ -27,10 +28,14 @@ def to_frame(body: bytes) -> bytes:
     return pack_length(len(body)) + body
 
 
+# A view costs two objects and no copy; below this a copy is cheaper.
+_VIEW_BYTES_MIN: Final = 2 << 10
+
+
 class FrameReader:
     """Bytes in, whole frames out.
 
-    Contract: feed() what arrived, then call next_frame() until it returns None. A frame is a view
+    Contract: feed() what arrived, then take frames until there is none. A large frame is a view
     into the bytes fed; it may be kept, and then keeps them. After an exception the stream is out of
     step and the reader must not be used again.
 
@@ -43,7 +48,7 @@ class FrameReader:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._data = memoryview(b"")  # what is being cut into frames,
+        self._data = b""  # what is being cut into frames,
         self._offset = 0  # from here on
         self._chunks: list[bytes] = []  # a frame that came only in part, joined once it is whole:
         self._chunks_bytes = 0  # joining at each arrival would be quadratic
@@ -51,39 +56,46 @@ class FrameReader:
 
     def feed(self, data: bytes) -> None:
         """Add what arrived. Keeps at most one partial frame, and what was not yet asked for."""
-        rest = self._data[self._offset :]
-        if not self._chunks and not rest:
-            self._data, self._offset = memoryview(data), 0
+        rest_bytes = len(self._data) - self._offset
+        if not self._chunks and not rest_bytes:
+            self._data, self._offset = data, 0
             return
-        if rest:
-            self._chunks.append(bytes(rest))
-            self._chunks_bytes += len(rest)
-            self._data, self._offset = memoryview(b""), 0
+        if rest_bytes:
+            self._chunks.append(self._data[self._offset :])
+            self._chunks_bytes += rest_bytes
+            self._data, self._offset = b"", 0
         self._chunks.append(data)
         self._chunks_bytes += len(data)
         if self._chunks_bytes >= max(self._wanted, PREFIX_BYTES):
-            self._data = memoryview(b"".join(self._chunks))
+            self._data = b"".join(self._chunks)
             self._chunks.clear()
             self._chunks_bytes = self._wanted = 0
 
-    def next_frame(self) -> memoryview | None:
+    def next_frame(self) -> bytes | memoryview | None:
         """Return the next whole frame's body, or None until more bytes are fed.
 
         Raises: PayloadTooLarge (length over the limit), BadFrame (length 0).
         """
-        start = self._offset + PREFIX_BYTES
-        data = self._data
-        if len(data) < start:
-            return None
-        (length,) = _LENGTH.unpack_from(data, self._offset)
-        if not 0 < length <= self.limit:
-            raise self._refusal(length)
-        end = start + length
-        if len(data) < end:
-            self._wanted = length + PREFIX_BYTES
-            return None
-        self._offset = end
-        return data[start:end]
+        return next(self.frames(), None)
+
+    def frames(self) -> Iterator[bytes | memoryview]:
+        """Yield the bodies of the whole frames that are there; may be left at any time, and begun anew.
+
+        Raises: as next_frame().
+        """
+        data, offset = self._data, self._offset
+        size = len(data)
+        while offset + PREFIX_BYTES <= size:
+            start = offset + PREFIX_BYTES
+            (length,) = _LENGTH.unpack_from(data, offset)
+            if not 0 < length <= self.limit:
+                raise self._refusal(length)
+            offset = start + length
+            if offset > size:
+                self._wanted = length + PREFIX_BYTES
+                return
+            self._offset = offset
+            yield data[start:offset] if length < _VIEW_BYTES_MIN else memoryview(data)[start:offset]
 
     @property
     def buffered_bytes(self) -> int:

@@ -13,12 +13,12 @@ hostile input small: a generic decode of nested empty maps costs 72 bytes of mem
 Source: protocol.md "Messages".
 """
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from jqd.core.commands import COMMANDS, Command, Hello, check_version
+from jqd.core.commands import COMMANDS, Command, Hello, Submit, check_version
 from jqd.core.model import shorten
 from jqd.errors import WIRE_ERRORS, BadFrame, InvalidArgument, JqdError, UnknownCommand
 
@@ -44,6 +44,14 @@ class Request(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
     args: Raw
 
 
+class SubmitRequest(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
+    """A whole request whose verb is submit; see decode_submit()."""
+
+    request_id: RequestId
+    verb: Literal["submit"]
+    args: Submit
+
+
 class ReceivedReply(Struct, array_like=True, gc=False):
     """A reply, or with request_id 0 an event, on its way in. Longer arrays are allowed: newer servers."""
 
@@ -64,6 +72,7 @@ class ErrorBody(Struct, gc=False):
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _request_decoder: Final = msgspec.msgpack.Decoder(Request)
+_submit_decoder: Final = msgspec.msgpack.Decoder(SubmitRequest)
 _reply_decoder: Final = msgspec.msgpack.Decoder(ReceivedReply)
 _error_decoder: Final = msgspec.msgpack.Decoder(ErrorBody)
 _args_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
@@ -107,6 +116,16 @@ def decode_command(request: Request) -> Command[Any]:
             _check_version(request.args)
         raise InvalidArgument(f"{request.verb}: {_explain(error, request.args)}") from None
     return command
+
+
+def decode_submit(body: memoryview | bytes) -> SubmitRequest | None:
+    """Decode a request in one step if it is a good submit; None: it is something else, or what is wrong
+    with it is for the two steps to say. For what follows a submit, which mostly is another.
+    """
+    try:
+        return _submit_decoder.decode(body)
+    except _UNDECODABLE:
+        return None
 
 
 class _AnyHello(Struct, gc=False):

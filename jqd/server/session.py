@@ -20,12 +20,18 @@ yet sent, and work in one turn, so that one connection with a full pipe does not
 from typing import Any, Final, NamedTuple, Protocol
 
 from jqd.core import model
-from jqd.core.commands import Command, Hello, Leased, ServerStats
+from jqd.core.commands import Command, Hello, Leased, ServerStats, Submit
 from jqd.core.engine import Body, Engine, FailStop
 from jqd.core.model import Caller, Now
 from jqd.errors import BadFrame, Internal, InvalidArgument, JqdError, ProtocolError
 from jqd.protocol.framing import FrameReader, pack_length
-from jqd.protocol.messages import decode_command, decode_request, encode_error, encode_reply
+from jqd.protocol.messages import (
+    decode_command,
+    decode_request,
+    decode_submit,
+    encode_error,
+    encode_reply,
+)
 
 # Jobs that one connection may touch in one turn; the request that passes it is still carried out.
 # About 10 ms of the loop, as one request may name 10,000 jobs.
@@ -146,24 +152,36 @@ class Session:
     def resume(self, now: Now) -> None:
         """Carry out requests that are already here, as far as the limits allow."""
         state = self._house.engine.state
-        next_frame = self._reader.next_frame
         work_end = state.work + TURN_WORK_MAX
         output_end = self._house.output_bytes_max - self.unsent_bytes
+        run: list[tuple[int, Submit]] = []  # submits behind each other, not yet carried out
+        frames = self._reader.frames()
         while (  # has_room, spelled out: this runs for every request
             self.in_flight < model.IN_FLIGHT_MAX
             and self._chunks_bytes < output_end
-            and state.work < work_end
+            and state.work + len(run) < work_end
             and not self.closing
         ):
             try:
-                frame = next_frame()
+                frame = next(frames, None)
             except JqdError as error:
+                self._submit(run, now)
                 self._refuse_stream(0, error)
                 return
             if frame is None:
+                self._submit(run, now)
                 self.unfinished = False
                 return
-            self._handle(frame, now)
+            if run:
+                request = decode_submit(frame)
+                if request is not None:
+                    self.in_flight += 1
+                    run.append((request.request_id, request.args))
+                    continue
+                self._submit(run, now)
+                run = []
+            self._handle(frame, now, run)
+        self._submit(run, now)
         self.unfinished = not self.closing
 
     def end_of_requests(self) -> None:
@@ -175,56 +193,97 @@ class Session:
         if self._house.engine.withdraw(self._ticket):
             self.in_flight -= 1
 
-    def _handle(self, frame: memoryview, now: Now) -> None:
+    def _handle(self, frame: bytes | memoryview, now: Now, run: list[tuple[int, Submit]]) -> None:
+        """Carry out one request, or begin a run with it if it is a submit."""
         try:
             request = decode_request(frame)
         except BadFrame as error:
             self._refuse_stream(0, error)
             return
         self.in_flight += 1
-        house = self._house
         try:
             command = decode_command(request)
             if self._caller is None:
-                body: Body | None = self._hello(command, now)
-            else:
-                if house.refusing:
-                    house.refuse(command)
-                body = self._execute(command, self._caller, request.request_id, now)
+                self._hello(command, request.request_id, now)
+                return
+            if self._house.refusing:
+                self._house.refuse(command)
         except JqdError as error:
             if self._caller is None or (isinstance(error, ProtocolError) and error.fatal):
                 self._refuse_stream(request.request_id, error)
             else:
                 self._reply_error(request.request_id, error)
             return
-        if body is not None:
-            self._say(encode_reply(request.request_id, house.engine.state.lsn, body))
+        if type(command) is Submit:
+            run.append((request.request_id, command))
+        else:
+            self._carry_out(command, request.request_id, now)
 
-    def _hello(self, command: Command[Any], now: Now) -> Body:
+    def _hello(self, command: Command[Any], request_id: int, now: Now) -> None:
         if not isinstance(command, Hello):
             raise BadFrame(f"verb = '{command.verb}': the first request of a connection must be hello")
-        self._caller, welcome = self._house.engine.hello(command, now)
+        engine = self._house.engine
+        self._caller, welcome = engine.hello(command, now)
         self._reader.limit = model.FRAME_BYTES_MAX
-        return welcome
+        self._say(encode_reply(request_id, engine.state.lsn, welcome))
 
-    def _execute(self, command: Command[Any], caller: Caller, request_id: int, now: Now) -> Body | None:
-        if isinstance(command, Hello):
-            raise InvalidArgument("hello: this connection has said hello before")
+    def _carry_out(self, command: Command[Any], request_id: int, now: Now) -> None:
+        """Carry out one command and answer it, or let the engine answer it later."""
         engine = self._house.engine
         grant = engine.state.grant
+        assert self._caller is not None
         try:
-            body = engine.execute(command, caller, request_id, self._ticket, now)
-        except (JqdError, FailStop):
+            if type(command) is Hello:
+                raise InvalidArgument("hello: this connection has said hello before")
+            body = engine.execute(command, self._caller, request_id, self._ticket, now)
+        except JqdError as error:
+            self._reply_error(request_id, error)
+            return
+        except FailStop:
             raise
-        except Exception as error:
-            self._house.report("command_failed", error)
-            raise Internal(f"{command.verb} failed inside the server; its log says why") from error
+        except Exception as error:  # noqa: BLE001 - reported and answered; nothing was changed
+            self._reply_error(request_id, self._internal(command.verb, error))
+            return
+        if body is None:
+            return
         if type(body) is Leased and body.jobs:
             if engine.state.grant != grant or body.token in self._house.unsent_grants:
                 self._holds(body.token)
         elif type(body) is ServerStats:
             body.process = self._house.process_figures()
-        return body
+        self._say(encode_reply(request_id, engine.state.lsn, body))
+
+    def _submit(self, run: list[tuple[int, Submit]], now: Now) -> None:
+        """Carry out and answer the submits of a run."""
+        if len(run) < 2:
+            for request_id, command in run:
+                self._carry_out(command, request_id, now)
+            return
+        assert self._caller is not None
+        engine = self._house.engine
+        try:
+            answers = engine.submit_run(run, self._caller, now)
+        except FailStop:
+            raise
+        except Exception as error:  # noqa: BLE001 - reported and answered; nothing was changed
+            failure = self._internal(Submit.verb, error)
+            answers = [(request_id, failure) for request_id, _ in run]
+        lsn = engine.state.lsn
+        size = 0
+        for request_id, answer in answers:
+            if isinstance(answer, JqdError):
+                message = encode_error(request_id, lsn, answer)
+            else:
+                message = encode_reply(request_id, lsn, answer)
+            size += len(message)
+            self._chunks += (pack_length(len(message)), message)
+        self._chunks_bytes += size
+        self._replies += len(answers)
+
+    def _internal(self, verb: str, error: Exception) -> Internal:
+        """Report a failure that nobody foresaw and that changed nothing; return what the client is told."""
+        self._house.report("command_failed", error)
+        return Internal(f"{verb} failed inside the server; its log says why")
 
     def _holds(self, token: int) -> None:
         """Note that a reply of this turn hands out a grant that no socket has seen yet."""

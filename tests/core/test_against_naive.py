@@ -171,6 +171,42 @@ class Machine(RuleBasedStateMachine):
         made = [c.SubmitGroup(payloads=[b"p"] * count, delay_ms=ms, **fields) for fields, count, ms in groups]
         self.say(c.SubmitMany(groups=made), ticket)
 
+    @rule(
+        jobs=st.lists(
+            st.tuples(
+                options | st.sampled_from([{"queue": "/"}, {"group": "g"}, {"queue": "a", "delay_ms": 700}]),
+                st.binary(max_size=3),
+            ),
+            min_size=2,
+            max_size=6,
+        ),
+        again=st.lists(picks, max_size=2),
+        ticket=tickets,
+    )
+    def submit_a_run(self, jobs, again, ticket):
+        """Submits that came together, some of which may have come before."""
+        caller = self.connections.get(ticket, model.LOCAL)
+        run = []
+        for fields, payload in jobs:
+            self.request_id += 1
+            run.append((self.request_id, c.Submit(payload=payload, **fields)))
+        old = [
+            (request_id, command)
+            for session, request_id, command in [*self.sent, *((caller.session, *one) for one in run)]
+            if session == caller.session and isinstance(command, c.Submit)
+        ]
+        if caller.session is not None:
+            self.sent += [(caller.session, *one) for one in run]
+            run += [old[-1 - pick % len(old)] for pick in again]
+        expected: list[Any] = []
+        for request_id, command in run:
+            try:
+                expected.append(self.naive.execute(command, caller, request_id, ticket, self.core.now))
+            except Refused as refused:
+                expected.append(refused.code)
+        got = self.core.submit_run(run, caller)
+        assert got == expected, f"got {got}, expected {expected}"
+
     lease_args: ClassVar[dict[str, Any]] = {
         "queues": st.lists(queue, min_size=1, max_size=3),
         "count": st.sampled_from([1, 1, 2, 5, 100]),

@@ -13,7 +13,7 @@ from hypothesis.stateful import (
 )
 
 from jqd.core import ordered
-from jqd.core.ordered import Line, ReadyLane, TimerHeap
+from jqd.core.ordered import NEVER_MS, Line, ReadyLane, TimerHeap
 from tests.support.effort import Counted
 
 picks = st.integers(0, 1_000)
@@ -110,7 +110,7 @@ class TimerMachine(RuleBasedStateMachine):
     def first_is_that_of_the_list(self):
         assert len(self.timers) == len(self.alive)
         assert bool(self.timers) == bool(self.alive)
-        assert self.timers.next_ms() == (self.alive[0][0] if self.alive else None)
+        assert self.timers.next_ms() == (self.alive[0][0] if self.alive else NEVER_MS)
         if self.alive:
             assert self.timers.first() == self.alive[0]
         assert sorted(set(self.timers.heap) - self.timers.holes) == self.alive

@@ -5,6 +5,7 @@ import pytest
 from jqd.core import commands as c
 from jqd.core import model
 from jqd.core.changes import JobsSubmitted
+from jqd.core.engine import FailStop
 from jqd.errors import InvalidArgument, PayloadTooLarge
 from tests.support.core import WALL_MS, Core
 
@@ -192,3 +193,101 @@ def test_table_of_shared_options_begins_anew_when_it_is_full(core, monkeypatch):
     assert [core.get(job_id).priority for job_id in range(1, 6)] == [1, 2, 3, 1, 1]
     assert core.job(4).options is core.job(5).options
     assert len(core.state.options_by_fields) <= 2
+
+
+# --- runs ---------------------------------------------------------------------------------------
+
+
+def run_of(*submits: c.Submit) -> list[tuple[int, c.Submit]]:
+    return list(enumerate(submits, 1))
+
+
+def test_neighbours_of_a_run_that_differ_in_their_payload_only_are_one_fact(core):
+    alike = [c.Submit(payload=b"%d" % n, queue="mail", priority=3) for n in range(5)]
+    other = c.Submit(payload=b"x", queue="mail")
+    answers = core.submit_run(run_of(*alike, other, *alike))
+    assert answers == [c.Submitted(job_id=n) for n in range(1, 12)]
+    facts = [change for change in core.turn() if isinstance(change, JobsSubmitted)]
+    assert [(fact.first_id, len(fact.payloads)) for fact in facts] == [(1, 5), (6, 1), (7, 5)]
+    assert [core.job(n).payload for n in (1, 5, 6, 7, 11)] == [b"0", b"4", b"x", b"0", b"4"]
+    core.check()
+
+
+def test_in_a_run_each_submit_is_refused_by_itself(core):
+    good = c.Submit(payload=b"good")
+    large = c.Submit(payload=bytes(model.PAYLOAD_BYTES_MAX + 1))
+    run = run_of(good, large, c.Submit(group="g"), good, c.Submit(queue="/"), large, good)
+    code = "payload_too_large"
+    assert core.submit_run(run) == [
+        c.Submitted(job_id=1),
+        code,
+        "invalid_argument",
+        c.Submitted(job_id=2),
+        "invalid_argument",
+        code,
+        c.Submitted(job_id=3),
+    ]
+    core.turn()
+    assert [core.job(n).payload for n in (1, 2, 3)] == [b"good"] * 3
+    core.check()
+
+
+def test_a_run_of_which_nothing_is_good_changes_nothing(core):
+    lsn = core.state.lsn
+    assert core.submit_run(run_of(c.Submit(group="g"), c.Submit(group="g"))) == ["invalid_argument"] * 2
+    assert core.turn() == []
+    assert core.state.lsn == lsn
+
+
+@pytest.mark.parametrize("again", [[3, 4, 1], [1, 1, 2]])
+def test_a_request_of_a_run_that_came_before_is_answered_as_before(core, again):
+    caller = core.hello(b"s" * 16)
+    core.submit_run([(n, c.Submit()) for n in (1, 2, 3)], caller)
+    core.turn()
+    run = [(10, c.Submit()), *((n, c.Submit()) for n in again)]
+    expected = {1: 1, 2: 2, 3: 3, 10: 4, 4: 5}
+    assert core.submit_run(run, caller) == [c.Submitted(job_id=expected[n]) for n, _ in run]
+    core.turn()
+    core.check()
+
+
+def test_a_request_of_a_run_that_came_earlier_in_the_turn_is_answered_as_before(core):
+    caller = core.hello(b"s" * 16)
+    core.turn()
+    core.submit_run([(5, c.Submit()), (6, c.Submit())], caller)
+    assert core.submit_run([(7, c.Submit()), (6, c.Submit())], caller) == [
+        c.Submitted(job_id=3),
+        c.Submitted(job_id=2),
+    ]
+    core.turn()
+
+
+def test_a_request_that_comes_twice_in_one_run_is_carried_out_once(core):
+    caller = core.hello(b"s" * 16)
+    run = [(7, c.Submit()), (8, c.Submit()), (7, c.Submit())]
+    assert core.submit_run(run, caller) == [c.Submitted(job_id=n) for n in (1, 2, 1)]
+    core.turn()
+    assert core.state.next_id == 3
+
+
+def test_a_request_of_a_run_too_old_to_be_remembered_is_refused_alone(core, monkeypatch):
+    monkeypatch.setattr(model, "ANSWERS_PER_SESSION_MAX", 2)
+    caller = core.hello(b"s" * 16)
+    core.submit_run([(n, c.Submit()) for n in range(1, 6)], caller)
+    core.turn()
+    assert core.submit_run([(2, c.Submit()), (6, c.Submit())], caller) == [
+        "position_lost",
+        c.Submitted(job_id=6),
+    ]
+    core.turn()
+
+
+def test_a_run_that_fails_after_its_first_change_ends_the_process(monkeypatch):
+    core = Core()
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(JobsSubmitted, "apply", broken)
+    with pytest.raises(FailStop):
+        core.submit_run(run_of(c.Submit(), c.Submit()))

@@ -3,11 +3,13 @@
 import pytest
 
 from jqd.core import commands, engine, jobs, model
+from jqd.core.changes import JobsSubmitted
 from jqd.core.engine import Engine, FailStop
 from jqd.core.model import Now
 from jqd.core.queues import Identity
 from jqd.core.state import State
 from jqd.errors import Busy, Draining, JqdError
+from jqd.server import session as session_module
 from jqd.server.session import TURN_WORK_MAX, Output, Session
 from tests.support.wire import Answer, answers_in, frame, framed, hello, request
 
@@ -578,3 +580,76 @@ def test_parked_lease_ends_unanswered_when_the_sending_side_is_closed(house, pee
     assert peer.session.in_flight == 0 and peer.session.has_ended
     house.peer().ask(request(2, "submit", payload=b"x"))
     assert house.engine.state.ready_ids("default", 1) == [1]
+
+
+# --- runs of submits ----------------------------------------------------------------------------
+
+
+def submits(first: int, count: int, **args: object) -> list[bytes]:
+    return [request(n, "submit", payload=b"%d" % n, **args) for n in range(first, first + count)]
+
+
+def test_submits_that_come_together_are_carried_out_in_order_before_what_follows(house, peer):
+    answers = peer.ask(*submits(2, 3), request(5, "queues"), *submits(6, 2), request(8, "get", job_id=5))
+    assert [answer.request_id for answer in answers] == [2, 3, 4, 5, 6, 7, 8]
+    assert [answers[n].body["job_id"] for n in (0, 1, 2, 4, 5)] == [1, 2, 3, 4, 5]
+    assert answers[3].body["queues"][0]["ready"] == 3
+    assert answers[6].body["payload"] == b"7"
+
+
+def test_what_is_wrong_with_the_stream_is_said_after_the_submits_before_it(peer):
+    answers = peer.ask(*submits(2, 2), frame(b""))
+    assert [(answer.request_id, answer.status) for answer in answers] == [
+        (2, "ok"),
+        (3, "ok"),
+        (0, "bad_frame"),
+    ]
+    assert peer.session.closing
+
+
+def test_a_bad_submit_within_a_run_is_named_like_any_other(peer):
+    bad = request(3, "submit", payload=b"x", priority=1 << 40)
+    answers = peer.ask(*submits(2, 1), bad, *submits(4, 2))
+    assert [answer.status for answer in answers] == ["ok", "invalid_argument", "ok", "ok"]
+    assert "priority = 1099511627776" in answers[1].body["message"]
+    assert [answers[n].body["job_id"] for n in (0, 2, 3)] == [1, 2, 3]
+
+
+def test_a_run_does_not_pass_the_limit_of_requests_in_flight(peer):
+    peer.say(b"".join(submits(2, model.IN_FLIGHT_MAX + 10)))
+    assert peer.session.in_flight == model.IN_FLIGHT_MAX
+    assert peer.session.unfinished
+    assert len(peer.hear()) == model.IN_FLIGHT_MAX
+    peer.session.resume(NOW)
+    assert [answer.body["job_id"] for answer in peer.hear()] == list(
+        range(model.IN_FLIGHT_MAX + 1, model.IN_FLIGHT_MAX + 11)
+    )
+
+
+def test_a_run_ends_with_the_work_of_a_turn(house, peer, monkeypatch):
+    monkeypatch.setattr(session_module, "TURN_WORK_MAX", 10)
+    peer.say(b"".join(submits(2, 25)))
+    assert house.engine.state.next_id == 11
+    assert peer.session.unfinished
+
+
+def test_submits_are_refused_one_by_one_while_the_server_drains(house, peer):
+    house.refusals[commands.Submit] = Draining("the server is shutting down")
+    answers = peer.ask(*submits(2, 3))
+    assert [answer.status for answer in answers] == ["draining"] * 3
+
+
+def test_a_run_that_fails_before_its_first_change_is_answered_and_reported(house, peer, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(jobs, "submit_run", broken)
+    answers = peer.ask(*submits(2, 3), request(5, "ping"))
+    assert [answer.status for answer in answers] == ["internal"] * 3 + ["ok"]
+    assert [event for event, _ in house.reports] == ["command_failed"]
+
+
+def test_a_run_that_fails_after_a_change_stops_the_process(house, peer, monkeypatch):
+    monkeypatch.setattr(JobsSubmitted, "apply", lambda *_: 1 / 0)
+    with pytest.raises(FailStop):
+        peer.say(b"".join(submits(2, 3)))

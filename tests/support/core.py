@@ -120,6 +120,15 @@ class Core:
             request_id = self._next_request_id = self._next_request_id + 1
         return decoded(command, self.engine.execute(command, caller, request_id, ticket, self.now))
 
+    def submit_run(self, run: Sequence[tuple[int, c.Submit]], caller: Caller = LOCAL) -> list[Any]:
+        """Carry out submits that came together; return replies, and the codes of refusals."""
+        answers = self.engine.submit_run(run, caller, self.now)
+        assert [request_id for request_id, _ in answers] == [request_id for request_id, _ in run]
+        return [
+            answer.code if isinstance(answer, JqdError) else decoded(c.Submit, answer)
+            for _, answer in answers
+        ]
+
     def do(
         self,
         command: c.Command[Any],
