@@ -438,20 +438,27 @@ class State:
     def remember_answers(self, session: bytes, answers: Sequence[tuple[int, bytes | int]]) -> None:
         """Keep the answers of a session's requests, and drop its oldest ones beyond the limit."""
         record = self.sessions[session]
-        for request_id, answer in answers:
-            # A client that uses one id for a parked lease and for another verb answers it twice.
-            if request_id in record.answers:
-                record.answer_bytes -= _answer_bytes(record.answers[request_id])
-            else:
-                record.order.append(request_id)
-            record.answers[request_id] = answer
-            record.answer_bytes += _answer_bytes(answer)
-        while len(record.order) > model.ANSWERS_PER_SESSION_MAX or (
-            record.answer_bytes > model.ANSWERS_BYTES_PER_SESSION_MAX and len(record.order) > 1
+        known, order = record.answers, record.order
+        new = dict(answers)
+        # A client that uses one id for a parked lease and for another verb answers it twice.
+        if len(new) < len(answers) or not known.keys().isdisjoint(new):
+            for request_id in new.keys() & known.keys():
+                record.answer_bytes -= _answer_bytes(known[request_id])
+            order.extend([request_id for request_id in new if request_id not in known])
+        else:
+            order.extend(new)
+        known.update(new)
+        record.answer_bytes += sum(map(_answer_bytes, new.values()))
+        floor = record.floor
+        while len(order) > model.ANSWERS_PER_SESSION_MAX or (
+            record.answer_bytes > model.ANSWERS_BYTES_PER_SESSION_MAX and len(order) > 1
         ):
-            oldest = record.order.popleft()
-            record.answer_bytes -= _answer_bytes(record.answers.pop(oldest))
-            record.floor = max(record.floor, oldest)
+            oldest = order.popleft()
+            answer = known.pop(oldest)
+            if type(answer) is bytes:
+                record.answer_bytes -= len(answer)
+            floor = max(floor, oldest)
+        record.floor = floor
 
     # --- parts of moves -----------------------------------------------------------------------
 
