@@ -282,40 +282,38 @@ class Engine:
         return queues.stats(self._identity, self.state, now, uptime_ms, len(self._parked))
 
     def submit_run(
-        self, run: Sequence[tuple[int, commands.Submit]], caller: Caller, now: Now
-    ) -> list[tuple[int, Body | JqdError]]:
+        self, ids: Sequence[int], run: Sequence[commands.Submit], caller: Caller, now: Now
+    ) -> Sequence[Body | JqdError]:
         """Carry out submits of one connection that came together, as execute() would one by one.
 
         Args:
-            run: request ids and commands, in the order in which they came.
-        Returns: request ids and answers, in the same order.
+            ids: their request ids.
+        Returns: their answers, in the same order.
         Raises:  FailStop: stop the process.
         """
         if now is not self._now:
             self._begin(now)
-        ids = [request_id for request_id, _ in run]
         session = caller.session
         if session is not None and self._may_know(session, ids):
             return [
-                (request_id, self._submit(request_id, command, caller, now)) for request_id, command in run
+                self._submit(request_id, command, caller, now)
+                for request_id, command in zip(ids, run, strict=True)
             ]
         before = len(self._changes)
         try:
-            answers: list[Body | JqdError] = list(
-                jobs.submit_run([command for _, command in run], self.state, caller, now, self._emit)
-            )
-            if session is not None:
-                answers = [
-                    answer
-                    if isinstance(answer, JqdError)
-                    else self._remember(caller, session, request_id, answer)
-                    for request_id, answer in zip(ids, answers, strict=True)
-                ]
+            answers = jobs.submit_run(run, self.state, caller, now, self._emit)
+            if session is None:
+                return answers
+            return [
+                answer
+                if isinstance(answer, JqdError)
+                else self._remember(caller, session, request_id, answer)
+                for request_id, answer in zip(ids, answers, strict=True)
+            ]
         except Exception as error:
             if len(self._changes) > before:
                 raise FailStop(f"submit failed after its first change: {error!r}") from error
             raise
-        return list(zip(ids, answers, strict=True))
 
     def _submit(self, request_id: int, command: commands.Submit, caller: Caller, now: Now) -> Body | JqdError:
         assert caller.session is not None
@@ -327,7 +325,7 @@ class Engine:
         except JqdError as error:
             return error
 
-    def _may_know(self, session: bytes, ids: list[int]) -> bool:
+    def _may_know(self, session: bytes, ids: Sequence[int]) -> bool:
         """Tell whether one of these requests may have been answered before, or came twice now."""
         record = self.state.sessions.get(session)
         turn = self._answers.get(session)

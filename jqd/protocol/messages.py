@@ -13,6 +13,7 @@ hostile input small: a generic decode of nested empty maps costs 72 bytes of mem
 Source: protocol.md "Messages".
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -45,7 +46,7 @@ class Request(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
 
 
 class SubmitRequest(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
-    """A whole request whose verb is submit; see decode_submit()."""
+    """A whole request whose verb is submit; see decode_submits()."""
 
     request_id: RequestId
     verb: Literal["submit"]
@@ -118,14 +119,24 @@ def decode_command(request: Request) -> Command[Any]:
     return command
 
 
-def decode_submit(body: memoryview | bytes) -> SubmitRequest | None:
-    """Decode a request in one step if it is a good submit; None: it is something else, or what is wrong
-    with it is for the two steps to say. For what follows a submit, which mostly is another.
+def decode_submits(
+    frames: Iterable[bytes | memoryview], run: list[SubmitRequest]
+) -> bytes | memoryview | None:
+    """Add the requests of frames to `run`, each decoded in one step, as long as they are good submits.
+
+    What follows a submit mostly is another one.
+
+    Returns: the first frame that is something else, or whose fault is for the two steps to name;
+             None: there was none.
+    Raises:  what cutting the frames raises; `run` has those before it.
     """
-    try:
-        return _submit_decoder.decode(body)
-    except _UNDECODABLE:
-        return None
+    decode = _submit_decoder.decode
+    for body in frames:
+        try:
+            run.append(decode(body))
+        except _UNDECODABLE:
+            return body
+    return None
 
 
 class _AnyHello(Struct, gc=False):

@@ -17,6 +17,8 @@ Back-pressure has three limits, each ends reading until there is room: requests 
 yet sent, and work in one turn, so that one connection with a full pipe does not keep the others waiting.
 """
 
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple, Protocol
 
 from jqd.core import model
@@ -26,9 +28,10 @@ from jqd.core.model import Caller, Now
 from jqd.errors import BadFrame, Internal, InvalidArgument, JqdError, ProtocolError
 from jqd.protocol.framing import FrameReader, pack_length
 from jqd.protocol.messages import (
+    SubmitRequest,
     decode_command,
     decode_request,
-    decode_submit,
+    decode_submits,
     encode_error,
     encode_reply,
 )
@@ -154,35 +157,46 @@ class Session:
         state = self._house.engine.state
         work_end = state.work + TURN_WORK_MAX
         output_end = self._house.output_bytes_max - self.unsent_bytes
-        run: list[tuple[int, Submit]] = []  # submits behind each other, not yet carried out
+        run: list[SubmitRequest] = []  # submits behind each other, not yet carried out
         frames = self._reader.frames()
-        while (  # has_room, spelled out: this runs for every request
+        while (  # has_room, spelled out: this runs for every request but those of a run
             self.in_flight < model.IN_FLIGHT_MAX
             and self._chunks_bytes < output_end
-            and state.work + len(run) < work_end
+            and state.work < work_end
             and not self.closing
         ):
             try:
-                frame = next(frames, None)
+                if run:
+                    frame = self._gather(frames, run, work_end - state.work)
+                    self._submit(run, now)
+                    run = []
+                else:
+                    frame = next(frames, None)
+                    if frame is None:
+                        self.unfinished = False
+                        return
             except JqdError as error:
                 self._submit(run, now)
                 self._refuse_stream(0, error)
                 return
-            if frame is None:
-                self._submit(run, now)
-                self.unfinished = False
-                return
-            if run:
-                request = decode_submit(frame)
-                if request is not None:
-                    self.in_flight += 1
-                    run.append((request.request_id, request.args))
-                    continue
-                self._submit(run, now)
-                run = []
-            self._handle(frame, now, run)
+            if frame is not None:
+                self._handle(frame, now, run)
         self._submit(run, now)
         self.unfinished = not self.closing
+
+    def _gather(
+        self, frames: Iterator[bytes | memoryview], run: list[SubmitRequest], work: int
+    ) -> bytes | memoryview | None:
+        """Add the submits behind the first one to a run, as far as the limits allow.
+
+        Returns: the frame that is no submit; None: there is none, or the limits are reached.
+        """
+        room = min(model.IN_FLIGHT_MAX - self.in_flight, work - len(run))
+        try:
+            frame = decode_submits(islice(frames, room), run)
+        finally:
+            self.in_flight += len(run) - 1  # the first one was counted when it came
+        return frame
 
     def end_of_requests(self) -> None:
         """The peer closed its sending side: what it sent is still carried out and answered.
@@ -193,7 +207,7 @@ class Session:
         if self._house.engine.withdraw(self._ticket):
             self.in_flight -= 1
 
-    def _handle(self, frame: bytes | memoryview, now: Now, run: list[tuple[int, Submit]]) -> None:
+    def _handle(self, frame: bytes | memoryview, now: Now, run: list[SubmitRequest]) -> None:
         """Carry out one request, or begin a run with it if it is a submit."""
         try:
             request = decode_request(frame)
@@ -215,7 +229,7 @@ class Session:
                 self._reply_error(request.request_id, error)
             return
         if type(command) is Submit:
-            run.append((request.request_id, command))
+            run.append(SubmitRequest(request.request_id, "submit", command))
         else:
             self._carry_out(command, request.request_id, now)
 
@@ -253,32 +267,35 @@ class Session:
             body.process = self._house.process_figures()
         self._say(encode_reply(request_id, engine.state.lsn, body))
 
-    def _submit(self, run: list[tuple[int, Submit]], now: Now) -> None:
+    def _submit(self, run: list[SubmitRequest], now: Now) -> None:
         """Carry out and answer the submits of a run."""
         if len(run) < 2:
-            for request_id, command in run:
-                self._carry_out(command, request_id, now)
+            for request in run:
+                self._carry_out(request.args, request.request_id, now)
             return
         assert self._caller is not None
         engine = self._house.engine
+        ids = [request.request_id for request in run]
+        answers: Sequence[Body | JqdError]
         try:
-            answers = engine.submit_run(run, self._caller, now)
+            answers = engine.submit_run(ids, [request.args for request in run], self._caller, now)
         except FailStop:
             raise
         except Exception as error:  # noqa: BLE001 - reported and answered; nothing was changed
-            failure = self._internal(Submit.verb, error)
-            answers = [(request_id, failure) for request_id, _ in run]
+            answers = [self._internal(Submit.verb, error)] * len(run)
         lsn = engine.state.lsn
         size = 0
-        for request_id, answer in answers:
+        chunks = self._chunks
+        for request_id, answer in zip(ids, answers, strict=True):
             if isinstance(answer, JqdError):
                 message = encode_error(request_id, lsn, answer)
             else:
                 message = encode_reply(request_id, lsn, answer)
             size += len(message)
-            self._chunks += (pack_length(len(message)), message)
+            chunks.append(pack_length(len(message)))
+            chunks.append(message)
         self._chunks_bytes += size
-        self._replies += len(answers)
+        self._replies += len(run)
 
     def _internal(self, verb: str, error: Exception) -> Internal:
         """Report a failure that nobody foresaw and that changed nothing; return what the client is told."""

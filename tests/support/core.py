@@ -122,11 +122,10 @@ class Core:
 
     def submit_run(self, run: Sequence[tuple[int, c.Submit]], caller: Caller = LOCAL) -> list[Any]:
         """Carry out submits that came together; return replies, and the codes of refusals."""
-        answers = self.engine.submit_run(run, caller, self.now)
-        assert [request_id for request_id, _ in answers] == [request_id for request_id, _ in run]
+        ids, commands = zip(*run, strict=True)
         return [
             answer.code if isinstance(answer, JqdError) else decoded(c.Submit, answer)
-            for _, answer in answers
+            for answer in self.engine.submit_run(ids, commands, caller, self.now)
         ]
 
     def do(
