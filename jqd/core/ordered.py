@@ -148,7 +148,10 @@ class ReadyLane:
 
     def append(self, priority: int, job_id: int) -> None:
         """Add one new job; see Line.extend."""
-        (self.lines.get(priority) or self._line(priority)).fresh.append(job_id)
+        line = self.lines.get(priority)
+        if line is None:
+            line = self._line(priority)
+        line.fresh.append(job_id)
 
     def extend(self, priority: int, ids: Iterable[int]) -> None:
         """Add new jobs; see Line.extend."""

@@ -227,7 +227,9 @@ class State:
         assert first_id == self.next_id, f"ids are dense: {first_id} after {self.next_id - 1}"
         if options is not self._last_shared:
             options = self.share(options)
-        queue = self.queues.get(options.queue) or self._new_queue(options.queue)
+        queue = self.queues.get(options.queue)
+        if queue is None:
+            queue = self.queues[options.queue] = Queue(options.queue)
         count = len(payloads)
         self.work += count
         self.next_id = first_id + count
@@ -268,10 +270,6 @@ class State:
             part = jobs[taken : taken + PAGE_JOBS - slot]
             page.extend(part)
             taken += len(part)
-
-    def _new_queue(self, name: str) -> Queue:
-        queue = self.queues[name] = Queue(name)
-        return queue
 
     # --- writing: jobs move -------------------------------------------------------------------
 
@@ -331,7 +329,10 @@ class State:
                 self._keep_result(jobs, result, encoding)
             queue.counts[state] += len(jobs)
             queue.finished.extend([job.id for job in jobs])
-            self._rearm_finished(queue)
+            if queue.finished_due_ms is None:
+                self._rearm_finished(queue)
+            else:  # the oldest one is still the oldest
+                self._note_excess(queue)
 
     def _keep_result(self, jobs: list[Job], result: bytes, encoding: Encoding) -> None:
         for job in jobs:

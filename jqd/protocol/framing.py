@@ -98,6 +98,11 @@ class FrameReader:
             yield data[start:offset] if length < _VIEW_BYTES_MIN else memoryview(data)[start:offset]
 
     @property
+    def has_more(self) -> bool:
+        """Whether a whole frame may be there: what was fed last is not used up."""
+        return self._offset < len(self._data)
+
+    @property
     def buffered_bytes(self) -> int:
         """Bytes that are held for frames not yet returned."""
         return self._chunks_bytes + len(self._data) - self._offset

@@ -338,11 +338,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            session = self.session
-            kept_bytes = session.kept_bytes + len(data)
-            session.receive(data, self._driver.begin_turn())
+            driver = self._driver
+            taken_bytes = self.session.receive(data, driver.begin_turn())
             self._after()
-            self._driver.took(kept_bytes - session.kept_bytes)
+            driver.took(taken_bytes)
         except BaseException as error:
             self._driver._on_failure(error)
             raise
@@ -384,12 +383,11 @@ class Connection(asyncio.Protocol):
         if self._closed or not self._writable:
             return
         try:
-            session = self.session
-            kept_bytes = session.kept_bytes
-            session.resume(self._driver.begin_turn())
+            driver = self._driver
+            taken_bytes = self.session.resume(driver.begin_turn())
             self._after()
-            self._driver.took(kept_bytes - session.kept_bytes)
-            if session.has_ended:
+            driver.took(taken_bytes)
+            if self.session.has_ended:
                 self.close()
         except BaseException as error:
             self._driver._on_failure(error)
@@ -413,7 +411,8 @@ class Connection(asyncio.Protocol):
             self._driver.spoke(self)
             if session.has_room:
                 self._driver.begin_turn()
-        self._pace()
+        if not self._reading:  # room came, so reading can only begin again
+            self._pace()
 
     def close(self) -> None:
         """End the connection after what was written has left, or when the peer does not take it."""
@@ -430,7 +429,7 @@ class Connection(asyncio.Protocol):
     # --- pacing -------------------------------------------------------------------------------
 
     def _after(self) -> None:
-        if self.session.greeted and self._timeout is not None and self._writable:
+        if self._timeout is not None and self._writable and self.session.greeted:
             self._timeout.cancel()
             self._timeout = None
         self._driver.spoke(self)
@@ -438,10 +437,11 @@ class Connection(asyncio.Protocol):
 
     def _pace(self) -> None:
         """Read exactly while the session could use what comes."""
-        if self._heard_all or self._closed or self._transport is None or self._transport.is_closing():
-            return
-        wanted = self._writable and self.session.has_room and not self.session.unfinished
+        session = self.session
+        wanted = self._writable and not session.unfinished and session.has_room
         if wanted is self._reading:
+            return
+        if self._heard_all or self._closed or self._transport is None or self._transport.is_closing():
             return
         self._reading = wanted
         if wanted:

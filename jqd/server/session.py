@@ -19,7 +19,9 @@ yet sent, and work in one turn, so that one connection with a full pipe does not
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
+
+from msgspec import Struct
 
 from jqd.core import model
 from jqd.core.commands import Command, Hello, Leased, ServerStats, Submit
@@ -68,7 +70,7 @@ class House(Protocol):
         ...
 
 
-class Output(NamedTuple):
+class Output(Struct):
     """The replies of one turn to one connection."""
 
     data: bytes
@@ -120,11 +122,6 @@ class Session:
         return self._caller is not None
 
     @property
-    def kept_bytes(self) -> int:
-        """Bytes that arrived and belong to no request taken so far."""
-        return self._reader.buffered_bytes
-
-    @property
     def has_output(self) -> bool:
         return bool(self._chunks)
 
@@ -145,15 +142,26 @@ class Session:
 
     # --- bytes in -----------------------------------------------------------------------------
 
-    def receive(self, data: bytes, now: Now) -> None:
-        """Take what arrived and carry out the requests in it, as far as the limits allow."""
-        if self.closing:
-            return
-        self._reader.feed(data)
-        self.resume(now)
+    def receive(self, data: bytes, now: Now) -> int:
+        """Take what arrived and carry out the requests in it, as far as the limits allow.
 
-    def resume(self, now: Now) -> None:
-        """Carry out requests that are already here, as far as the limits allow."""
+        Returns: bytes of the requests carried out.
+        """
+        if self.closing:
+            return 0
+        self._reader.feed(data)
+        return self.resume(now)
+
+    def resume(self, now: Now) -> int:
+        """Carry out requests that are already here, as far as the limits allow.
+
+        Returns: their bytes.
+        """
+        before_bytes = self._reader.buffered_bytes
+        self._carry_on(now)
+        return before_bytes - self._reader.buffered_bytes
+
+    def _carry_on(self, now: Now) -> None:
         state = self._house.engine.state
         work_end = state.work + TURN_WORK_MAX
         output_end = self._house.output_bytes_max - self.unsent_bytes
@@ -228,7 +236,7 @@ class Session:
             else:
                 self._reply_error(request.request_id, error)
             return
-        if type(command) is Submit:
+        if type(command) is Submit and self._reader.has_more:
             run.append(SubmitRequest(request.request_id, "submit", command))
         else:
             self._carry_out(command, request.request_id, now)
