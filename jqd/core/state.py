@@ -22,7 +22,7 @@ Jobs are Structs without GC header and point to nothing that points back: the co
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter
 from typing import Final
 
@@ -240,10 +240,9 @@ class State:
             queue.ready.append(options.priority, first_id)
             self.woken[queue.name] = None
             return
-        jobs = [
-            Job(job_id, options, payload, READY, now, now)
-            for job_id, payload in enumerate(payloads, first_id)
-        ]
+        ids = list(range(first_id, first_id + count))
+        # Half the time of a comprehension: the loop is in C.
+        jobs = list(map(Job, ids, repeat(options), payloads, repeat(READY), repeat(now), repeat(now)))
         if page is not None and len(page) + count <= PAGE_JOBS:
             page += jobs
         else:
@@ -252,7 +251,7 @@ class State:
             self._delay(queue, jobs, due, now)
             return
         queue.counts[READY] += count
-        queue.ready.extend(options.priority, [job.id for job in jobs])
+        queue.ready.extend(options.priority, ids)
         self.woken[queue.name] = None
 
     def _store(self, first_id: int, jobs: list[Job]) -> None:
