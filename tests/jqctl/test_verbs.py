@@ -12,7 +12,8 @@ import pytest
 
 from jqctl import connect
 from jqctl.__main__ import run
-from jqctl.verbs import STATES, cli
+from jqctl.group import STATES
+from jqctl.verbs import cli
 from jqd.core.commands import (
     Ack,
     Cancel,

@@ -1,0 +1,176 @@
+"""The command `jqctl` and what all its verbs have in common.
+
+Knows:         the options that stand before or after every verb, the types of values, how a function
+               becomes a verb.
+Must not know: any verb (jobs.py, queues.py, server.py), the wire, how a connection is made (connect.py).
+
+The client is imported when a verb runs, so that `jqctl --help` and `--version` cost only click.
+"""
+
+# ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from jqctl import output
+from jqd import __version__
+from jqd.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from jqctl.connect import Connection
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATES: Final = ("delayed", "ready", "leased", "done", "dead", "cancelled", "expired")
+
+
+class Settings:
+    """What --url, --timeout and -o said, before or after the verb."""
+
+    def __init__(self) -> None:
+        self.url: str | None = None
+        self.timeout = "30s"
+        self.format: output.Format = "table"
+
+    def connection(self) -> "Connection":
+        from jqctl.connect import Connection
+
+        return Connection(self.url, self.timeout)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        setattr(context.ensure_object(Settings), str(parameter.name), value)
+
+
+class _Checked(click.ParamType[str]):
+    """A text that the client will read: refused here if it cannot."""
+
+    def __init__(self, name: str, check: str, *, zero: bool = True) -> None:
+        self.name = name
+        self._check = check
+        self._zero = zero
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from jqd.client import values
+
+        try:
+            number = getattr(values, self._check)(self.name, value)
+        except InvalidArgument as error:
+            self.fail(output.clean(str(error)), param, ctx)
+        if not number and not self._zero:
+            self.fail(f"{self.name} = {value!r}: must be 1 ms or more", param, ctx)
+        return value
+
+
+class _Url(click.ParamType[str]):
+    name = "url"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from jqd.client.values import to_address
+
+        try:
+            to_address(value)
+        except InvalidArgument as error:
+            self.fail(output.clean(str(error)), param, ctx)
+        return value
+
+
+DURATION: Final = _Checked("duration", "to_ms")
+TIMEOUT: Final = _Checked("duration", "to_ms", zero=False)
+DATE: Final = _Checked("date", "to_wall_ms")
+ID: Final = click.IntRange(min=1, max=(1 << 60) - 1)
+TOKEN: Final = click.IntRange(min=1, max=(1 << 64) - 1)
+
+
+def common(command: F, envvar: str | None = None) -> F:
+    """Give a command the options that stand before or after the verb; after it they count more.
+
+    envvar: where the address comes from if no option says it; only for what stands before.
+    """
+    for option in (
+        click.option(
+            "-o",
+            "--output",
+            "format",
+            type=click.Choice(("table", "json", "id")),
+            expose_value=False,
+            callback=_remember,
+            help="table for people; json: one object a line; id: what the next command wants.",
+        ),
+        click.option(
+            "--timeout",
+            type=TIMEOUT,
+            expose_value=False,
+            callback=_remember,
+            help="For each request: 30s. A waiting lease has its --wait on top.",
+        ),
+        click.option(
+            "--url",
+            type=_Url(),
+            metavar="URL",
+            envvar=envvar,
+            expose_value=False,
+            callback=_remember,
+            help="jqd://HOST:PORT or unix:///PATH; also $JQD_URL.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def verb(function: Callable[..., int | None]) -> click.Command:
+    """Make a command out of a function that takes the settings and a connection first."""
+
+    @functools.wraps(function)
+    def invoke(**arguments: object) -> int:
+        settings = click.get_current_context().ensure_object(Settings)
+        try:
+            with settings.connection() as connection:
+                code = function(settings, connection, **arguments) or 0
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise output.PipeClosed from None  # under its own name click would make exit code 1 of it
+        return code
+
+    # What click.option and click.argument have left on the function goes over with functools.wraps.
+    return cli.command(name=function.__name__.rstrip("_"))(common(invoke))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@functools.partial(common, envvar="JQD_URL")
+@click.version_option(__version__, prog_name="jqctl", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Submit, run and look at the jobs of a jqd daemon.
+
+    \b
+    Examples:
+      jqctl submit emails "hello"              add a job, print its id
+      jqctl lease emails --wait 20s            take one: JOB_ID TOKEN ATTEMPT PAYLOAD
+      jqctl ack JOB_ID TOKEN                   finish it
+      jqctl queues                             how many jobs are where
+
+    \b
+    In a script, where the queue may be empty (a lease lasts 30s unless --lease says otherwise):
+      held=$(jqctl lease emails -o id) && [ -n "$held" ] && jqctl ack $held
+
+    \b
+    Without --url and $JQD_URL the first of these that answers is used:
+      /run/jqd/jqd.sock                        the service's socket
+      /var/lib/jqd/jqd.sock                    root; others: $XDG_DATA_HOME/jqd/jqd.sock
+                                               or ~/.local/share/jqd/jqd.sock
+      jqd://127.0.0.1:7717
+
+    \b
+    Durations: 500ms, 30s, 5m, 1h30m, 2d; a number alone means seconds.
+    Exit codes: 0 done, 1 refused (the code is printed), 2 wrong usage, 3 not reachable or no reply
+    in time; the message then says whether the outcome is unknown. 74 the output cannot be written
+    or the input not be read; what was asked may have been done.
+
+    json has ids and tokens as strings, dates as *_ms and in RFC 3339, payloads as text or JSON value
+    by their encoding, else as payload_base64. Colours are off where $NO_COLOR is set.
+    """

@@ -1,0 +1,429 @@
+"""The verbs about jobs: submit, work on, manage and show them.
+
+Knows:         arguments, help and examples of these verbs, which fields a table shows.
+Must not know: the wire, how a connection is made (connect.py), how a value is shown (output.py).
+"""
+
+# ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+
+import click
+from msgspec import structs
+
+from jqctl import output
+from jqctl.group import DATE, DURATION, ID, STATES, TOKEN, Settings, verb
+from jqctl.replies import show, show_one, verdicts
+from jqd.errors import JqdError
+
+if TYPE_CHECKING:
+    from jqctl.connect import Connection
+    from jqd.client.requests import JobOptions
+
+ENCODINGS: Final = ("raw", "text", "json", "msgpack")
+_PAGE: Final = 1_000
+
+
+def _text_or_stdin(text: str) -> str | bytes:
+    if text != "-":
+        return text
+    if sys.stdin is None:
+        raise output.Unreadable("cannot read stdin: it is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise output.Unreadable(f"cannot read stdin: {error.strerror}") from None
+
+
+# --- producer ---------------------------------------------------------------------------------
+
+
+def _metadata(
+    context: click.Context, parameter: click.Parameter, pairs: Sequence[str]
+) -> dict[str, str] | None:
+    metadata: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{output.clean(pair)!r} is not KEY=VALUE", context, parameter)
+        metadata[key] = value
+    return metadata or None
+
+
+@verb
+@click.argument("queue")
+@click.argument("payload", required=False)
+@click.option("--file", type=click.File("rb"), help="Submit the jobs of a file of JSON lines; - is stdin.")
+@click.option("--priority", type=int, help="-32768 to 32767, higher is served first: 0.")
+@click.option("--delay", type=DURATION, help="Ready after this.")
+@click.option("--run-at", type=DATE, help="Ready at this date: ISO 8601 with Z or an offset.")
+@click.option("--max-retries", type=int, help="Errors after which it is dead: 3.")
+@click.option("--max-crashes", type=int, help="Crashes after which it is dead: 5.")
+@click.option("--lease", type=DURATION, help="What a worker gets that does not say: 30s.")
+@click.option("--task", help="A name for what is to be done.")
+@click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
+@click.option(
+    "--meta", "metadata", multiple=True, metavar="KEY=VALUE", callback=_metadata, help="Repeatable."
+)
+@click.option("--encoding", type=click.Choice(ENCODINGS), help="What PAYLOAD is: text; from stdin: raw.")
+def submit(
+    settings: Settings,
+    connection: "Connection",
+    queue: str,
+    payload: str | None,
+    file: BinaryIO | None,
+    at_most_once: bool,
+    **options: object,
+) -> None:
+    """Add a job, or all jobs of a file, and print its id.
+
+    PAYLOAD is a text, or - for stdin as it is; without it the job has an empty payload. The job is on
+    disk when the id is printed.
+
+    \b
+    Examples:
+      jqctl submit emails '{"to": "ada"}' --encoding json --priority 5
+      jqctl submit reports monthly --run-at 2030-01-31T08:00:00Z --meta team=sales
+      tar c docs | jqctl submit archive -
+      jqctl submit emails --file jobs.jsonl --max-retries 10
+
+    A line of jobs.jsonl is an object: `payload` (a string is a text, any other value JSON) or
+    `payload_base64`, `queue`, and options as here (`delay`, `max-retries`, `meta`) or as on the wire
+    (`delay_ms`). The file is checked as a whole before the first job goes in; from a pipe, each 10,000
+    lines are. 10,000 jobs, or 8 MiB, are one request: all of it goes in or nothing. One line is printed
+    for each range: first job id and count.
+    """
+    from jqd.client import requests
+
+    if at_most_once:
+        options["delivery"] = "at_most_once"
+    chosen = cast("JobOptions", {name: value for name, value in options.items() if value is not None})
+    if file is not None:
+        if payload is not None:
+            raise click.UsageError("PAYLOAD and --file: give one of them")
+        _submit_file(settings, connection, file, queue, chosen)
+        return
+    data = None if payload is None else _text_or_stdin(payload)
+    if chosen.get("encoding") == "json":
+        _check_json(data or b"")
+    reply = connection.call(requests.submit(queue, data, chosen))
+    show(settings, ("job_id",), [reply], ("job_id",), header=False)
+
+
+def _check_json(payload: str | bytes) -> None:
+    from jqctl import jsontext
+
+    # What of an argument is no UTF-8 goes back to the bytes that it was.
+    data = payload if isinstance(payload, bytes) else payload.encode(errors="surrogateescape")
+    if wrong := jsontext.fault(data):
+        raise click.UsageError(f"PAYLOAD is not JSON: {wrong}")
+
+
+def _submit_file(
+    settings: Settings, connection: "Connection", file: BinaryIO, queue: str, options: "JobOptions"
+) -> None:
+    from jqctl import bulk
+    from jqd.client import requests
+
+    done_line = 0
+    try:
+        if file.seekable():
+            for _ in bulk.parts(file, queue, options):
+                pass
+            file.seek(0)
+        for part in bulk.parts(file, queue, options):
+            try:
+                reply = connection.call(requests.submit_many(part.groups))
+            except JqdError as error:
+                unknown = getattr(error, "outcome_unknown", False)
+                fate = "outcome unknown, all or none of them are in" if unknown else "none of them is in"
+                output.say(f"lines {part.first_line} to {part.last_line}: {fate}")
+                raise
+            _show_ranges(settings, reply.jobs, header=not done_line)
+            done_line = part.last_line
+    except bulk.BadLine as error:
+        raise click.UsageError(output.clean(str(error))) from None
+    finally:
+        if done_line and not file.closed and file.read(1):
+            output.say(f"lines 1 to {done_line} are in")
+
+
+def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]], *, header: bool) -> None:
+    if settings.format == "id":
+        for first, count, _ in ranges:
+            click.echo("\n".join(map(str, range(first, first + count))))
+        return
+    shown = [{"job_id": first, "count": count, "existing": old} for first, count, old in ranges]
+    show(settings, ("job_id", "count"), shown, ("job_id",), header=header)
+
+
+# --- worker -----------------------------------------------------------------------------------
+
+
+@verb
+@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")
+@click.option("--count", type=click.IntRange(1, 10_000), default=1, help="Take up to so many: 1.")
+@click.option("--wait", type=DURATION, default="0", help="Wait so long for the first one, up to 30s.")
+@click.option("--lease", type=DURATION, help="Hold them so long: what the job says, or 30s.")
+def lease(
+    settings: Settings,
+    connection: "Connection",
+    queues: tuple[str, ...],
+    count: int,
+    wait: str,
+    lease: str | None,
+) -> None:
+    """Take jobs: print job id, token, attempt and payload of each.
+
+    Several queues are served in the order given. Nothing to lease prints nothing and exits 0. With -o id
+    a line is `JOB_ID TOKEN`, the arguments of ack, fail, extend and release.
+
+    A lease lasts 30s unless --lease says otherwise, here or when the job was submitted. Then the job goes
+    to another worker, and the token is worth nothing; extend holds it longer.
+
+    \b
+    Examples:
+      jqctl lease emails --wait 20s
+      jqctl lease urgent emails --count 100 --lease 5m -o json
+      held=$(jqctl lease emails -o id) && [ -n "$held" ] && jqctl ack $held
+    """
+    from jqd.client import requests
+
+    held = requests.held(connection.call(requests.lease(queues, count=count, lease=lease, wait=wait)))
+    jobs = [structs.asdict(job) | {"lease_ms_left": held.lease_ms_left} for job in held.jobs]
+    columns = ("job_id", "token", "attempt", "payload", "queue", "task")
+    show(settings, columns, jobs, ("job_id", "token"))
+    if not jobs and settings.format == "table":
+        output.say("nothing to lease")
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--result", help="Kept with the job: a text, or - for stdin as it is.")
+@click.option("--error", help="It failed for good: dead, without a retry.")
+def ack(
+    settings: Settings,
+    connection: "Connection",
+    job_id: int,
+    token: int,
+    result: str | None,
+    error: str | None,
+) -> int:
+    """Finish a held job: done, or with --error dead.
+
+    \b
+    Examples:
+      jqctl ack 17 7298374651238 --result sent
+      jqctl ack 17 7298374651238 --error "no such address"
+    """
+    from jqd.client import requests
+
+    if result is not None and error is not None:
+        raise click.UsageError("--result and --error: give one of them")
+    results = None if result is None else [_text_or_stdin(result)]
+    reply = connection.call(requests.ack([(job_id, token)], results=results, error=error))
+    return verdicts(settings, "ack", reply.results)
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--error", default="", help="What went wrong; kept with the job.")
+@click.option("--retry-in", type=DURATION, help="Next attempt after this, instead of the backoff.")
+@click.option("--dead", is_flag=True, help="No retry.")
+def fail(
+    settings: Settings,
+    connection: "Connection",
+    job_id: int,
+    token: int,
+    error: str,
+    retry_in: str | None,
+    dead: bool,
+) -> int:
+    """Give a held job back as failed.
+
+    It is retried after a backoff, and dead after its last retry.
+
+    \b
+    Examples:
+      jqctl fail 17 7298374651238 --error "connection refused"
+      jqctl fail 17 7298374651238 --retry-in 5m
+    """
+    from jqd.client import requests
+
+    if dead and retry_in is not None:
+        raise click.UsageError("--dead and --retry-in: give one of them")
+    command = requests.fail([(job_id, token)], error=error, retry_in=retry_in, dead=dead)
+    return verdicts(settings, "fail", connection.call(command).results)
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--lease", type=DURATION, help="From now on: what the lease was given.")
+def extend(settings: Settings, connection: "Connection", job_id: int, token: int, lease: str | None) -> int:
+    """Hold a job longer.
+
+    \b
+    Example:
+      jqctl extend 17 7298374651238 --lease 10m
+    """
+    from jqd.client import requests
+
+    reply = connection.call(requests.extend([(job_id, token)], lease=lease))
+    return verdicts(settings, "extend", reply.results, lease_ms_left=reply.lease_ms_left)
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.argument("token", type=TOKEN)
+@click.option("--delay", type=DURATION, default="0", help="Ready again after this: at once.")
+def release(settings: Settings, connection: "Connection", job_id: int, token: int, delay: str) -> int:
+    """Give a held job back unworked: the attempt is not counted.
+
+    \b
+    Example:
+      jqctl release 17 7298374651238 --delay 1m
+    """
+    from jqd.client import requests
+
+    reply = connection.call(requests.release([(job_id, token)], delay=delay))
+    return verdicts(settings, "release", reply.results)
+
+
+# --- management -------------------------------------------------------------------------------
+
+
+@verb
+@click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
+@click.option("--queue", help="The waiting jobs of this queue.")
+@click.option("--state", type=click.Choice(("delayed", "ready")), help="Only those in this state.")
+@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
+def cancel(
+    settings: Settings,
+    connection: "Connection",
+    ids: tuple[int, ...],
+    queue: str | None,
+    state: str | None,
+    dry_run: bool,
+) -> int:
+    """End waiting jobs for good: by id, or all of a queue or state.
+
+    With -o id the ids that were given and cancelled are printed, one a line; jobs of a queue or state are
+    only counted, in table and json.
+
+    \b
+    Examples:
+      jqctl cancel 17 18
+      jqctl cancel --queue emails --state delayed --dry-run
+    """
+    return _sweep(settings, connection, "cancel", ids, queue, state, dry_run=dry_run)
+
+
+@verb
+@click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
+@click.option("--queue", help="The dead jobs of this queue.")
+@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
+def requeue(
+    settings: Settings, connection: "Connection", ids: tuple[int, ...], queue: str | None, dry_run: bool
+) -> int:
+    """Make dead jobs ready again: by id, or all of a queue.
+
+    They get new budgets of retries; their history stays. With -o id the ids that were given and requeued
+    are printed, one a line; jobs of a queue are only counted, in table and json.
+
+    \b
+    Examples:
+      jqctl requeue 17
+      jqctl requeue --queue emails
+    """
+    return _sweep(settings, connection, "requeue", ids, queue, None if ids else "dead", dry_run=dry_run)
+
+
+def _sweep(
+    settings: Settings,
+    connection: "Connection",
+    verb: str,
+    ids: tuple[int, ...],
+    queue: str | None,
+    state: str | None,
+    *,
+    dry_run: bool,
+) -> int:
+    """Act on the jobs with these ids, or on all that the filter means, page by page."""
+    from jqd.client import requests
+
+    if ids and (queue is not None or (state is not None)):
+        raise click.UsageError("JOB_ID and --queue or --state: give one of them")
+    if not ids and queue is None and (state is None or verb == "requeue"):
+        raise click.UsageError("give JOB_ID or --queue" + (" or --state" if verb == "cancel" else ""))
+    command: Callable[..., Any] = getattr(requests, verb)
+    if ids:
+        reply = connection.call(command(list(ids), {"dry_run": dry_run}))
+        return verdicts(settings, verb, reply.results)
+    count = 0
+    cursor: int | None = 0
+    while cursor is not None:
+        page = {"queue": queue, "state": state, "cursor": cursor, "dry_run": dry_run}
+        try:
+            reply = connection.call(command(None, page))
+        except JqdError:
+            if count:
+                output.say(f"{verb}: {count} jobs were changed before this")
+            raise
+        count, cursor = count + reply.count, reply.cursor
+    if settings.format != "id":  # the server counts what it swept, and names none
+        show(settings, ("count", "dry_run"), [{"count": count, "dry_run": dry_run}], ())
+    return 0
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+@verb
+@click.argument("job_id", type=ID)
+def job(settings: Settings, connection: "Connection", job_id: int) -> None:
+    """Show everything about one job.
+
+    \b
+    Example:
+      jqctl job 17 -o json
+    """
+    from jqd.client import requests
+
+    show_one(settings, connection.call(requests.get(job_id)), ("job_id",))
+
+
+@verb
+@click.option("--queue", help="Only this queue.")
+@click.option("--state", type=click.Choice(STATES), help="Only this state.")
+@click.option("--limit", type=click.IntRange(min=0), default=100, help="So many: 100; 0 is all.")
+def jobs(
+    settings: Settings, connection: "Connection", queue: str | None, state: str | None, limit: int
+) -> None:
+    """List jobs in order of their ids, without payloads.
+
+    \b
+    Examples:
+      jqctl jobs --queue emails --state dead
+      jqctl jobs --limit 0 -o json
+      jqctl jobs --state dead -o id | xargs -r jqctl requeue
+    """
+    from jqd.client import requests
+
+    columns = ("job_id", "queue", "state", "attempt", "priority", "created_wall_ms", "error")
+    shown = 0
+    cursor: int | None = 0
+    while cursor is not None and (not limit or shown < limit):
+        size = min(_PAGE, limit - shown) if limit else _PAGE
+        page = connection.call(
+            requests.list_jobs(queue=queue, state=cast("Any", state), cursor=cursor, limit=size)
+        )
+        show(settings, columns, page.jobs, ("job_id",), header=not shown)
+        shown += len(page.jobs)
+        cursor = page.cursor
+    if cursor is not None and settings.format == "table":
+        output.say(f"there may be more after these {shown}: --limit 0 shows all")

@@ -1,0 +1,63 @@
+"""What a verb shows of a reply, in the format that was chosen.
+
+Knows:         the formats, what verdicts say and which exit code they mean.
+Must not know: verbs, how a value is spelled (output.py), the server.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from msgspec import Struct, structs
+
+from jqctl import output
+from jqctl.group import Settings
+
+
+def show(
+    settings: Settings,
+    columns: Sequence[str],
+    things: Iterable[Struct | Mapping[str, Any]],
+    ids: Sequence[str],
+    *,
+    header: bool = True,
+) -> None:
+    """Print things in the chosen format; `ids`: the fields that `-o id` prints."""
+    maps = [thing if isinstance(thing, Mapping) else structs.asdict(thing) for thing in things]
+    match settings.format:
+        case "json":
+            for fields in maps:
+                click.echo(output.to_json(output.to_record(fields)), nl=False)
+        case "id":
+            for fields in maps:
+                click.echo(" ".join(output.clean(str(fields[name])) for name in ids))
+        case "table" if maps:
+            rows = [[output.cell(name, fields.get(name)) for name in columns] for fields in maps]
+            output.table(columns, rows, header=header)
+        case _:
+            pass
+
+
+def show_one(settings: Settings, thing: Struct | Mapping[str, Any], ids: Sequence[str]) -> None:
+    fields = thing if isinstance(thing, Mapping) else structs.asdict(thing)
+    if settings.format == "table":
+        output.details({name: value for name, value in fields.items() if value not in (None, "", [])})
+    else:
+        show(settings, (), [fields], ids)
+
+
+def verdicts(settings: Settings, verb: str, results: Iterable[tuple[int, int, str]], **more: object) -> int:
+    """Print what became of each job. Returns the exit code."""
+    from jqd.client import requests
+
+    jobs = [(first + n, code) for first, count, code in results for n in range(count)]
+    refused = [(job_id, code) for job_id, code in jobs if code != "ok"]
+    shown: list[dict[str, Any]]
+    if settings.format == "id":
+        shown = [{"job_id": job_id} for job_id, code in jobs if code == "ok"]
+    else:
+        shown = [{"job_id": job_id, "code": code, **(more if code == "ok" else {})} for job_id, code in jobs]
+    show(settings, ("job_id", "code", *more), shown, ("job_id",), header=False)
+    for job_id, code in refused:
+        output.say(f"jqctl: {code}: {requests.refusal(verb, job_id, code)}")
+    return 1 if refused else 0
