@@ -6,16 +6,19 @@ Must not know: the wire, how a connection is made (connect.py), how a value is s
 
 # ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
 
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, cast
 
 import click
 from msgspec import structs
 
 from jqctl import output
 from jqctl.group import DATE, DURATION, ID, STATES, TOKEN, Settings, verb
-from jqctl.replies import show, show_one, verdicts
+from jqctl.progress import Progress
+from jqctl.replies import show, show_count, show_one, verdicts
+from jqctl.sweeps import sweep
 from jqd.errors import JqdError
 
 if TYPE_CHECKING:
@@ -127,27 +130,39 @@ def _submit_file(
     from jqctl import bulk
     from jqd.client import requests
 
-    done_line = 0
-    try:
-        if file.seekable():
-            for _ in bulk.parts(file, queue, options):
-                pass
-            file.seek(0)
-        for part in bulk.parts(file, queue, options):
-            try:
-                reply = connection.call(requests.submit_many(part.groups))
-            except JqdError as error:
-                unknown = getattr(error, "outcome_unknown", False)
-                fate = "outcome unknown, all or none of them are in" if unknown else "none of them is in"
-                output.say(f"lines {part.first_line} to {part.last_line}: {fate}")
-                raise
-            _show_ranges(settings, reply.jobs, header=not done_line)
-            done_line = part.last_line
-    except bulk.BadLine as error:
-        raise click.UsageError(output.clean(str(error))) from None
-    finally:
-        if done_line and not file.closed and file.read(1):
-            output.say(f"lines 1 to {done_line} are in")
+    done_line = sent = 0
+    seekable = file.seekable()
+    with Progress("submit", "bytes" if seekable else "lines") as bar:
+        try:
+            size = None
+            if seekable:
+                begin = file.tell()
+                size = file.seek(0, os.SEEK_END)
+                file.seek(begin)
+                for _ in bulk.parts(file, queue, options):
+                    bar.move(file.tell(), size, what="check")
+                file.seek(begin)
+            for part in bulk.parts(file, queue, options):
+                if done_line:
+                    bar.move(sent, size)
+                try:
+                    reply = connection.call(requests.submit_many(part.groups))
+                except JqdError as error:
+                    unknown = getattr(error, "outcome_unknown", False)
+                    fate = "outcome unknown, all or none of them are in" if unknown else "none of them is in"
+                    bar.end()
+                    output.say(f"lines {part.first_line} to {part.last_line}: {fate}")
+                    raise
+                with bar.aside():
+                    _show_ranges(settings, reply.jobs, header=not done_line)
+                done_line = part.last_line
+                sent = file.tell() if seekable else done_line
+        except bulk.BadLine as error:
+            raise click.UsageError(output.clean(str(error))) from None
+        finally:
+            bar.end()
+            if done_line and not file.closed and file.read(1):
+                output.say(f"lines 1 to {done_line} are in")
 
 
 def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]], *, header: bool) -> None:
@@ -320,7 +335,7 @@ def cancel(
       jqctl cancel 17 18
       jqctl cancel --queue emails --state delayed --dry-run
     """
-    return _sweep(settings, connection, "cancel", ids, queue, state, dry_run=dry_run)
+    return _act(settings, connection, "cancel", ids, queue, state, dry_run=dry_run)
 
 
 @verb
@@ -340,43 +355,31 @@ def requeue(
       jqctl requeue 17
       jqctl requeue --queue emails
     """
-    return _sweep(settings, connection, "requeue", ids, queue, None if ids else "dead", dry_run=dry_run)
+    return _act(settings, connection, "requeue", ids, queue, None if ids else "dead", dry_run=dry_run)
 
 
-def _sweep(
+def _act(
     settings: Settings,
     connection: "Connection",
-    verb: str,
-    ids: tuple[int, ...],
+    verb: Literal["cancel", "requeue"],
+    ids: Sequence[int],
     queue: str | None,
     state: str | None,
     *,
     dry_run: bool,
 ) -> int:
-    """Act on the jobs with these ids, or on all that the filter means, page by page."""
+    """Act on the jobs with these ids, or on all that the filter means."""
     from jqd.client import requests
 
     if ids and (queue is not None or (state is not None)):
         raise click.UsageError("JOB_ID and --queue or --state: give one of them")
     if not ids and queue is None and (state is None or verb == "requeue"):
         raise click.UsageError("give JOB_ID or --queue" + (" or --state" if verb == "cancel" else ""))
-    command: Callable[..., Any] = getattr(requests, verb)
     if ids:
-        reply = connection.call(command(list(ids), {"dry_run": dry_run}))
-        return verdicts(settings, verb, reply.results)
-    count = 0
-    cursor: int | None = 0
-    while cursor is not None:
-        page = {"queue": queue, "state": state, "cursor": cursor, "dry_run": dry_run}
-        try:
-            reply = connection.call(command(None, page))
-        except JqdError:
-            if count:
-                output.say(f"{verb}: {count} jobs were changed before this")
-            raise
-        count, cursor = count + reply.count, reply.cursor
-    if settings.format != "id":  # the server counts what it swept, and names none
-        show(settings, ("count", "dry_run"), [{"count": count, "dry_run": dry_run}], ())
+        named = {"cancel": requests.cancel, "requeue": requests.requeue}[verb](ids, {"dry_run": dry_run})
+        return verdicts(settings, verb, connection.call(named).results)
+    count = sweep(connection, verb, {"queue": queue, "state": cast("Any", state), "dry_run": dry_run})
+    show_count(settings, count, dry_run=dry_run)
     return 0
 
 

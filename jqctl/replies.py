@@ -46,6 +46,12 @@ def show_one(settings: Settings, thing: Struct | Mapping[str, Any], ids: Sequenc
         show(settings, (), [fields], ids)
 
 
+def show_count(settings: Settings, count: int, *, dry_run: bool) -> None:
+    """Print how many jobs were swept. With -o id nothing: the server counts them, and names none."""
+    if settings.format != "id":
+        show(settings, ("count", "dry_run"), [{"count": count, "dry_run": dry_run}], ())
+
+
 def verdicts(settings: Settings, verb: str, results: Iterable[tuple[int, int, str]], **more: object) -> int:
     """Print what became of each job. Returns the exit code."""
     from jqd.client import requests

@@ -6,8 +6,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+import click
 import pytest
 
 from jqctl import connect
@@ -40,37 +41,10 @@ from jqd.core.commands import (
 )
 from jqd.errors import EXIT_IO_ERROR, Busy, JobNotFound, QueueNotFound
 from tests.support.fakeserver import Asked, FakeServer
+from tests.support.shell import Shell
 
 TOKEN = (1 << 62) + 1  # more than a float, and than JavaScript, can count
 OK_4 = Verdicts(results=[(4, 1, "ok")])
-
-
-class Shell(NamedTuple):
-    """Runs jqctl against `server`."""
-
-    server: FakeServer
-    capture: Any
-
-    def __call__(self, *args: str) -> tuple[int, str, str]:
-        code = run(["--url", self.server.url, *args])
-        out, err = self.capture.readouterr()
-        return code, out, err
-
-    def json(self, *args: str) -> list[Any]:
-        code, out, err = self(*args, "-o", "json")
-        assert (code, err) == (0, "")
-        return [json.loads(line) for line in out.splitlines()]
-
-    @property
-    def said(self) -> Any:
-        """The last command that came."""
-        return self.server.asked[-1].command
-
-
-@pytest.fixture
-def shell(capsys) -> Iterator[Shell]:
-    with FakeServer.thread() as server:
-        yield Shell(server, capsys)
 
 
 def leased(*jobs: LeasedJob) -> Leased:
@@ -267,6 +241,16 @@ def test_cancel_by_queue_and_state(shell):
     assert shell.said == Cancel(filter=JobFilter(queue="q", state="delayed"))
 
 
+def test_a_sweep_that_fails_halfway_says_how_far_it_came(shell):
+    shell.server.answers["cancel"] = lambda asked: (
+        Busy("full") if asked.command.cursor else Swept(count=1_000, cursor=77, results=[])
+    )
+    code, out, err = shell("cancel", "--queue", "q")
+    assert (code, out) == (1, "")
+    assert err == "cancel: 1000 jobs were changed before this\njqctl: busy: full\n"
+    assert shell("cancel", "--queue", "q", "--dry-run")[2] == "jqctl: busy: full\n"
+
+
 @pytest.mark.parametrize("verb", ["cancel", "requeue"])
 def test_ids_are_printed_where_ids_were_given(shell, verb):
     shell.server.answers[verb] = Swept(count=3, cursor=None, results=[])
@@ -409,10 +393,28 @@ def test_the_environment_says_where_and_an_option_says_better(shell, monkeypatch
 # --- the program ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(cli.commands))
-def test_every_verb_has_help_and_an_example(name, capsys):
-    assert run([name, "--help"]) == 0
-    assert f"  jqctl {name}" in capsys.readouterr().out
+def spoken(group: click.Group, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield every verb as it is typed."""
+    for name, command in group.commands.items():
+        yield (*above, name)
+        if isinstance(command, click.Group):
+            yield from spoken(command, (*above, name))
+
+
+@pytest.mark.parametrize("words", sorted(spoken(cli)), ids=" ".join)
+def test_every_verb_has_help_and_an_example(words, capsys):
+    assert run([*words, "--help"]) == 0
+    assert f"  jqctl {' '.join(words)}" in capsys.readouterr().out.partition("Example")[2]
+
+
+@pytest.mark.parametrize("words", sorted(spoken(cli)), ids=" ".join)
+def test_every_option_says_what_it_is(words):
+    command: click.Command = cli
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
 
 
 def test_what_surprises_stands_in_the_help(capsys):

@@ -1,0 +1,45 @@
+"""Bulk actions by a filter, page by page: what cancel, requeue and queue purge share.
+
+Knows:         that the server stops after a page and says where to go on.
+Must not know: which filters a verb takes, what is printed of the result.
+"""
+
+from typing import TYPE_CHECKING, Literal
+
+from jqctl import output
+from jqctl.progress import Progress
+from jqd.errors import JqdError
+
+if TYPE_CHECKING:
+    from jqctl.connect import Connection
+    from jqd.client.requests import SweepOptions
+
+Sweeping = Literal["cancel", "requeue", "purge"]
+
+
+def sweep(
+    connection: "Connection", verb: Sweeping, options: "SweepOptions", *, total: int | None = None
+) -> int:
+    """Act on all jobs that the options mean. Returns how many; with dry_run how many it would be.
+
+    total: how many are expected, for the bar.
+    """
+    from jqd.client import requests
+
+    command = {"cancel": requests.cancel, "requeue": requests.requeue, "purge": requests.purge}[verb]
+    dry_run = options.get("dry_run", False)
+    count = 0
+    cursor: int | None = 0
+    with Progress("count" if dry_run else verb, "jobs") as bar:
+        while cursor is not None:
+            try:
+                reply = connection.call(command(None, {**options, "cursor": cursor}))
+            except (JqdError, KeyboardInterrupt):
+                bar.end()
+                if count and not dry_run:
+                    output.say(f"{verb}: {count} jobs were changed before this")
+                raise
+            count, cursor = count + reply.count, reply.cursor
+            if cursor is not None:
+                bar.move(count, total)
+    return count
