@@ -123,8 +123,11 @@ def common(command: F, envvar: str | None = None) -> F:
     return command
 
 
-def verb(function: Callable[..., int | None]) -> click.Command:
-    """Make a command out of a function that takes the settings and a connection first."""
+def verb(function: Callable[..., int | None], group: click.Group | None = None) -> click.Command:
+    """Make a command out of a function that takes the settings and a connection first.
+
+    group: where it belongs; None: `jqctl` itself.
+    """
 
     @functools.wraps(function)
     def invoke(**arguments: object) -> int:
@@ -138,7 +141,7 @@ def verb(function: Callable[..., int | None]) -> click.Command:
         return code
 
     # What click.option and click.argument have left on the function goes over with functools.wraps.
-    return cli.command(name=function.__name__.rstrip("_"))(common(invoke))
+    return (group or cli).command(name=function.__name__.rstrip("_"))(common(invoke))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -358,6 +358,26 @@ def requeue(
     return _act(settings, connection, "requeue", ids, queue, None if ids else "dead", dry_run=dry_run)
 
 
+@verb
+@click.argument("ids", nargs=-1, type=ID, required=True, metavar="JOB_ID...")
+@click.option("--dry-run", is_flag=True, help="Say what would be, change nothing.")
+def purge(settings: Settings, connection: "Connection", ids: tuple[int, ...], dry_run: bool) -> int:
+    """Remove waiting or dead jobs without a trace: they are job_not_found from then on.
+
+    Jobs that are held, done, cancelled or expired are refused; retention removes them. Nobody is asked: the
+    jobs were named. `jqctl queue purge` removes those of a queue.
+
+    \b
+    Examples:
+      jqctl purge 17 18 --dry-run
+      jqctl jobs --queue emails --state dead -o id | xargs -r jqctl purge
+    """
+    from jqd.client import requests
+
+    reply = connection.call(requests.purge(list(ids), {"dry_run": dry_run}))
+    return verdicts(settings, "purge", reply.results)
+
+
 def _act(
     settings: Settings,
     connection: "Connection",

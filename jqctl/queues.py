@@ -1,18 +1,28 @@
 """The verbs about queues.
 
-Knows:         arguments, help and examples of these verbs, which fields a table shows.
+Knows:         arguments, help and examples of these verbs, which fields a table shows, when somebody is asked
+               whether it is meant.
 Must not know: the wire, how a connection is made (connect.py), how a value is shown (output.py).
 """
 
 # ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
 
-from typing import TYPE_CHECKING
+import functools
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
 
-from jqctl.group import STATES, Settings, verb
-from jqctl.replies import show
+import click
+
+from jqctl import output
+from jqctl.group import STATES, Settings, cli, common, verb
+from jqctl.replies import show, show_count, show_one
+from jqctl.sweeps import sweep
+from jqd.errors import QueueNotFound
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
+    from jqd.client.requests import QueueInfo, StateName, SweepOptions
 
 
 @verb
@@ -23,11 +33,115 @@ def queues(settings: Settings, connection: "Connection") -> None:
     Example:
       jqctl queues -o json
     """
+    header = True
+    for page in _pages(connection):
+        show(settings, ("queue", *STATES), page, ("queue",), header=header)
+        header = False
+
+
+def _pages(connection: "Connection") -> Iterator[list["QueueInfo"]]:
+    """Yield all queues in order of their names."""
     from jqd.client import requests
 
     cursor: str | None = ""
-    header = True
     while cursor is not None:
         page = connection.call(requests.queues(cursor=cursor))
-        show(settings, ("queue", *STATES), page.queues, ("queue",), header=header)
-        cursor, header = page.cursor, False
+        yield page.queues
+        cursor = page.cursor
+
+
+# --- one of them ------------------------------------------------------------------------------
+
+
+@cli.group()
+@common
+def queue() -> None:
+    """Look at one queue, or remove its jobs.
+
+    \b
+    Examples:
+      jqctl queue show emails
+      jqctl queue purge emails --state dead --dry-run
+    """
+
+
+of_queue = functools.partial(verb, group=queue)
+
+
+@of_queue
+@click.argument("name")
+def show_(settings: Settings, connection: "Connection", name: str) -> None:
+    """Show everything about one queue: its jobs counted by state.
+
+    A queue is there from its first job until its last one is purged or forgotten.
+
+    \b
+    Examples:
+      jqctl queue show emails
+      jqctl queue show emails -o json
+    """
+    for page in _pages(connection):
+        for info in page:
+            if info.queue == name:
+                show_one(settings, info, ("queue",))
+                return
+        if page and page[-1].queue > name:
+            break
+    raise QueueNotFound(f"queue = {name!r}: it has no jobs")
+
+
+@of_queue
+@click.argument("name")
+@click.option("--state", type=click.Choice(("delayed", "ready", "dead")), help="Only those in this state.")
+@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(
+    settings: Settings, connection: "Connection", name: str, state: str | None, dry_run: bool, yes: bool
+) -> int:
+    """Remove the waiting jobs of a queue, or with --state dead the dead ones, without a trace.
+
+    Without --state those are the delayed and the ready ones. Held jobs stay, and so do finished ones, which
+    retention removes. Jobs that come in meanwhile may go too.
+
+    On a terminal the jobs are counted and you are asked first; no is exit code 1. Where nobody can be asked,
+    --yes is required.
+
+    \b
+    Examples:
+      jqctl queue purge emails --dry-run
+      jqctl queue purge emails
+      jqctl queue purge emails --state dead --yes
+    """
+    where: SweepOptions = {"queue": name, "state": cast("StateName | None", state)}
+    total = None
+    if not dry_run and not yes:
+        if not _is_anybody_there():
+            raise click.UsageError(
+                "nobody can be asked here, stdin or stderr is no terminal: --yes purges, --dry-run only counts"
+            )
+        total = sweep(connection, "purge", {**where, "dry_run": True})
+        what = state or "delayed and ready"
+        if total and not _ask(f"Remove {total} {what} jobs of queue {name} without a trace? [y/N] "):
+            output.say("nothing was changed")
+            return 1
+    # What came in since none were counted was not asked about.
+    count = 0 if total == 0 else sweep(connection, "purge", {**where, "dry_run": dry_run}, total=total)
+    show_count(settings, count, dry_run=dry_run)
+    return 0
+
+
+def _is_anybody_there() -> bool:
+    """Tell whether a question reaches somebody who can answer it."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+
+
+def _ask(question: str) -> bool:
+    """Ask on the terminal; no answer is no.
+
+    Unlike click.confirm this writes nothing to stdout, which may go to a program.
+    """
+    click.echo(output.clean(question), nl=False, err=True)
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):  # the input ended: the next line would begin behind the question
+        click.echo(err=True)
+    return answer.strip().lower() in ("y", "yes")

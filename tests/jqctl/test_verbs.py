@@ -29,6 +29,7 @@ from jqd.core.commands import (
     LeasedJob,
     ListJobs,
     Pong,
+    Purge,
     QueueInfo,
     QueueList,
     Release,
@@ -241,6 +242,17 @@ def test_cancel_by_queue_and_state(shell):
     assert shell.said == Cancel(filter=JobFilter(queue="q", state="delayed"))
 
 
+def test_purge_of_ids_asks_nobody(shell):
+    shell.server.answers["purge"] = Swept(
+        count=2, cursor=None, results=[(4, 2, "ok"), (9, 1, "job_not_found")]
+    )
+    code, out, err = shell("purge", "4", "5", "9", "-o", "id")
+    assert (code, out) == (1, "4\n5\n") and err.startswith("jqctl: job_not_found: purge of job 9")
+    assert shell.said == Purge(ids=[(4, 2), (9, 1)])
+    shell("purge", "4", "--dry-run")
+    assert shell.said == Purge(ids=[(4, 1)], dry_run=True)
+
+
 def test_a_sweep_that_fails_halfway_says_how_far_it_came(shell):
     shell.server.answers["cancel"] = lambda asked: (
         Busy("full") if asked.command.cursor else Swept(count=1_000, cursor=77, results=[])
@@ -327,6 +339,7 @@ def test_a_refusal_exits_1_with_its_code(shell):
         ["cancel"],
         ["cancel", "1", "--queue", "q"],
         ["requeue"],
+        ["purge"],
         ["lease"],
         ["--url", "http://x", "ping"],
         ["--timeout", "x", "ping"],
