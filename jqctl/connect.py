@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from jqd.client.retry import Backoff
 from jqd.client.sync import Client
 from jqd.client.values import DEFAULT_URL
 from jqd.errors import ConnectionLost
@@ -42,7 +43,12 @@ class Connection:
     def __init__(self, url: str | None, timeout: str) -> None:
         self._url = url
         self._timeout = timeout
+        self._backoff: Backoff | None = None
         self._client: Client | None = None
+
+    def wait_for_nobody(self) -> None:
+        """From the first call on: while the server is away calls fail at once, instead of trying again."""
+        self._backoff = Backoff(give_up_ms=0)
 
     @property
     def url(self) -> str | None:
@@ -56,7 +62,7 @@ class Connection:
         """
         if self._client is None:
             urls = [self._url] if self._url else list(default_urls())
-            self._client = _connect(urls, self._timeout)
+            self._client = _connect(urls, self._timeout, self._backoff)
         return self._client.call(command)
 
     def __enter__(self) -> Self:
@@ -67,14 +73,14 @@ class Connection:
             self._client.close()
 
 
-def _connect(urls: list[str], timeout: str) -> Client:
+def _connect(urls: list[str], timeout: str, backoff: Backoff | None) -> Client:
     """Return a client of the first server that answers.
 
     A daemon that can be reached and refuses is the answer; only where nobody is the next one is tried.
     """
     failures: list[str] = []
     for url in urls:
-        client = Client(url, worker=f"jqctl:{os.getpid()}", timeout=timeout)
+        client = Client(url, worker=f"jqctl:{os.getpid()}", timeout=timeout, backoff=backoff)
         try:
             client.connect()
         except ConnectionLost as error:

@@ -21,7 +21,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TextIO
 
 import click
 import msgspec
@@ -157,7 +157,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool
     is_terminal = sys.stdout.isatty()
     if is_terminal:
         widths = _fitted(columns, widths, shutil.get_terminal_size().columns)
-    bold = header and is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    bold = header and has_colours()
     for number, line in enumerate(shown):
         cells = [
             text + " " * (width - size)
@@ -166,7 +166,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool
             for text, width in zip(line, widths, strict=True)
         ]
         text = "  ".join(cells).rstrip()
-        click.echo(click.style(text, bold=True) if bold and not number else text)
+        click.echo(click.style(text, bold=True) if bold and not number else text, color=bold)
 
 
 def _fitted(columns: Sequence[str], widths: Sequence[int], room: int) -> list[int]:
@@ -193,6 +193,18 @@ def details(fields: Mapping[str, object]) -> None:
             case _:
                 rows.append((_twin(name) or name, cell(name, value)))
     table(("", ""), rows, header=False)
+
+
+def is_screen(stream: TextIO) -> bool:
+    """Tell whether it is a terminal that can draw over what it has drawn."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def has_colours() -> bool:
+    """Tell whether stdout gets colours. What the user says stands above what the terminal can; no is stronger."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or is_screen(sys.stdout)
 
 
 def say(message: str) -> None:

@@ -7,10 +7,11 @@ rich is loaded when the first bar is drawn: work that is over by then costs noth
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, Self
+
+from jqctl import output
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -29,7 +30,7 @@ class Progress:
     def __init__(self, what: str, unit: Unit) -> None:
         self._what = what
         self._unit: Unit = unit
-        self._visible = is_visible()
+        self._visible = sys.stderr is not None and output.is_screen(sys.stderr)
         self._bar: Bar | None = None
 
     def move(self, done: int, total: int | None = None, *, what: str = "") -> None:
@@ -68,11 +69,6 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         self.end()
-
-
-def is_visible() -> bool:
-    """Tell whether stderr is a terminal that can draw over what it has drawn."""
-    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _make(unit: Unit) -> "Bar":

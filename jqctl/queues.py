@@ -9,12 +9,12 @@ Must not know: the wire, how a connection is made (connect.py), how a value is s
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from jqctl import output
+from jqctl import output, watch
 from jqctl.group import STATES, Settings, cli, common, verb
 from jqctl.replies import show, show_count, show_one
 from jqctl.sweeps import sweep
@@ -26,17 +26,25 @@ if TYPE_CHECKING:
 
 
 @verb
-def queues(settings: Settings, connection: "Connection") -> None:
+@watch.option
+def queues(settings: Settings, connection: "Connection", every_s: float | None) -> None:
     """List queues with their jobs counted by state.
 
+    With --watch and -o json a line is {wall_ms, at, queues: [...]}.
+
     \b
-    Example:
+    Examples:
       jqctl queues -o json
+      jqctl queues --watch 2
     """
-    header = True
-    for page in _pages(connection):
-        show(settings, ("queue", *STATES), page, ("queue",), header=header)
-        header = False
+    if every_s is None:
+        _show_all(settings, _pages(connection))
+    else:
+
+        def read() -> list[list["QueueInfo"]]:
+            return list(_pages(connection))
+
+        watch.watch(settings, connection, every_s, read, functools.partial(_show_all, settings))
 
 
 def _pages(connection: "Connection") -> Iterator[list["QueueInfo"]]:
@@ -48,6 +56,18 @@ def _pages(connection: "Connection") -> Iterator[list["QueueInfo"]]:
         page = connection.call(requests.queues(cursor=cursor))
         yield page.queues
         cursor = page.cursor
+
+
+def _show_all(settings: Settings, pages: Iterable[list["QueueInfo"]], wall_ms: int | None = None) -> None:
+    """Print all queues; with a date, the JSON of all of them is one line."""
+    if wall_ms is not None and settings.format == "json":
+        infos = [info for page in pages for info in page]
+        show(settings, (), [{"wall_ms": wall_ms, "queues": infos}], ())
+        return
+    header = True
+    for page in pages:
+        show(settings, ("queue", *STATES), page, ("queue",), header=header)
+        header = False
 
 
 # --- one of them ------------------------------------------------------------------------------

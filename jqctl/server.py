@@ -9,8 +9,9 @@ Must not know: the wire, how a connection is made (connect.py), how a value is s
 import time
 from typing import TYPE_CHECKING
 
-from msgspec import structs
+from msgspec import Struct, structs
 
+from jqctl import watch
 from jqctl.group import Settings, verb
 from jqctl.replies import show_one
 
@@ -19,16 +20,27 @@ if TYPE_CHECKING:
 
 
 @verb
-def stats(settings: Settings, connection: "Connection") -> None:
+@watch.option
+def stats(settings: Settings, connection: "Connection", every_s: float | None) -> None:
     """Show figures of the daemon.
 
     \b
-    Example:
+    Examples:
       jqctl stats -o json
+      jqctl stats --watch 10 -o json >> stats.jsonl
     """
     from jqd.client import requests
 
-    show_one(settings, connection.call(requests.stats()), ("store_id",))
+    def read() -> Struct:
+        figures: Struct = connection.call(requests.stats())
+        return figures
+
+    if every_s is None:
+        show_one(settings, read(), ("store_id",))
+    else:
+        watch.watch(
+            settings, connection, every_s, read, lambda figures, _: show_one(settings, figures, ("store_id",))
+        )
 
 
 @verb

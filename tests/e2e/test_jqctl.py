@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.daemon import ROOT, Daemon, environment
+from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.e2e
 
@@ -141,3 +142,37 @@ def test_a_job_is_there_after_kill_9(daemon, tmp_path):
     assert shell("lease", "q", "-o", "id").out.startswith("1 ")
     assert shell.json("ping")[0]["round_trip_ms"] > 0
     assert shell.json("stats")[0]["jobs"]["leased"] == 1
+
+
+def test_watch_goes_on_over_a_restart(daemon):
+    shell = Shell(f"unix://{daemon.socket_path}")
+    shell("submit", "q", "x")
+    words = [sys.executable, "-m", "jqctl", "--url", shell.url, "queues", "--watch", "100ms"]
+    with Terminal(words, columns=200) as terminal:
+        assert "connection_lost" not in terminal.read_until("\nq ")
+        daemon.kill()
+        terminal.read_until("connection_lost: queues: cannot reach unix://")
+        daemon.start()
+        shell("submit", "again", "x")
+        terminal.read_until("\nagain ")
+        terminal.interrupt()
+        assert terminal.end() == 0
+
+
+def test_a_queue_is_shown_and_purged(shell):
+    shell("submit", "q", "a")
+    shell("submit", "q", "b", "--delay", "1h")
+    held = shell("lease", "q", "-o", "id").out.split()
+    shell("fail", *held, "--dead")
+    shell("submit", "q", "c")
+    (shown,) = shell.json("queue", "show", "q")
+    assert (shown["delayed"], shown["ready"], shown["dead"]) == (1, 1, 1)
+    assert shell.json("queue", "purge", "q", "--dry-run") == [{"count": 2, "dry_run": True}]
+    assert shell("queue", "purge", "q").code == 2
+    assert shell.json("queue", "purge", "q", "--yes") == [{"count": 2, "dry_run": False}]
+    (shown,) = shell.json("queue", "show", "q")
+    assert (shown["delayed"], shown["ready"], shown["dead"]) == (0, 0, 1)
+    assert shell.json("purge", held[0]) == [{"job_id": held[0], "code": "ok"}]
+    gone = shell("queue", "show", "q")
+    assert gone.code == 1 and gone.err == "jqctl: queue_not_found: queue = 'q': it has no jobs\n"
+    assert gone.err == shell("queue", "purge", "q", "--yes").err

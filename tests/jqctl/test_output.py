@@ -131,19 +131,27 @@ def test_wide_characters_keep_the_columns_in_line(terminal):
     assert lines == ["PAYLOAD                  QUEUE", "漢漢漢漢漢漢漢漢漢漢漢…  q", "ab" + " " * 23 + "q"]
 
 
-def test_only_a_terminal_that_has_them_gets_colours(capsys, monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    for name, value, head in (
-        ("X", "", "\x1b[1mQUEUE\x1b[0m"),
-        ("TERM", "dumb", "QUEUE"),
-        ("NO_COLOR", "1", "QUEUE"),
-    ):
-        monkeypatch.setenv("TERM", "xterm")
+@pytest.mark.parametrize(
+    ("is_terminal", "environ", "coloured"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),  # no-color.org: "when present and not an empty string"
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (True, {"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+        (True, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_colours_are_for_whom_they_are_wanted(capsys, monkeypatch, is_terminal, environ, coloured):
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **environ}.items():
         monkeypatch.setenv(name, value)
-        output.table(("queue",), [("q",)])
-        assert capsys.readouterr().out == f"{head}\nq\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    output.table(("queue",), [("q",)])
+    assert capsys.readouterr().out == ("\x1b[1mQUEUE\x1b[0m\nq\n" if coloured else "QUEUE\nq\n")
 
 
 def test_details_spread_maps_and_lists(capsys):

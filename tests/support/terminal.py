@@ -19,6 +19,7 @@ import signal
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -72,8 +73,9 @@ class Terminal:
     def read_until(self, text: str) -> str:
         """Wait until this text is shown anew. Returns what was shown up to its end, from the last read on."""
         begin = self._read_chars
+        deadline = time.monotonic() + PATIENCE_S
         while (found := self.shown.find(text, begin)) < 0:
-            assert self._read(), f"{text!r} was not shown: {self.shown!r}"
+            assert self._read() and time.monotonic() < deadline, f"{text!r} was not shown: {self.shown!r}"
         self._read_chars = found + len(text)
         return self.shown[begin : self._read_chars]
 
