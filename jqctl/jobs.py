@@ -362,9 +362,9 @@ def requeue(
 @click.argument("ids", nargs=-1, type=ID, required=True, metavar="JOB_ID...")
 @click.option("--dry-run", is_flag=True, help="Say what would be, change nothing.")
 def purge(settings: Settings, connection: "Connection", ids: tuple[int, ...], dry_run: bool) -> int:
-    """Remove waiting or dead jobs without a trace: they are job_not_found from then on.
+    """Remove waiting or dead jobs without a trace.
 
-    Jobs that are held, done, cancelled or expired are refused; retention removes them. Nobody is asked: the
+    From then on they are job_not_found. Jobs that are held, done, cancelled or expired are refused; retention removes them. Nobody is asked: the
     jobs were named. `jqctl queue purge` removes those of a queue.
 
     \b
