@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import click
 
+from jqctl.group import COMPLETION_VARIABLE
 from jqctl.output import PipeClosed, Unreadable, clean
 from jqctl.verbs import cli
 from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout
@@ -26,6 +27,8 @@ PIPE_CLOSED = 141
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code."""
+    if COMPLETION_VARIABLE in os.environ:
+        from jqctl import completion  # noqa: F401 - its shells are known to click from then on
     try:
         code = cli.main(args, prog_name="jqctl", standalone_mode=False)
         return code if isinstance(code, int) else 0

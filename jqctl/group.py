@@ -21,10 +21,14 @@ from jqd import __version__
 from jqd.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from jqctl.connect import Connection
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# What a shell's script sets when it asks what there is to complete: click makes it of the program's name.
+COMPLETION_VARIABLE: Final = "_JQCTL_COMPLETE"
 STATES: Final = ("delayed", "ready", "leased", "done", "dead", "cancelled", "expired")
 
 
@@ -80,6 +84,26 @@ class _Url(click.ParamType[str]):
         return value
 
 
+class _Queue(click.ParamType[str]):
+    """A queue's name: checked by the server, and completed by it."""
+
+    name = "queue"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list["CompletionItem[str]"]:
+        from click.shell_completion import CompletionItem
+
+        from jqctl.completion import queue_names
+
+        url = ctx.ensure_object(Settings).url
+        return [CompletionItem(name) for name in queue_names(url, incomplete)]
+
+
+QUEUE: Final = _Queue()
 DURATION: Final = _Checked("duration", "to_ms")
 TIMEOUT: Final = _Checked("duration", "to_ms", zero=False)
 DATE: Final = _Checked("date", "to_wall_ms")

@@ -15,7 +15,7 @@ import click
 from msgspec import structs
 
 from jqctl import output
-from jqctl.group import DATE, DURATION, ID, STATES, TOKEN, Settings, verb
+from jqctl.group import DATE, DURATION, ID, QUEUE, STATES, TOKEN, Settings, verb
 from jqctl.progress import Progress
 from jqctl.replies import show, show_count, show_one, verdicts
 from jqctl.sweeps import sweep
@@ -56,7 +56,7 @@ def _metadata(
 
 
 @verb
-@click.argument("queue")
+@click.argument("queue", type=QUEUE)
 @click.argument("payload", required=False)
 @click.option("--file", type=click.File("rb"), help="Submit the jobs of a file of JSON lines; - is stdin.")
 @click.option("--priority", type=int, help="-32768 to 32767, higher is served first: 0.")
@@ -178,7 +178,7 @@ def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]], *,
 
 
 @verb
-@click.argument("queues", nargs=-1, required=True, metavar="QUEUE...")
+@click.argument("queues", nargs=-1, type=QUEUE, required=True, metavar="QUEUE...")
 @click.option("--count", type=click.IntRange(1, 10_000), default=1, help="Take up to so many: 1.")
 @click.option("--wait", type=DURATION, default="0", help="Wait so long for the first one, up to 30s.")
 @click.option("--lease", type=DURATION, help="Hold them so long: what the job says, or 30s.")
@@ -314,7 +314,7 @@ def release(settings: Settings, connection: "Connection", job_id: int, token: in
 
 @verb
 @click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
-@click.option("--queue", help="The waiting jobs of this queue.")
+@click.option("--queue", type=QUEUE, help="The waiting jobs of this queue.")
 @click.option("--state", type=click.Choice(("delayed", "ready")), help="Only those in this state.")
 @click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
 def cancel(
@@ -340,7 +340,7 @@ def cancel(
 
 @verb
 @click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
-@click.option("--queue", help="The dead jobs of this queue.")
+@click.option("--queue", type=QUEUE, help="The dead jobs of this queue.")
 @click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
 def requeue(
     settings: Settings, connection: "Connection", ids: tuple[int, ...], queue: str | None, dry_run: bool
@@ -421,7 +421,7 @@ def job(settings: Settings, connection: "Connection", job_id: int) -> None:
 
 
 @verb
-@click.option("--queue", help="Only this queue.")
+@click.option("--queue", type=QUEUE, help="Only this queue.")
 @click.option("--state", type=click.Choice(STATES), help="Only this state.")
 @click.option("--limit", type=click.IntRange(min=0), default=100, help="So many: 100; 0 is all.")
 def jobs(

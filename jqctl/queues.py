@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from jqctl import output, watch
-from jqctl.group import STATES, Settings, cli, common, verb
+from jqctl.group import QUEUE, STATES, Settings, cli, common, verb
 from jqctl.replies import show, show_count, show_one
 from jqctl.sweeps import sweep
 from jqd.errors import QueueNotFound
@@ -89,7 +89,7 @@ of_queue = functools.partial(verb, group=queue)
 
 
 @of_queue
-@click.argument("name")
+@click.argument("name", type=QUEUE)
 def show_(settings: Settings, connection: "Connection", name: str) -> None:
     """Show everything about one queue: its jobs counted by state.
 
@@ -111,7 +111,7 @@ def show_(settings: Settings, connection: "Connection", name: str) -> None:
 
 
 @of_queue
-@click.argument("name")
+@click.argument("name", type=QUEUE)
 @click.option("--state", type=click.Choice(("delayed", "ready", "dead")), help="Only those in this state.")
 @click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")

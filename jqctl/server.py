@@ -1,4 +1,4 @@
-"""The verbs about the daemon itself.
+"""The verbs about the daemon as a whole, and about jqctl itself.
 
 Knows:         arguments, help and examples of these verbs.
 Must not know: the wire, how a connection is made (connect.py), how a value is shown (output.py).
@@ -9,10 +9,11 @@ Must not know: the wire, how a connection is made (connect.py), how a value is s
 import time
 from typing import TYPE_CHECKING
 
+import click
 from msgspec import Struct, structs
 
 from jqctl import watch
-from jqctl.group import Settings, verb
+from jqctl.group import Settings, cli, verb
 from jqctl.replies import show_one
 
 if TYPE_CHECKING:
@@ -58,3 +59,22 @@ def ping(settings: Settings, connection: "Connection") -> None:
     round_trip_ms = round((time.perf_counter() - began) * 1_000, 3)
     thing = structs.asdict(reply) | {"url": connection.url, "round_trip_ms": round_trip_ms}
     show_one(settings, thing, ("url",))
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+def completion(shell: str) -> None:
+    """Print the script that makes a shell complete verbs, options, and the names of queues.
+
+    Names come from the daemon, if it answers within 300 ms.
+
+    \b
+    Examples:
+      source <(jqctl completion bash)                     now; or in ~/.bashrc
+      jqctl completion bash > ~/.local/share/bash-completion/completions/jqctl
+      jqctl completion zsh > "${fpath[1]}/_jqctl"         with compinit in ~/.zshrc
+      jqctl completion fish > ~/.config/fish/completions/jqctl.fish
+    """
+    from jqctl.completion import script
+
+    click.echo(script(shell, cli), nl=False)
