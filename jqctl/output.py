@@ -11,13 +11,12 @@ Must not know: verbs, the server.
             payload and result by encoding: text as a string, json as its value, anything else (or what
             does not decode) as payload_base64, result_base64
     id      for the shell: the ids that the next command wants, one line a job
+
+What only some output needs is imported there: jqctl is started more often than anything else here.
 """
 
-import base64
-import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -106,10 +105,14 @@ def _said(name: str, data: bytes, encoding: str) -> dict[str, Any]:
             return {name: msgspec.json.decode(data)}
     except (ValueError, RecursionError, msgspec.DecodeError):
         pass  # the producer said what it is not: the bytes are the truth
+    import base64
+
     return {f"{name}_base64": base64.b64encode(data).decode()}
 
 
 def _json_escape(match: re.Match[str]) -> str:
+    import json
+
     return json.dumps(match[0])[1:-1]
 
 
@@ -149,24 +152,39 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, header: bool
     """Print rows under their columns. On a terminal what is long and free in its wording is cut to fit;
     all else is whole everywhere: lines run long rather than lose a digit.
     """
-    from rich.cells import cell_len, set_cell_size
-
     lines = list(rows)
     shown = [[_title(name) for name in columns], *lines] if header else lines
-    widths = [max(cell_len(line[index]) for line in shown) for index in range(len(columns))] if shown else []
+    widths = [max(_width(line[index]) for line in shown) for index in range(len(columns))] if shown else []
     is_terminal = sys.stdout.isatty()
     if is_terminal:
+        import shutil
+
         widths = _fitted(columns, widths, shutil.get_terminal_size().columns)
     bold = header and has_colours()
     for number, line in enumerate(shown):
         cells = [
-            text + " " * (width - size)
-            if (size := cell_len(text)) <= width
-            else set_cell_size(text, width - 1) + "…"
+            text + " " * (width - size) if (size := _width(text)) <= width else _cut(text, width - 1) + "…"
             for text, width in zip(line, widths, strict=True)
         ]
         text = "  ".join(cells).rstrip()
         click.echo(click.style(text, bold=True) if bold and not number else text, color=bold)
+
+
+def _width(text: str) -> int:
+    """Count the columns that a text takes: what is not ASCII may take two, or none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _cut(text: str, width: int) -> str:
+    if text.isascii():
+        return text[:width]
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, width)
 
 
 def _fitted(columns: Sequence[str], widths: Sequence[int], room: int) -> list[int]:

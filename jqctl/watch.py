@@ -10,7 +10,6 @@ Must not know: what is read and how it is shown, verbs.
 import contextlib
 import functools
 import io
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -125,6 +124,8 @@ class _Screen:
     def __init__(self) -> None:
         self._lines: list[str] = []
         # What the user has before them goes into the scrollback instead of being painted over.
+        import shutil
+
         click.echo("\n" * shutil.get_terminal_size().lines, nl=False)
 
     def draw(self, show: Callable[[int], None], wall_ms: int) -> None:
@@ -137,6 +138,8 @@ class _Screen:
         self._paint([output.rfc3339(wall_ms), output.clean(why), ""])
 
     def _paint(self, heading: list[str]) -> None:
+        import shutil
+
         size = shutil.get_terminal_size()
         lines = [*heading, *self._lines]
         # A line longer than the terminal takes several rows; the last row is for the cursor.

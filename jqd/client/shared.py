@@ -5,7 +5,6 @@ Must not know: how anybody waits: sockets, asyncio, threads and locks belong to 
 """
 
 import os
-import random
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
@@ -56,6 +55,8 @@ class Shared(Struct, Generic[L], eq=False, kw_only=True):
         """
         if not (self.reached and error.retryable):
             return None
+        import random  # it loads hashes and more, and most clients never lose a connection
+
         return self.backoff.wait_ms(failures, round(passed_s * 1_000), random.random())  # noqa: S311
 
     def unreachable(self, failure: JqdError | OSError) -> JqdError:

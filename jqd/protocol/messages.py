@@ -76,9 +76,8 @@ _request_decoder: Final = msgspec.msgpack.Decoder(Request)
 _submit_decoder: Final = msgspec.msgpack.Decoder(SubmitRequest)
 _reply_decoder: Final = msgspec.msgpack.Decoder(ReceivedReply)
 _error_decoder: Final = msgspec.msgpack.Decoder(ErrorBody)
-_args_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {
-    verb: msgspec.msgpack.Decoder(command) for verb, command in COMMANDS.items()
-}
+# Made when the first request of its kind comes: no client needs one.
+_args_decoders: Final[dict[str, msgspec.msgpack.Decoder[Any]]] = {}
 _body_decoders: Final[dict[type[Struct], msgspec.msgpack.Decoder[Any]]] = {
     command.reply: msgspec.msgpack.Decoder(command.reply) for command in COMMANDS.values()
 }
@@ -109,7 +108,10 @@ def decode_command(request: Request) -> Command[Any]:
     """
     decoder = _args_decoders.get(request.verb)
     if decoder is None:
-        raise UnknownCommand(f"verb = {shorten(request.verb)}: known are {' '.join(COMMANDS)}")
+        kind = COMMANDS.get(request.verb)
+        if kind is None:
+            raise UnknownCommand(f"verb = {shorten(request.verb)}: known are {' '.join(COMMANDS)}")
+        decoder = _args_decoders[request.verb] = msgspec.msgpack.Decoder(kind)
     try:
         command: Command[Any] = decoder.decode(request.args)
     except _UNDECODABLE as error:

@@ -439,10 +439,51 @@ def test_what_surprises_stands_in_the_help(capsys):
         assert words in " ".join(capsys.readouterr().out.split())
 
 
-def test_start_up_loads_neither_asyncio_nor_rich():
-    program = "import sys, jqctl.__main__; print({'asyncio', 'uvloop', 'rich', 'jqd.client.aio'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr
+# Each of these costs more than a tenth of what a whole command should; some verbs need one, none of the plain ones.
+HEAVY = {
+    "asyncio", "base64", "email", "http", "json", "logging", "multiprocessing", "pathlib", "random", "rich", "shutil",
+    "ssl", "subprocess", "uvloop", "jqctl.bulk", "jqctl.completion", "jqd.client.aio", "jqd.client.link",
+}  # fmt: skip
+LOADED = """
+import sys
+before = set(sys.modules)
+from jqctl.__main__ import main
+try:
+    main()
+finally:
+    print("loaded", *set(sys.modules) - before, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--version"],
+        ["ping"],
+        ["ping", "-o", "json"],
+        ["queues"],
+        ["submit", "q", "x"],
+        ["lease", "q"],
+        ["ack", "4", "1"],
+        ["cancel", "--queue", "q"],
+    ],
+    ids=" ".join,
+)
+def test_a_plain_verb_loads_nothing_heavy(shell, args):
+    shell.server.answers |= {
+        "ping": Pong(wall_ms=1, engine_ms=2),
+        "queues": QueueList(queues=[QueueInfo(queue="q", **dict.fromkeys(STATES, 1))], cursor=None),
+        "submit": Submitted(job_id=1),
+        "lease": leased(LeasedJob(job_id=4, queue="q", attempt=2, payload=b"hi", encoding="text")),
+        "ack": OK_4,
+        "cancel": Swept(count=1, cursor=None, results=[]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, "--url", shell.server.url, *args], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "jqctl.verbs" in done.stderr.split()
+    assert HEAVY & set(done.stderr.split()) == set()
 
 
 def test_a_reader_that_goes_away_is_no_error(shell):
