@@ -16,7 +16,7 @@ LOCK := $(LOCK_ENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --n
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check test test-all test-slow cover bench golden lock release clean
+.PHONY: help setup demo check test test-all test-slow cover bench golden docs lock release clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,11 @@ bench: setup ## the figures of docs/performance.md (never a test)
 golden: setup ## write the golden vectors anew; read the diff before you commit it
 	set -e; for maker in tests/golden/make_*.py; do $(BIN)/python -m "tests.golden.$$(basename "$$maker" .py)"; done
 	git status --short tests/golden
+
+docs: setup ## write anew the parts of docs/ that are made from the code; read the diff before you commit it
+	$(BIN)/python -m tests.server.test_config
+	$(BIN)/python -m tests.jqctl.test_docs
+	git status --short docs
 
 lock: ## resolve the lock files anew; LOCK_ARGS=--upgrade takes newer versions
 	@test -x $(LOCK_ENV)/bin/pip-compile || { $(PYTHON) -m venv $(LOCK_ENV) && $(LOCK_ENV)/bin/python -m pip install --quiet $(LOCK_TOOL); }

@@ -111,6 +111,10 @@ ID: Final = click.IntRange(min=1, max=(1 << 60) - 1)
 TOKEN: Final = click.IntRange(min=1, max=(1 << 64) - 1)
 
 
+# What these options are called in a command's parameters.
+COMMON: Final = frozenset({"url", "timeout", "format"})
+
+
 def common(command: F, envvar: str | None = None) -> F:
     """Give a command the options that stand before or after the verb; after it they count more.
 
@@ -165,7 +169,9 @@ def verb(function: Callable[..., int | None], group: click.Group | None = None) 
         return code
 
     # What click.option and click.argument have left on the function goes over with functools.wraps.
-    return (group or cli).command(name=function.__name__.rstrip("_"))(common(invoke))
+    command = (group or cli).command(name=function.__name__.rstrip("_"))(common(invoke))
+    command.params.sort(key=lambda parameter: parameter.name in COMMON)  # help shows a verb's own ones first
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -59,11 +59,11 @@ def _metadata(
 @click.argument("queue", type=QUEUE)
 @click.argument("payload", required=False)
 @click.option("--file", type=click.File("rb"), help="Submit the jobs of a file of JSON lines; - is stdin.")
-@click.option("--priority", type=int, help="-32768 to 32767, higher is served first: 0.")
+@click.option("--priority", type=int, metavar="N", help="-32768 to 32767, higher is served first: 0.")
 @click.option("--delay", type=DURATION, help="Ready after this.")
 @click.option("--run-at", type=DATE, help="Ready at this date: ISO 8601 with Z or an offset.")
-@click.option("--max-retries", type=int, help="Errors after which it is dead: 3.")
-@click.option("--max-crashes", type=int, help="Crashes after which it is dead: 5.")
+@click.option("--max-retries", type=int, metavar="N", help="Errors after which it is dead: 3.")
+@click.option("--max-crashes", type=int, metavar="N", help="Crashes after which it is dead: 5.")
 @click.option("--lease", type=DURATION, help="What a worker gets that does not say: 30s.")
 @click.option("--task", help="A name for what is to be done.")
 @click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
@@ -179,7 +179,9 @@ def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]], *,
 
 @verb
 @click.argument("queues", nargs=-1, type=QUEUE, required=True, metavar="QUEUE...")
-@click.option("--count", type=click.IntRange(1, 10_000), default=1, help="Take up to so many: 1.")
+@click.option(
+    "--count", type=click.IntRange(1, 10_000), default=1, metavar="N", help="Take up to so many: 1."
+)
 @click.option("--wait", type=DURATION, default="0", help="Wait so long for the first one, up to 30s.")
 @click.option("--lease", type=DURATION, help="Hold them so long: what the job says, or 30s.")
 def lease(
@@ -423,7 +425,7 @@ def job(settings: Settings, connection: "Connection", job_id: int) -> None:
 @verb
 @click.option("--queue", type=QUEUE, help="Only this queue.")
 @click.option("--state", type=click.Choice(STATES), help="Only this state.")
-@click.option("--limit", type=click.IntRange(min=0), default=100, help="So many: 100; 0 is all.")
+@click.option("--limit", type=click.IntRange(min=0), default=100, metavar="N", help="So many: 100; 0 is all.")
 def jobs(
     settings: Settings, connection: "Connection", queue: str | None, state: str | None, limit: int
 ) -> None:

@@ -70,9 +70,9 @@ def completion(shell: str) -> None:
 
     \b
     Examples:
-      source <(jqctl completion bash)                     now; or in ~/.bashrc
+      source <(jqctl completion bash)                     # now; or in ~/.bashrc
       jqctl completion bash > ~/.local/share/bash-completion/completions/jqctl
-      jqctl completion zsh > "${fpath[1]}/_jqctl"         with compinit in ~/.zshrc
+      jqctl completion zsh > "${fpath[1]}/_jqctl"         # with compinit in ~/.zshrc
       jqctl completion fish > ~/.config/fish/completions/jqctl.fish
     """
     from jqctl.completion import script
