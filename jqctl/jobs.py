@@ -60,15 +60,20 @@ def _metadata(
 @click.argument("payload", required=False)
 @click.option("--file", type=click.File("rb"), help="Submit the jobs of a file of JSON lines; - is stdin.")
 @click.option("--priority", type=int, metavar="N", help="-32768 to 32767, higher is served first: 0.")
-@click.option("--delay", type=DURATION, help="Ready after this.")
+@click.option("--delay", type=DURATION, help="Ready after this: at once.")
 @click.option("--run-at", type=DATE, help="Ready at this date: ISO 8601 with Z or an offset.")
-@click.option("--max-retries", type=int, metavar="N", help="Errors after which it is dead: 3.")
-@click.option("--max-crashes", type=int, metavar="N", help="Crashes after which it is dead: 5.")
-@click.option("--lease", type=DURATION, help="What a worker gets that does not say: 30s.")
+@click.option("--max-retries", type=int, metavar="N", help="Errors after which it is dead, 0 to 1000: 3.")
+@click.option("--max-crashes", type=int, metavar="N", help="Crashes after which it is dead, 0 to 1000: 5.")
+@click.option("--lease", type=DURATION, help="What a worker gets that does not say, 1s to 24h: 30s.")
 @click.option("--task", help="A name for what is to be done.")
 @click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
 @click.option(
-    "--meta", "metadata", multiple=True, metavar="KEY=VALUE", callback=_metadata, help="Repeatable."
+    "--meta",
+    "metadata",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_metadata,
+    help="Kept with the job, 4 KiB in all; repeatable.",
 )
 @click.option("--encoding", type=click.Choice(ENCODINGS), help="What PAYLOAD is: text; from stdin: raw.")
 def submit(
@@ -182,8 +187,10 @@ def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]], *,
 @click.option(
     "--count", type=click.IntRange(1, 10_000), default=1, metavar="N", help="Take up to so many: 1."
 )
-@click.option("--wait", type=DURATION, default="0", help="Wait so long for the first one, up to 30s.")
-@click.option("--lease", type=DURATION, help="Hold them so long: what the job says, or 30s.")
+@click.option(
+    "--wait", type=DURATION, default="0", help="Wait so long for the first one, up to 30s: not at all."
+)
+@click.option("--lease", type=DURATION, help="Hold them so long, 1s to 24h: what the job says, or 30s.")
 def lease(
     settings: Settings,
     connection: "Connection",
@@ -219,7 +226,7 @@ def lease(
 @verb
 @click.argument("job_id", type=ID)
 @click.argument("token", type=TOKEN)
-@click.option("--result", help="Kept with the job: a text, or - for stdin as it is.")
+@click.option("--result", help="Kept with the job, up to 64 KiB: a text, or - for stdin as it is.")
 @click.option("--error", help="It failed for good: dead, without a retry.")
 def ack(
     settings: Settings,
@@ -248,7 +255,7 @@ def ack(
 @verb
 @click.argument("job_id", type=ID)
 @click.argument("token", type=TOKEN)
-@click.option("--error", default="", help="What went wrong; kept with the job.")
+@click.option("--error", default="", help="What went wrong; kept with the job, cut at 4 KiB.")
 @click.option("--retry-in", type=DURATION, help="Next attempt after this, instead of the backoff.")
 @click.option("--dead", is_flag=True, help="No retry.")
 def fail(
@@ -280,7 +287,7 @@ def fail(
 @verb
 @click.argument("job_id", type=ID)
 @click.argument("token", type=TOKEN)
-@click.option("--lease", type=DURATION, help="From now on: what the lease was given.")
+@click.option("--lease", type=DURATION, help="So long from now on, 1s to 24h: what the lease was given.")
 def extend(settings: Settings, connection: "Connection", job_id: int, token: int, lease: str | None) -> int:
     """Hold a job longer.
 
