@@ -98,6 +98,15 @@ def test_only_what_is_drawn_is_loaded(shell, tmp_path, pages, environ, streams, 
     assert loaded or terminal.shown == f'{{"count":{pages}000,"dry_run":false}}\r\n'
 
 
+def test_a_file_that_goes_in_at_once_needs_no_bar(shell, tmp_path):
+    shell.server.answers["submit_many"] = SubmittedMany(jobs=[(1, 2, False)])
+    (tmp_path / "jobs").write_text('{"payload": "a"}\n' * 2)
+    args = ["--url", shell.server.url, "submit", "q", "--file", str(tmp_path / "jobs"), "-o", "id"]
+    with Terminal([sys.executable, "-c", LOADED, str(tmp_path / "loaded"), *args]) as terminal:
+        assert terminal.end() == 0
+    assert terminal.shown == "1\r\n2\r\n" and (tmp_path / "loaded").read_text() == "0 False"
+
+
 def test_a_terminal_without_colours_gets_none(shell):
     shell.server.answers["requeue"] = sweeping
     with Terminal(jqctl(shell, "requeue", "--queue", "q"), environ={"NO_COLOR": "1"}) as terminal:

@@ -1,6 +1,7 @@
 """The command line against a server that says what the test tells it to."""
 
 import base64
+import gc
 import json
 import shlex
 import subprocess
@@ -11,9 +12,10 @@ from typing import Any
 import click
 import pytest
 
+from jqctl import __main__ as program_module
 from jqctl import connect
 from jqctl.__main__ import run
-from jqctl.group import STATES
+from jqctl.group import COMMON, STATES
 from jqctl.verbs import cli
 from jqd.core.commands import (
     Ack,
@@ -138,6 +140,20 @@ def test_a_file_goes_in_as_ranges(shell, tmp_path):
     path.write_text('{"payload": "a"}\n' * 20_001)
     out = shell("submit", "q", "--file", str(path))[1]
     assert [line.split()[-1] for line in out.splitlines()] == ["COUNT", "10000", "10000", "1"]
+
+
+def test_a_file_is_taken_from_where_it_stands(shell, tmp_path):
+    shell.server.answers["submit_many"] = counting
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('a heading\n{"payload": "a"}\n')
+    words = shlex.join(
+        [sys.executable, "-m", "jqctl", "--url", shell.server.url, "submit", "q", "--file", "-"]
+    )
+    done = subprocess.run(
+        ["sh", "-c", f"{{ read -r heading; {words}; }} < {path}"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [group.payloads for group in shell.said.groups] == [[b"a"]]
 
 
 def test_a_bad_line_is_named_and_nothing_goes_in(shell, tmp_path):
@@ -420,12 +436,22 @@ def test_every_verb_has_help_and_an_example(words, capsys):
     assert f"  jqctl {' '.join(words)}" in capsys.readouterr().out.partition("Example")[2]
 
 
-@pytest.mark.parametrize("words", sorted(spoken(cli)), ids=" ".join)
-def test_every_option_says_what_it_is(words):
+def command_of(words: tuple[str, ...]) -> click.Command:
     command: click.Command = cli
     for word in words:
         assert isinstance(command, click.Group)
         command = command.commands[word]
+    return command
+
+
+@pytest.mark.parametrize("words", sorted({*spoken(cli)} - {("completion",), ("queue",)}), ids=" ".join)
+def test_what_every_verb_takes_stands_last_in_its_help(words):
+    assert {parameter.name for parameter in command_of(words).params[-3:]} == COMMON
+
+
+@pytest.mark.parametrize("words", sorted(spoken(cli)), ids=" ".join)
+def test_every_option_says_what_it_is(words):
+    command = command_of(words)
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert [option.name for option in options if not option.help] == []
 
@@ -484,6 +510,17 @@ def test_a_plain_verb_loads_nothing_heavy(shell, args):
     assert done.returncode == 0, done.stderr
     assert "jqctl.verbs" in done.stderr.split()
     assert HEAVY & set(done.stderr.split()) == set()
+
+
+def test_ctrl_c_while_it_loads_is_an_interrupt(monkeypatch):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program_module, "_load", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        program_module.main()
+    assert ended.value.code == 130
+    gc.unfreeze()  # what main() froze for the end of its process
 
 
 def test_a_reader_that_goes_away_is_no_error(shell):
