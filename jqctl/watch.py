@@ -77,9 +77,9 @@ def watch(
         raise click.UsageError("--watch: with -o table or json")
     connection.wait_for_nobody()
     on_screen = settings.format == "table" and output.is_screen(sys.stdout)
-    shown = _Screen() if on_screen else _Journal(dated=settings.format == "table")
     try:
         reading = read()
+        shown = _Screen() if on_screen else _Journal(dated=settings.format == "table")
         due = clock()
         while True:
             shown.draw(functools.partial(show, reading), date_ms())
@@ -122,10 +122,10 @@ class _Screen:
     """Draws each reading over the one before; in an outage the last one stays, under what is wrong."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
-        # What the user has before them goes into the scrollback instead of being painted over.
         import shutil
 
+        self._lines: list[str] = []
+        # What the user has before them goes into the scrollback instead of being painted over.
         click.echo("\n" * shutil.get_terminal_size().lines, nl=False)
 
     def draw(self, show: Callable[[int], None], wall_ms: int) -> None:

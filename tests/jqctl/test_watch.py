@@ -137,6 +137,13 @@ def test_a_screen_is_drawn_over(screen):
     assert frames == ["1970-01-01T00:01:40.000Z\n\na\n", "1970-01-01T00:01:42.000Z\n\nb\n"]
 
 
+def test_a_screen_is_not_touched_where_there_is_nothing_to_show(screen):
+    drawn = screen()
+    with pytest.raises(ConnectionLost):
+        Time([AWAY]).watch()
+    assert drawn() == [""]
+
+
 def test_in_an_outage_the_last_reading_stays(screen):
     drawn = screen()
     Time(["a", ConnectionLost("gone\x1b[2J", outcome_unknown=False), "b"]).watch()
