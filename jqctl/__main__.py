@@ -5,8 +5,8 @@ Knows:         the exit codes: 0 done, 1 refused, 2 usage, 3 unreachable (a time
                went away.
 Must not know: verbs.
 
-What is not of the standard library is imported by the functions: main() keeps the garbage collector out of it,
-which costs a tenth of the time of a short command.
+click and the verbs are imported by the functions: main() keeps the garbage collector out of it, which would take a
+tenth of the time of a short command.
 """
 
 import contextlib
@@ -15,10 +15,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout
+
 REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
-OUTPUT_LOST = 74  # jqd.errors.EXIT_IO_ERROR
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -30,7 +31,6 @@ def run(args: Sequence[str] | None = None) -> int:
     from jqctl.group import COMPLETION_VARIABLE
     from jqctl.output import PipeClosed, Unreadable
     from jqctl.verbs import cli
-    from jqd.errors import ConnectionLost, JqdError, RequestTimeout
 
     if COMPLETION_VARIABLE in os.environ:
         from jqctl import completion  # noqa: F401 - its shells are known to click from then on
@@ -52,11 +52,11 @@ def run(args: Sequence[str] | None = None) -> int:
         return UNREACHABLE if isinstance(error, ConnectionLost | RequestTimeout) else REFUSED
     except Unreadable as error:
         _complain(str(error))
-        return OUTPUT_LOST
+        return EXIT_IO_ERROR
     except OSError as error:  # the client turns those of its socket into ConnectionLost
         _drop_output()
         _complain(f"cannot write the output: {error.strerror or error}")
-        return OUTPUT_LOST
+        return EXIT_IO_ERROR
 
 
 def _complain(message: str) -> None:
@@ -88,7 +88,7 @@ def main() -> None:
         _load()
         if sys.stdout is None:
             _complain("cannot write the output: stdout is closed")
-            sys.exit(OUTPUT_LOST)
+            sys.exit(EXIT_IO_ERROR)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 # A terminal that cannot show a character gets its escape instead of a traceback.
