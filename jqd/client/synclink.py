@@ -333,7 +333,7 @@ class SyncLink:
         failure: OSError | None = None
         made: socket.socket | None = None
         try:
-            made = _open(self._shared.address, max(min(own_s, CONNECT_S), 0.001))
+            made = open_socket(self._shared.address, max(min(own_s, CONNECT_S), 0.001))
         except OSError as error:
             failure = error
         with self._lock:
@@ -495,8 +495,8 @@ class SyncLink:
         self._shared.links.discard(self)
 
 
-def _open(address: Address, timeout_s: float) -> socket.socket:
-    """Return a connected socket that does not block.
+def open_socket(address: Address, timeout_s: float) -> socket.socket:
+    """Return a connected socket that does not block; `timeout_s`: for the connecting.
 
     Raises: OSError.
     """
