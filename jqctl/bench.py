@@ -407,7 +407,10 @@ def _show(settings: Settings, figures: dict[str, Any], remarks: list[str]) -> No
         click.echo(output.to_json({**figures, "remarks": remarks}), nl=False)
         return
     output.details(
-        {name: f"{value:,}" if type(value) in (int, float) else value for name, value in figures.items()}
+        {
+            name: f"{value:,}" if type(value) in (int, float) and name != "server_pid" else value
+            for name, value in figures.items()
+        }
     )
     for remark in remarks:
         output.say(remark)

@@ -214,6 +214,9 @@ def test_a_pid_that_is_given_is_measured(shell):
     code, out, _ = shell("submit", *SIZES, "--pid", str(os.getpid()), "-o", "json")
     figures = json.loads(out)
     assert code == 0 and figures["server_pid"] == os.getpid()
+    assert (
+        f"server_pid                {os.getpid()}\n" in shell("submit", *SIZES, "--pid", str(os.getpid()))[1]
+    )
     assert "too few to tell" in figures["remarks"][0]  # 20 jobs cost less than half a second
 
 
