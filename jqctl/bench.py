@@ -209,7 +209,8 @@ def _run(
         try:
             pid = _daemon_pid(url, before)
         except process.Unknown as error:
-            remarks.append(f"the daemon's CPU time is not known: {error}; say --pid")
+            advice = "; say --pid" if process.is_near(url) else ""
+            remarks.append(f"the daemon's CPU time is not known: {error}{advice}")
     load = Load(
         url,
         plan,

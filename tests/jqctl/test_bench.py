@@ -231,6 +231,14 @@ def test_what_is_not_known_is_left_out_and_said(shell, told, words):
     assert words in figures["remarks"][0] and figures["remarks"][0].endswith("; say --pid")
 
 
+def test_a_daemon_on_another_machine_has_no_pid_here(shell, monkeypatch):
+    monkeypatch.setattr(process, "is_near", lambda _: False)
+    shell.server.answers["stats"] = stats(pid=os.getpid())
+    figures = json.loads(shell("submit", *SIZES, "-o", "json")[1])
+    assert "server_pid" not in figures
+    assert figures["remarks"][0].endswith("is not on this machine")  # --pid would be no help
+
+
 def test_figures_are_a_job_in_the_units_of_their_names():
     plan = Plan(kind="mixed", queue="q", clients=1, pipeline=1, batch=1, payload_bytes=16, jobs=1_000)
     requests, waits = Latencies(), Latencies()
