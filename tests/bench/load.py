@@ -25,12 +25,15 @@ class Span(NamedTuple):
     client_s: float
 
 
-class Lane(asyncio.Protocol):
-    """A connection that plays its part until it has nothing left to do."""
+class Line(asyncio.Protocol):
+    """One connection: bytes go out, whole replies are its subclass's business.
 
-    def __init__(self, session: bytes | None) -> None:
-        self.session = session
-        self.next_id = wire.FIRST_ID + 1  # that one was hello's
+    Args:
+        hello: what is said first; empty: there is no greeting.
+    """
+
+    def __init__(self, hello: bytes = b"") -> None:
+        self._hello = hello
         self._rest = b""
         self._transport: asyncio.Transport | None = None
         self._greeted = asyncio.get_running_loop().create_future()
@@ -38,22 +41,26 @@ class Lane(asyncio.Protocol):
 
     async def open(self, port: int) -> None:
         await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", port)
-        self.write(wire.hello(self.session))
-        await self._greeted
+        if self._hello:
+            self.write(self._hello)
+            await self._greeted
+        else:
+            self._greeted.set_result(None)
 
     def start(self) -> None:
         """Send the first requests."""
         raise NotImplementedError
 
-    def step(self, bodies: list[bytes]) -> None:
-        """Go on: these replies came."""
+    def greeting(self, data: bytes) -> bytes:
+        """Call greeted() if this answers hello; return what is not yet a whole reply."""
         raise NotImplementedError
 
-    def take_id(self) -> int:
-        """Return the id of the next request. Without a session nobody remembers ids, and one is enough."""
-        if self.session is not None:
-            self.next_id += 1
-        return self.next_id
+    def take(self, data: bytes) -> bytes:
+        """Look at the replies that came; return what is not yet a whole one."""
+        raise NotImplementedError
+
+    def greeted(self) -> None:
+        self._greeted.set_result(None)
 
     def write(self, data: bytes | memoryview) -> None:
         assert self._transport is not None
@@ -71,23 +78,50 @@ class Lane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            bodies, self._rest = wire.cut(self._rest + data if self._rest else data)
-            if self._greeted.done():
-                self.step(bodies)
-            elif bodies:
-                wire.check_all(bodies)
-                self._greeted.set_result(None)
+            look = self.take if self._greeted.done() else self.greeting
+            self._rest = look(self._rest + data if self._rest else data)
         except Exception as error:
             self._fail(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(exc or ConnectionError("the daemon closed a connection"))
+        self._fail(exc or ConnectionError("the server closed a connection"))
 
     def _fail(self, error: Exception) -> None:
         for future in (self._greeted, self.finished):
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # one of them is looked at
+
+
+class Lane(Line):
+    """A connection to jqd that plays its part until it has nothing left to do."""
+
+    def __init__(self, session: bytes | None) -> None:
+        super().__init__(wire.hello(session))
+        self.session = session
+        self.next_id = wire.FIRST_ID + 1  # that one was hello's
+
+    def step(self, bodies: list[bytes]) -> None:
+        """Go on: these replies came."""
+        raise NotImplementedError
+
+    def take_id(self) -> int:
+        """Return the id of the next request. Without a session nobody remembers ids, and one is enough."""
+        if self.session is not None:
+            self.next_id += 1
+        return self.next_id
+
+    def greeting(self, data: bytes) -> bytes:
+        bodies, rest = wire.cut(data)
+        if bodies:
+            wire.check_all(bodies)
+            self.greeted()
+        return rest
+
+    def take(self, data: bytes) -> bytes:
+        bodies, rest = wire.cut(data)
+        self.step(bodies)
+        return rest
 
 
 class Replay(Lane):

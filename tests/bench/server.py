@@ -1,12 +1,16 @@
-"""A daemon to be measured: started, watched through /proc, killed, its data removed.
+"""A server to be measured: started, watched through /proc, killed, its data removed.
 
 Knows:         how jqd is started, what the kernel says about a process.
 Must not know: the protocol, what is measured.
+
+The servers of others are in peers.py.
 """
 
 import contextlib
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 # tmpfs would make every sync free; /tmp often is one, /var/tmp hardly ever.
@@ -25,19 +29,33 @@ _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-class Server:
-    """A daemon with its defaults, on a free loopback port and with a data directory of its own.
+class Program:
+    """A server with its defaults, on a free loopback port and with a directory of its own.
 
     Args:
-        data: the directory that gets the data directory; it has to be on a disk.
+        data: the directory that gets the server's directory; it has to be on a disk.
     """
 
+    name: ClassVar[str]
+
     def __init__(self, data: str = DATA) -> None:
-        self._dir = tempfile.mkdtemp(prefix="jqd-bench-", dir=data)
+        self._dir = tempfile.mkdtemp(prefix=f"{self.name}-bench-", dir=data)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+
+    def argv(self) -> list[str]:
+        """Return the command that starts it in the foreground."""
+        raise NotImplementedError
+
+    def environ(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def is_ready(self) -> bool:
+        """Tell whether it answers; OSError means not yet."""
+        with socket.create_connection(("127.0.0.1", self.port), 1.0):
+            return True
 
     def __enter__(self) -> Self:
         try:
@@ -53,41 +71,46 @@ class Server:
         self.close()
 
     def start(self) -> None:
-        """Start the daemon; returns when it takes connections."""
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("JQD_")}
-        environ["PYTHONPATH"] = str(ROOT)
-        argv = [sys.executable, "-m", "jqd", "--listen", f"127.0.0.1:{self.port}", "--unix", "off"]
+        """Start the server; returns when it takes connections."""
         with open(os.path.join(self._dir, "stderr"), "ab") as stderr:
             self._process = subprocess.Popen(
-                [*argv, "--data-dir", os.path.join(self._dir, "data")],
+                self.argv(),
                 cwd=self._dir,
-                env=environ,
+                env=self.environ(),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
+                start_new_session=True,  # so that Ctrl-C reaches the benchmark alone, which then kills the group
             )
         deadline_s = time.monotonic() + START_S_MAX
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0):
-                return
+            with contextlib.suppress(OSError):
+                if self.is_ready():
+                    return
             if self._process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(f"the daemon did not start:\n{self.stderr()}")
+                raise RuntimeError(f"{self.name} did not start:\n{self.stderr()}")
             time.sleep(0.002)
 
     def kill(self) -> None:
-        """Kill -9, and wait until it is gone."""
+        """Kill -9, it and what it has forked, and wait until all of them are gone."""
         if self._process is not None:
-            self._process.kill()
+            children = self._family()[1:]
+            os.killpg(self.pid, signal.SIGKILL)  # it leads a group: see start()
             self._process.wait()
             self._process = None
+            for pid in children:
+                with contextlib.suppress(ProcessLookupError):
+                    handle = os.pidfd_open(pid)
+                    select.select([handle], [], [])
+                    os.close(handle)
 
     def close(self) -> None:
-        """End the daemon and remove its data."""
+        """End the server and remove its data."""
         self.kill()
         shutil.rmtree(self._dir, ignore_errors=True)
 
     def stderr(self) -> str:
-        """Return what the daemon has logged."""
+        """Return what the server has logged."""
         return Path(self._dir, "stderr").read_text(encoding="utf-8", errors="replace")
 
     @property
@@ -96,13 +119,42 @@ class Server:
         return self._process.pid
 
     def cpu_s(self) -> tuple[float, float]:
-        """Return the processor time of all its threads so far, (user, system), in steps of a tick (10 ms)."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return int(fields[11]) / _TICKS_PER_S, int(fields[12]) / _TICKS_PER_S
+        """Return the processor time so far of all threads and children, (user, system), in steps of a tick (10 ms)."""
+        user, system = 0, 0
+        for pid in self._family():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the child has just ended
+                stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+                # its own, then that of the children it has waited for
+                user += int(stat[11]) + int(stat[13])
+                system += int(stat[12]) + int(stat[14])
+        return user / _TICKS_PER_S, system / _TICKS_PER_S
+
+    def _family(self) -> list[int]:
+        """Return its process id and those of its children, and of theirs."""
+        family = [self.pid]
+        for pid in family:
+            for path in Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
+                    family += map(int, path.read_text(encoding="ascii").split())
+        return family
 
     def rss_bytes(self) -> int:
         """Return its resident memory."""
         return int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
+
+
+class Server(Program):
+    """jqd."""
+
+    name = "jqd"
+
+    def argv(self) -> list[str]:
+        listen = ["--listen", f"127.0.0.1:{self.port}", "--unix", "off"]
+        return [sys.executable, "-m", "jqd", *listen, "--data-dir", os.path.join(self._dir, "data")]
+
+    def environ(self) -> dict[str, str]:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("JQD_")}
+        return {**environ, "PYTHONPATH": str(ROOT)}
 
     def log_bytes(self) -> int:
         """Return the size of its log files."""
