@@ -351,9 +351,8 @@ def main() -> None:
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures of all repetitions")
     arguments = parser.parse_args()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit("terminated")
-    )  # so that daemons and data go away then too
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate)
     chosen = [row for row in ROWS if not arguments.only or row.name in arguments.only]
     if not chosen:
         parser.error(f"--only {' '.join(arguments.only)}: paths are {' '.join(row.name for row in ROWS)}")
@@ -374,9 +373,10 @@ def main() -> None:
         )
 
 
-def _terminate(number: int, _frame: object) -> NoReturn:
-    """Leave in order, so that daemons and data go away. A second signal does not interrupt that."""
-    signal.signal(number, signal.SIG_IGN)
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    """Leave in order, so that servers and data go away. A second signal does not interrupt that."""
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)
     sys.exit("terminated")
 
 
