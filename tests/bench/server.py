@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Final, Self
 
+from tests.bench import interrupt
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 # tmpfs would make every sync free; /tmp often is one, /var/tmp hardly ever.
 DATA: Final = "/var/tmp"
@@ -39,7 +41,7 @@ class Program:
     name: ClassVar[str]
 
     def __init__(self, data: str = DATA) -> None:
-        self._dir = tempfile.mkdtemp(prefix=f"{self.name}-bench-", dir=data)
+        self.dir = tempfile.mkdtemp(prefix=f"{self.name}-bench-", dir=data)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -72,10 +74,11 @@ class Program:
 
     def start(self) -> None:
         """Start the server; returns when it takes connections."""
-        with open(os.path.join(self._dir, "stderr"), "ab") as stderr:
+        interrupt.check()
+        with open(os.path.join(self.dir, "stderr"), "ab") as stderr:
             self._process = subprocess.Popen(
                 self.argv(),
-                cwd=self._dir,
+                cwd=self.dir,
                 env=self.environ(),
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
@@ -87,6 +90,7 @@ class Program:
             with contextlib.suppress(OSError):
                 if self.is_ready():
                     return
+            interrupt.check()
             if self._process.poll() is not None or time.monotonic() > deadline_s:
                 raise RuntimeError(f"{self.name} did not start:\n{self.stderr()}")
             time.sleep(0.002)
@@ -107,11 +111,11 @@ class Program:
     def close(self) -> None:
         """End the server and remove its data."""
         self.kill()
-        shutil.rmtree(self._dir, ignore_errors=True)
+        shutil.rmtree(self.dir, ignore_errors=True)
 
     def stderr(self) -> str:
         """Return what the server has logged."""
-        return Path(self._dir, "stderr").read_text(encoding="utf-8", errors="replace")
+        return Path(self.dir, "stderr").read_text(encoding="utf-8", errors="replace")
 
     @property
     def pid(self) -> int:
@@ -150,7 +154,7 @@ class Server(Program):
 
     def argv(self) -> list[str]:
         listen = ["--listen", f"127.0.0.1:{self.port}", "--unix", "off"]
-        return [sys.executable, "-m", "jqd", *listen, "--data-dir", os.path.join(self._dir, "data")]
+        return [sys.executable, "-m", "jqd", *listen, "--data-dir", os.path.join(self.dir, "data")]
 
     def environ(self) -> dict[str, str]:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("JQD_")}
@@ -158,7 +162,7 @@ class Server(Program):
 
     def log_bytes(self) -> int:
         """Return the size of its log files."""
-        return sum(path.stat().st_size for path in Path(self._dir, "data").rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in Path(self.dir, "data").rglob("*") if path.is_file())
 
 
 def file_system(path: str) -> str:
