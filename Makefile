@@ -55,7 +55,7 @@ cover: setup ## branch coverage; 100 % where a bug loses jobs: core, protocol, r
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=100 --include='jqd/core/*,jqd/protocol/*,jqd/storage/record.py,jqd/storage/segment.py'
 
-bench: setup ## the figures of docs/performance.md (never a test)
+bench: setup ## what jqd costs, and its speed beside beanstalkd and Redis; docs/performance.md (never a test)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 golden: setup ## write the golden vectors anew; read the diff before you commit it

@@ -9,16 +9,24 @@ event loop does at that moment; everything else asks with check() before it star
 """
 
 import asyncio
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 
 _came = False
 
 
-def listen() -> None:
-    """Take the signals from now on."""
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Take the signals from now on; whoever runs in this context is ended by them, after what it made is removed."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _take)
+    try:
+        yield
+    except asyncio.CancelledError:
+        check()
+        raise
 
 
 def check() -> None:

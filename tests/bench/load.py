@@ -3,25 +3,32 @@
 Knows:         how many requests are in flight, what is sent when a reply comes.
 Must not know: which figures come out of it.
 
-It shares the machine with the daemon, so what it does per job is kept to a slice and a look at three bytes.
+It shares the machine with the server, so what it does per job is kept to a slice and a look at three bytes.
+
+    Line                a connection
+      Lane              to jqd: Replay, LeaseAck
+      Talk              to any server, in its dialect (dialects.py): Producer, Paced, Worker
 """
 
 import asyncio
+import contextlib
 import os
+import string
 import time
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, NamedTuple, cast
 
 from tests.bench import wire
-from tests.bench.server import Server
+from tests.bench.dialects import Dialect
+from tests.bench.server import Program
 
 
 class Span(NamedTuple):
     """What a measured piece of work took."""
 
     wall_s: float
-    user_s: float  # of the daemon
-    system_s: float  # of the daemon
+    user_s: float  # of the server
+    system_s: float  # of the server
     client_s: float
 
 
@@ -55,7 +62,7 @@ class Line(asyncio.Protocol):
         """Call greeted() if this answers hello; return what is not yet a whole reply."""
         raise NotImplementedError
 
-    def take(self, data: bytes) -> bytes:
+    def heard(self, data: bytes) -> bytes:
         """Look at the replies that came; return what is not yet a whole one."""
         raise NotImplementedError
 
@@ -67,8 +74,8 @@ class Line(asyncio.Protocol):
         self._transport.write(data)
 
     def close(self) -> None:
-        assert self._transport is not None
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     def finish(self) -> None:
         self.finished.set_result(None)
@@ -78,7 +85,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            look = self.take if self._greeted.done() else self.greeting
+            look = self.heard if self._greeted.done() else self.greeting
             self._rest = look(self._rest + data if self._rest else data)
         except Exception as error:
             self._fail(error)
@@ -118,7 +125,7 @@ class Lane(Line):
             self.greeted()
         return rest
 
-    def take(self, data: bytes) -> bytes:
+    def heard(self, data: bytes) -> bytes:
         bodies, rest = wire.cut(data)
         self.step(bodies)
         return rest
@@ -195,22 +202,266 @@ class LeaseAck(Lane):
                 self.finish()
 
 
+# --- the same load for any server ---------------------------------------------------------------
+
+
+PAYLOAD_BYTES: Final = 100
+# More than are ever leased at once, so that no two leased jobs have the same payload.
+_DISTINCT: Final = 1 << 14
+_TAIL: Final = string.ascii_letters.encode() + string.digits.encode() + b"." * 22
+
+
+def payload(number: int) -> bytes:
+    """Return the payload of a job: a number in 16 hexadecimal digits, then what fills it up."""
+    return b"%016x" % number + _TAIL
+
+
+assert len(payload(0)) == PAYLOAD_BYTES
+
+
+class Frames:
+    """Submits made beforehand, in a ring; their payloads differ.
+
+    Args:
+        jobs: how many each submit brings.
+    """
+
+    def __init__(self, dialect: Dialect, jobs: int = 1) -> None:
+        self.jobs = jobs
+        if jobs == 1:
+            frames = [dialect.submit(payload(number)) for number in range(_DISTINCT)]
+        else:
+            numbers = range(0, _DISTINCT - jobs, jobs)
+            frames = [dialect.submit_many([payload(first + n) for n in range(jobs)]) for first in numbers]
+        self._count = len(frames)
+        self._stride = len(frames[0])
+        assert all(len(frame) == self._stride for frame in frames)
+        self._ring = memoryview(b"".join(frames))
+        self._next = 0
+
+    def take(self, count: int) -> memoryview:
+        """Return the next frames."""
+        assert count <= self._count
+        if self._next + count > self._count:
+            self._next = 0
+        begin = self._next * self._stride
+        self._next += count
+        return self._ring[begin : self._next * self._stride]
+
+
+class Supply:
+    """The jobs that the lines of a run share: how many they may still take, how many are done.
+
+    Args:
+        jobs: how many there are.
+        seconds: how long they may be taken, from begin().
+    """
+
+    def __init__(self, jobs: int, seconds: float | None = None) -> None:
+        self.left = jobs
+        self.done = 0
+        self._seconds = seconds
+        self._over = False
+        self._goal: int | None = None
+        self._reached = asyncio.Event()
+
+    def begin(self) -> None:
+        if self._seconds is not None:
+            asyncio.get_running_loop().call_later(self._seconds, self.close)
+
+    def close(self) -> None:
+        self.left, self._over = 0, True
+
+    def take(self, wanted: int) -> int:
+        """Return how many of the wanted jobs may be begun."""
+        taken = min(wanted, self.left)
+        self.left -= taken
+        return taken
+
+    def give_back(self, count: int) -> None:
+        """Leave jobs that could not be had to others."""
+        if not self._over:
+            self.left += count
+
+    def add(self, count: int) -> None:
+        """Count jobs that are done."""
+        self.done += count
+        if self._goal is not None and self.done >= self._goal:
+            self._reached.set()
+
+    async def reach(self, goal: int) -> None:
+        """Wait until so many jobs are done."""
+        self._goal = goal
+        self.add(0)
+        await self._reached.wait()
+
+
+class Talk(Line):
+    """A connection to any server, in its dialect."""
+
+    def __init__(self, dialect: Dialect, supply: Supply) -> None:
+        super().__init__(dialect.hello)
+        self.dialect = dialect
+        self.supply = supply
+
+    def greeting(self, data: bytes) -> bytes:
+        answered, rest = self.dialect.greeted(data)
+        if answered:
+            self.greeted()
+        return rest
+
+
+class Producer(Talk):
+    """Submits as long as there is something to take, a number of requests in flight."""
+
+    def __init__(self, dialect: Dialect, supply: Supply, frames: Frames, window: int) -> None:
+        super().__init__(dialect, supply)
+        self._frames = frames
+        self._window = window
+        self._in_flight = 0
+
+    def start(self) -> None:
+        self._go_on(self._window)
+
+    def heard(self, data: bytes) -> bytes:
+        count, rest = self.dialect.submitted(data)
+        if count:
+            self._in_flight -= count
+            self.supply.add(count * self._frames.jobs)
+            self._go_on(count)
+        return rest
+
+    def _go_on(self, count: int) -> None:
+        count = self.supply.take(count * self._frames.jobs) // self._frames.jobs
+        if count:
+            self._in_flight += count
+            self.write(self._frames.take(count))
+        elif not self._in_flight:
+            self.finish()
+
+
+class Paced(Talk):
+    """Submits when it is told to, whatever was answered; each payload begins with the time of its submit."""
+
+    def __init__(self, dialect: Dialect, supply: Supply) -> None:
+        super().__init__(dialect, supply)
+        self.submitted = 0
+
+    def start(self) -> None:
+        """Wait to be told."""
+
+    def submit(self) -> None:
+        self.submitted += 1
+        self.write(self.dialect.submit(payload(time.perf_counter_ns())))
+
+    def heard(self, data: bytes) -> bytes:
+        count, rest = self.dialect.submitted(data)
+        self.supply.add(count)
+        return rest
+
+
+class Worker(Talk):
+    """Leases up to `batch` jobs, acks them when they came, and so on as long as there is something to take.
+
+    Args:
+        wait: wait for jobs where there are none; otherwise that is an error: the supply said that there are.
+        times: gets the time in ns from the submit to here, for jobs of Paced.
+    """
+
+    def __init__(
+        self, dialect: Dialect, supply: Supply, batch: int, *, wait: bool, times: list[int] | None = None
+    ) -> None:
+        super().__init__(dialect, supply)
+        self._batch = batch
+        self._wait = wait
+        self._times = times
+        self._lease = dialect.lease(batch, wait=wait)
+        self._asked = 0
+        self._replies = 0  # still to come to what was asked
+        self._jobs: list[Any] = []
+        self._acks = 0  # still to come
+
+    def start(self) -> None:
+        self._asked = asked = self.supply.take(self._batch)
+        if not asked:
+            self.finish()
+            return
+        self._replies = self.dialect.replies(asked)
+        self.write(self._lease if asked == self._batch else self.dialect.lease(asked, wait=self._wait))
+
+    def heard(self, data: bytes) -> bytes:
+        if self._replies:
+            return self._take_jobs(data)
+        count, rest = self.dialect.acked(data)
+        self._acks -= count
+        if count and not self._acks:
+            self.supply.add(len(self._jobs))
+            self._jobs = []
+            self.start()
+        return rest
+
+    def _take_jobs(self, data: bytes) -> bytes:
+        count, jobs, rest = self.dialect.leased(data)
+        self._replies -= count
+        self._jobs += jobs
+        if self._times is not None:
+            now = time.perf_counter_ns()
+            self._times += [now - int(self.dialect.payload(job)[:16], 16) for job in jobs]
+        if not self._replies:
+            self.supply.give_back(self._asked - len(self._jobs))
+            self._acks = len(self._jobs)
+            if self._jobs:
+                self.write(self.dialect.ack(self._jobs))
+            elif self._wait:
+                self.start()
+            else:
+                raise RuntimeError(f"no job to lease, and {self._asked} were to be there")
+        return rest
+
+
+# --- playing ------------------------------------------------------------------------------------
+
+
 def new_session(*, wanted: bool) -> bytes | None:
     """Return what a connection says in hello about its session."""
     return os.urandom(16) if wanted else None
 
 
-async def play(server: Server, lanes: Sequence[Lane]) -> Span:
-    """Connect the lanes, then measure them from the first request to the last reply."""
-    for lane in lanes:
-        await lane.open(server.port)
-    client_s, before, begun_s = time.process_time(), server.cpu_s(), time.perf_counter()
-    for lane in lanes:
-        lane.start()
-    for lane in lanes:
-        await lane.finished
-    wall_s, after = time.perf_counter() - begun_s, server.cpu_s()
-    span = Span(wall_s, after[0] - before[0], after[1] - before[1], time.process_time() - client_s)
-    for lane in lanes:
-        lane.close()
-    return span
+class Meter:
+    """Measures from when it is made to span()."""
+
+    def __init__(self, server: Program) -> None:
+        self._server = server
+        self._client_s, self._before = time.process_time(), server.cpu_s()
+        self._begun_s = time.perf_counter()
+
+    def span(self) -> Span:
+        wall_s, after = time.perf_counter() - self._begun_s, self._server.cpu_s()
+        user_s, system_s = (later - before for later, before in zip(after, self._before, strict=True))
+        return Span(wall_s, user_s, system_s, time.process_time() - self._client_s)
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Program, lines: Sequence[Line]) -> AsyncIterator[None]:
+    """Connect the lines, and close them whatever happens: uvloop may wait for ever for those left open."""
+    try:
+        for line in lines:
+            await line.open(server.port)
+        yield
+    finally:
+        for line in lines:
+            line.close()
+        await asyncio.sleep(0)  # the loop closes them in its next turn
+
+
+async def play(server: Program, lines: Sequence[Line], supply: Supply | None = None) -> Span:
+    """Connect the lines, then measure them from the first request to the last reply."""
+    async with connected(server, lines):
+        meter = Meter(server)
+        if supply is not None:
+            supply.begin()
+        for line in lines:
+            line.start()
+        for line in lines:
+            await line.finished
+        return meter.span()
