@@ -39,7 +39,7 @@ def installed(wheel, tmp_path_factory):
     environment = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", environment)
     pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    run(*pip, "--require-hashes", "--only-binary", ":all:", "-r", ROOT / "requirements.lock")
+    run(*pip, "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", ROOT / "requirements.lock")
     run(*pip, "--no-deps", wheel)
     return environment / "bin"
 
