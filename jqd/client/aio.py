@@ -1,6 +1,6 @@
 """The asyncio client: every verb, and which connection a request takes.
 
-Knows:         what a caller may rely on, which process and loop it belongs to.
+Knows:         what a caller may rely on, which loop it belongs to.
 Must not know: how a connection is kept up (link.py), frames and request ids (protocol/connection.py),
                how a verb's arguments are said (requests.py), what a failure is called (shared.py).
 
@@ -15,24 +15,24 @@ lost connection is answered once, also if it was carried out the first time.
 # ruff: noqa: ASYNC109 - every verb takes `timeout`: the deadline also decides what is sent again
 
 import asyncio
-import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, cast
 
 from msgspec import UNSET, Struct, UnsetType
 
-from jqd.client import requests
+from jqd.client import fork, requests
 from jqd.client.link import Link
 from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
     IDLE_LINKS_MAX,
     IN_FLIGHT_MAX,
-    check_process,
     closed_client,
     give_back,
     make_shared,
+    renewed,
 )
 from jqd.client.values import DEFAULT_URL, Duration, Payload, to_ms
 from jqd.core.commands import (
@@ -72,6 +72,9 @@ class AsyncClient:
     Any number of coroutines may use it at once: their requests share a connection and are pipelined,
     and each lease that waits has a connection of its own.
 
+    In a fork it begins anew, as if it had just been made: it connects for itself when it is used there, in a loop of
+    the child's, and what was asked before the fork stays the parent's. So does one that is pickled for another process.
+
     A lost connection is made again, and what was not answered is sent again under its id, so that the
     server carries it out once. An error reply is raised as it is, never asked again: after `busy`,
     `overloaded` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
@@ -87,7 +90,7 @@ class AsyncClient:
         RequestTimeout: no reply in time; outcome unknown. A state-changing request may have been carried out.
         ConnectionLost: no connection; `outcome_unknown` says whether the request may have been carried out.
         RequestError, UnavailableError: what the server answered, by its code; see jqd.errors.
-        RuntimeError: used after a fork, or in another event loop: make a client there.
+        RuntimeError: used in another event loop of this process: make a client there.
     """
 
     def __init__(
@@ -101,11 +104,11 @@ class AsyncClient:
         self.url = url
         self._timeout_ms = to_ms("timeout", timeout)
         self._shared = make_shared(Link, url, worker, backoff, self._unclaimed)
-        self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._main: Link | None = None
         self._idle: list[Link] = []  # lease links that nobody waits on, at most IDLE_LINKS_MAX
+        fork.register(self)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -118,7 +121,6 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close every connection. What was not answered ends in ConnectionLost. Twice is once."""
-        self._check_process()
         if self._closed:
             return
         self._closed = True
@@ -140,6 +142,20 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def _begin_anew(self) -> None:
+        """Drop, in a fork, what is the parent's. Called by itself: see jqd/client/fork.py."""
+        links = self._shared.links
+        self._shared = renewed(self._shared)
+        self._loop, self._main, self._idle = None, None, []
+        for link in links:
+            link.disown()
+
+    def __reduce__(self) -> tuple["partial[Self]", tuple[()]]:
+        """Say how to make another one of the same settings: what pickle brings to another process."""
+        worker, backoff = self._shared.session.hello.worker, self._shared.backoff
+        timeout = self._timeout_ms / 1_000
+        return partial(type(self), self.url, worker=worker, timeout=timeout, backoff=backoff), ()
 
     # --- one request --------------------------------------------------------------------------
 
@@ -175,8 +191,7 @@ class AsyncClient:
             link.end("not needed any more")
 
     def _main_link(self) -> Link:
-        """Return the main link, after checking that this client may be used here and now."""
-        self._check_process()
+        """Return the main link, after checking that this client may be used in this loop, now."""
         if self._closed:
             raise closed_client()
         loop = asyncio.get_running_loop()
@@ -186,9 +201,6 @@ class AsyncClient:
         elif loop is not self._loop:
             raise RuntimeError("this AsyncClient belongs to another event loop: make one for this loop")
         return self._main
-
-    def _check_process(self) -> None:
-        check_process("AsyncClient", self._pid)
 
     def _unclaimed(self, reply: Struct | JqdError) -> None:
         """Take a reply that nobody waits for any more."""

@@ -13,6 +13,8 @@ asked in one turn of the loop leaves in one write, and nothing is written while 
 
 import asyncio
 import itertools
+import os
+import socket
 from typing import Any, Final, cast
 
 from msgspec import Struct
@@ -271,6 +273,14 @@ class Link:
         else:
             self._shared.links.discard(self)
 
+    def disown(self) -> None:
+        """Let go, in a fork, of what is the parent's: this process's copy of the socket is closed, and nothing is
+        said to the server. Nothing else is touched: transports and tasks belong to a loop that does not run here, and
+        would act on what the parent polls with.
+        """
+        if self._socket is not None:
+            _close_copy(self._socket.transport.get_extra_info("socket").fileno())
+
     async def gone(self) -> None:
         """Wait, after end(), until nothing is left of it."""
         if self._task is not None:
@@ -281,6 +291,15 @@ class Link:
             if not socket.closed.done():
                 socket.transport.abort()
                 await socket.closed
+
+
+def _close_copy(descriptor: int) -> None:
+    """Close a file whose number somebody else goes on to use: from now on it means a socket without a connection."""
+    os.close(descriptor)  # at first: where no more files can be opened there is room for one now
+    other = socket.socket(socket.AF_UNIX).detach()
+    if other != descriptor:
+        os.dup2(other, descriptor, inheritable=False)
+        os.close(other)
 
 
 class Socket(asyncio.Protocol):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from jqd import __version__
 from jqd.client.retry import Backoff
@@ -120,26 +120,25 @@ def make_shared(
     )
 
 
+def renewed(shared: Shared[L]) -> Shared[L]:
+    """Return what the links of a client share in a fork: a session of its own, and no links yet.
+
+    What the old one still hears of is the parent's: nothing is given back from here.
+    """
+    shared.unclaimed, unclaimed = _ignore, shared.unclaimed
+    hello = structs.replace(shared.session.hello, session=os.urandom(SESSION_BYTES))
+    return structs.replace(shared, session=Session(hello), unclaimed=unclaimed, links=set())
+
+
+def _ignore(_: Struct | JqdError) -> None:
+    pass
+
+
 def give_back(reply: Struct | JqdError) -> Release | None:
     """Return what to tell the server about a reply that nobody waits for: leased jobs go back to the queue."""
     if isinstance(reply, Leased) and reply.jobs:
         return Release(items=[(reply.token, to_ranges([job.job_id for job in reply.jobs]))])
     return None
-
-
-def check_process(name: str, pid: int) -> None:
-    """Refuse a client that was made in another process.
-
-    A fork shares the sockets and repeats the request ids of the session: what both sent would be
-    taken for one and the same request.
-
-    Raises: RuntimeError.
-    """
-    if os.getpid() != pid:
-        raise RuntimeError(
-            f"this {name} was made in process {pid} and is used in its fork {os.getpid()}: "
-            "make a new client after the fork"
-        )
 
 
 def closed_client() -> ConnectionLost:

@@ -1,6 +1,6 @@
 """The blocking client: every verb, and which connection a request takes.
 
-Knows:         what a caller may rely on, which process it belongs to.
+Knows:         what a caller may rely on.
 Must not know: how a connection is kept up and how threads share it (synclink.py), frames and request ids
                (protocol/connection.py), how a verb's arguments are said (requests.py), what a failure is
                called (shared.py), asyncio.
@@ -13,24 +13,24 @@ All connections of one client are one session: a state-changing request that is 
 lost connection is answered once, also if it was carried out the first time.
 """
 
-import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from threading import RLock
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
 
 from msgspec import UNSET, Struct, UnsetType
 
-from jqd.client import requests
+from jqd.client import fork, requests
 from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
     IDLE_LINKS_MAX,
     IN_FLIGHT_MAX,
-    check_process,
     closed_client,
     give_back,
     make_shared,
+    renewed,
 )
 from jqd.client.synclink import SyncLink
 from jqd.client.values import DEFAULT_URL, Duration, Payload, to_ms
@@ -71,6 +71,9 @@ class Client:
     Any number of threads may use it at once: their requests share a connection and are pipelined,
     and each lease that waits has a connection of its own.
 
+    In a fork it begins anew, as if it had just been made: it connects for itself when it is used there, and what
+    was asked before the fork stays the parent's. So does one that is pickled for another process.
+
     A lost connection is made again, and what was not answered is sent again under its id, so that the
     server carries it out once. An error reply is raised as it is, never asked again: after `busy`,
     `overloaded` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
@@ -90,7 +93,6 @@ class Client:
         RequestTimeout: no reply in time; outcome unknown. A state-changing request may have been carried out.
         ConnectionLost: no connection; `outcome_unknown` says whether the request may have been carried out.
         RequestError, UnavailableError: what the server answered, by its code; see jqd.errors.
-        RuntimeError: used after a fork: make a client there.
     """
 
     def __init__(
@@ -104,11 +106,11 @@ class Client:
         self.url = url
         self._timeout_ms = to_ms("timeout", timeout)
         self._shared = make_shared(SyncLink, url, worker, backoff, self._unclaimed)
-        self._pid = os.getpid()
         self._lock = RLock()  # guards all that follows, and everything in the links
         self._closed = False
         self._main: SyncLink | None = None
         self._idle: list[SyncLink] = []  # lease links that nobody waits on, at most IDLE_LINKS_MAX
+        fork.register(self)
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -121,7 +123,6 @@ class Client:
 
     def close(self) -> None:
         """Close every connection. What was not answered ends in ConnectionLost. Twice is once."""
-        check_process("Client", self._pid)
         with self._lock:
             self._closed = True
             for link in list(self._shared.links):
@@ -139,6 +140,20 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _begin_anew(self) -> None:
+        """Drop, in a fork, what is the parent's. Called by itself: see jqd/client/fork.py."""
+        lock, links = RLock(), self._shared.links
+        self._lock, self._shared = lock, renewed(self._shared)
+        self._main, self._idle = None, []
+        for link in links:
+            link.disown(lock)
+
+    def __reduce__(self) -> tuple["partial[Self]", tuple[()]]:
+        """Say how to make another one of the same settings: what pickle brings to another process."""
+        worker, backoff = self._shared.session.hello.worker, self._shared.backoff
+        timeout = self._timeout_ms / 1_000
+        return partial(type(self), self.url, worker=worker, timeout=timeout, backoff=backoff), ()
 
     # --- one request --------------------------------------------------------------------------
 
@@ -194,14 +209,14 @@ class Client:
 
     def _keep(self, link: SyncLink) -> None:
         with self._lock:
-            if len(self._idle) < IDLE_LINKS_MAX and not self._closed:
+            # One that has ended, or that a fork has left to the parent, is not among the links.
+            if len(self._idle) < IDLE_LINKS_MAX and link in self._shared.links:
                 self._idle.append(link)
                 return
         link.end("not needed any more")
 
     def _main_link(self) -> SyncLink:
-        """Return the main link, after checking that this client may be used here and now."""
-        check_process("Client", self._pid)
+        """Return the main link, after checking that this client may be used now."""
         with self._lock:
             self._check_open()
             if self._main is None:

@@ -29,7 +29,7 @@ from typing import Any, Final, cast
 
 from msgspec import Struct
 
-from jqd.client.shared import CONNECT_S, Shared, closed_client, is_silent
+from jqd.client.shared import CONNECT_S, Shared, is_silent
 from jqd.client.values import Address, TcpAddress
 from jqd.core.commands import Command
 from jqd.errors import ConnectionLost, JqdError
@@ -176,7 +176,7 @@ class SyncLink:
 
     def _check_open(self) -> None:
         if self._ended:
-            raise closed_client()
+            raise ConnectionLost(self._ended, outcome_unknown=False)
 
     # --- taking turns -------------------------------------------------------------------------
 
@@ -308,22 +308,20 @@ class SyncLink:
     def _heal(self) -> None:
         """Begin anew after an exception in the middle of a change: nothing that was half done can be trusted."""
         self._torn = False
+        self._cut = True
+        self._forget("the connection was given up, a thread was interrupted while it used it")
+        self._ring()
+
+    def _forget(self, reason: str) -> None:
+        """End every request, whatever state the connection is in."""
         waiters, self._waiters = self._waiters, {}
         self._connection = ClientConnection(self._shared.session, in_flight_max=self._in_flight_max)
         self._out = memoryview(b"")
-        self._cut = True
         for request, (call, index) in waiters.items():
             unknown = request.kind.writes
             outcome = "outcome unknown" if unknown else "nothing was changed"
-            call.settle(
-                index,
-                ConnectionLost(
-                    f"{request.kind.verb}: the connection was given up, a thread was interrupted while it used it "
-                    f"({outcome})",
-                    outcome_unknown=unknown,
-                ),
-            )
-        self._ring()
+            lost = f"{request.kind.verb}: {reason} ({outcome})"
+            call.settle(index, ConnectionLost(lost, outcome_unknown=unknown))
 
     # --- making the connection ----------------------------------------------------------------
 
@@ -487,6 +485,22 @@ class SyncLink:
                 self._shut()
             else:
                 self._ring()  # it leaves at once, and shuts
+
+    def disown(self, lock: RLock) -> None:
+        """Let go, in a fork, of what is the parent's: this process's copies of the sockets are closed, nothing is
+        said to the server. Only a thread that forked inside a request (a signal handler did) still stands here.
+
+        Args: lock: instead of the old one, which a thread that is not here may have held.
+        """
+        self._lock = lock
+        self._ended = "it was asked before the fork, by the parent"
+        self._leader = None
+        self._followers.clear()
+        for copy in (self._socket, self._bell, self._clapper):
+            if copy is not None:
+                copy.close()
+        self._forget(self._ended)
+        self._greet(ConnectionLost(self._ended, outcome_unknown=False))
 
     def _shut(self) -> None:
         self._detach()

@@ -1,7 +1,6 @@
 """AsyncClient against a server that says what the test tells it to."""
 
 import asyncio
-import os
 from collections.abc import Awaitable
 from typing import Any
 
@@ -503,14 +502,6 @@ async def test_close_does_not_wait_for_the_next_attempt():
         assert isinstance(await outcome(task), ConnectionLost)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         await server.listen()
-
-
-async def test_use_after_a_fork_is_refused(monkeypatch):
-    async with FakeServer() as server, AsyncClient(server.url) as client:
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: -1)
-            with pytest.raises(RuntimeError, match="make a new client after the fork"):
-                await client.ping()
 
 
 async def test_use_in_another_loop_is_refused():

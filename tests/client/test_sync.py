@@ -558,19 +558,6 @@ def test_close_does_not_wait_for_the_next_attempt(server, threads):
     server.wait(server.listen())
 
 
-def test_use_after_a_fork_is_refused(server):
-    server.answers["ping"] = PONG
-    with Client(server.url) as client:
-        client.ping()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "getpid", lambda: -1)
-            with pytest.raises(RuntimeError, match="this Client .* make a new client after the fork"):
-                client.ping()
-            with pytest.raises(RuntimeError, match="fork"):
-                client.close()
-        assert client.ping() == PONG
-
-
 def test_what_cannot_be_said_is_refused_before_it_is_sent(server):
     server.answers["ping"] = PONG
     with Client(server.url) as client:

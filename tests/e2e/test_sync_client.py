@@ -1,9 +1,12 @@
 """Client and the real daemon."""
 
-import os
+import contextlib
+import functools
+import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from jqd.client.retry import Backoff
 from jqd.client.sync import Client
 from jqd.errors import JobNotFound, LeaseLost
 from tests.support.daemon import Daemon
+from tests.support.fork import forked
 
 pytestmark = pytest.mark.e2e
 
@@ -122,20 +126,40 @@ def test_a_pipeline_is_carried_out_once_over_a_kill(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_fork_is_told_to_make_its_own_and_the_parent_goes_on(tmp_path: Path):
+def test_threads_and_forked_processes_share_a_client(tmp_path: Path):
+    """As a web server does that loads the program, forks its workers and serves in threads, while the parent goes on."""
     with Daemon(tmp_path / "data") as daemon, Client(urls(daemon)[0]) as client:
-        client.submit("q", "parent")
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                client.submit("q", "the parent's session")
-            except RuntimeError:
-                with Client(client.url) as own:
-                    own.submit("q", "child")
-                code = 0
-            finally:
-                os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        client.submit("q", "parent")
-        assert [job.payload for job in client.lease("q", count=9).jobs] == [b"parent", b"child", b"parent"]
+        count = 150
+        all_of_them = {f"{part}-{number}".encode() for part in range(4) for number in range(count)}
+
+        def submit_all(part: int) -> None:
+            with ThreadPoolExecutor(4) as threads:
+                for reply in [threads.submit(client.submit, "q", f"{part}-{n}") for n in range(count)]:
+                    reply.result(20)
+
+        with ThreadPoolExecutor(2) as threads:
+            parents = threads.submit(submit_all, 0)
+            waiting = threads.submit(client.lease, "other", wait=30)
+            while client.stats().parked_count == 0:
+                pass
+            with contextlib.ExitStack() as children:
+                for part in range(1, 4):
+                    children.enter_context(forked(functools.partial(submit_all, part)))
+            parents.result(20)
+            client.submit("other", b"")
+            assert len(waiting.result(20).jobs) == 1
+        jobs = client.lease("q", count=4 * count + 1).jobs
+        assert len(jobs) == len(all_of_them) and {job.payload for job in jobs} == all_of_them
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_takes_a_client_along(tmp_path: Path, method: str):
+    with Daemon(tmp_path / "data") as daemon, Client(urls(daemon)[0], worker="w-1") as client:
+        job_id = client.submit("q", b"").job_id
+        context: Any = multiprocessing.get_context(method)
+        process = context.Process(target=client.lease, args=("q",))
+        process.start()
+        process.join(20)
+        assert process.exitcode == 0
+        assert client.get(job_id).worker == "w-1"
