@@ -47,7 +47,7 @@ class JqdError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.details = dict(details or {})
+        self.details: dict[str, str | int | bool] = dict(details or {})
         self.retry_after_ms = retry_after_ms
 
     def __str__(self) -> str:
