@@ -14,7 +14,7 @@ import sys
 import pytest
 
 from tests.support.daemon import ROOT, environment
-from tests.support.systemd import Manager, rendered
+from tests.support.systemd import UNITS, Manager, rendered
 from tests.support.wire import PATIENCE_S, Wire, hello
 
 pytestmark = pytest.mark.e2e
@@ -183,6 +183,24 @@ def analyze(*arguments: object) -> str:
     done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_user_and_group_are_made_as_the_units_need_them(tmp_path):
+    """systemd-sysusers makes them in a root directory of the test's, from where docs/systemd.md installs the file."""
+    program = shutil.which("systemd-sysusers")
+    assert program, "systemd-sysusers is not installed: apt-get install systemd"
+    directory = tmp_path / "usr" / "lib" / "sysusers.d"
+    directory.mkdir(parents=True)
+    (tmp_path / "etc").mkdir()
+    shutil.copy(UNITS / "jqd.sysusers.conf", directory / "jqd.conf")
+    done = subprocess.run([program, f"--root={tmp_path}"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ((name, _, uid, gid, _, home, shell),) = (
+        line.split(":") for line in (tmp_path / "etc" / "passwd").read_text().splitlines()
+    )
+    assert (name, home) == ("jqd", "/var/lib/jqd") and shell.endswith("nologin") and 0 < int(uid) < 1_000
+    assert (tmp_path / "etc" / "group").read_text() == f"jqd:x:{gid}:\n"
 
 
 @pytest.mark.slow
