@@ -120,8 +120,8 @@ class JobOptions(TypedDict, total=False):
     priority:        -32,768 to 32,767, higher is served first; 0.
     delay:           Duration until the job is ready.
     run_at:          Date at which it is ready; instead of delay.
-    max_retries:     errors after which it is dead; 3.
-    max_crashes:     crashes after which it is dead; 5.
+    max_retries:     how often it is tried again after an error, then it is dead; 3.
+    max_crashes:     how often it is tried again after a crash, then it is dead; 5.
     lease:           Duration that a worker gets for it, where the worker does not say; 30 s.
     delivery:        "at_least_once", or "at_most_once": max_retries must then be 0 or left out.
     task:            a name for what is to be done with it.
