@@ -67,6 +67,7 @@ golden: setup ## write the golden vectors anew; read the diff before you commit 
 docs: setup ## write anew the parts of docs/ that are made from the code; read the diff before you commit it
 	$(BIN)/python -m tests.server.test_config
 	$(BIN)/python -m tests.jqctl.test_docs
+	$(BIN)/python -m tests.client.test_docs
 	git status --short docs
 
 lock: ## resolve the lock files anew; LOCK_ARGS=--upgrade takes newer versions

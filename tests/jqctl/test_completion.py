@@ -152,7 +152,7 @@ def path(tmp_path) -> str:
 def test_bash_completes(shell, path, tmp_path):
     shell.server.answers["queues"] = queue_list("emails", "mail:high", "mail:low")
     environ = {"PATH": path, "PS1": "> ", "JQD_URL": shell.server.url, "HOME": str(tmp_path), "HISTFILE": ""}
-    with Terminal(["bash", "--norc", "--noprofile", "-i"], environ=environ) as terminal:
+    with Terminal(["bash", "--norc", "--noprofile", "-i"], environ=environ, columns=500) as terminal:
         terminal.type("bind 'set bell-style none'; source <(jqctl completion bash); echo load''ed\n")
         terminal.read_until("loaded")
         for typed, shown in (

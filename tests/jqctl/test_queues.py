@@ -151,6 +151,7 @@ def test_ctrl_c_at_the_question_is_an_interrupt(shell):
     shell.server.answers["purge"] = purging({True: 1_005})
     with purge_on_a_terminal(shell) as terminal:
         terminal.read_until(QUESTION)
+        terminal.wait_until_it_reads()
         terminal.interrupt()
         assert terminal.end() == 130
     assert len(purges(shell)) == 2

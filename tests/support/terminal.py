@@ -85,6 +85,17 @@ class Terminal:
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
 
+    def wait_until_it_reads(self) -> None:
+        """Wait until the program's main thread is in read() on its stdin.
+
+        A signal that comes just before that is seen by Python only when the read is over.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        call = Path(f"/proc/{self.process.pid}/syscall")
+        while call.read_text().split()[:2] != ["0", "0x0"]:
+            assert time.monotonic() < deadline, f"it reads nothing: {self.shown!r}"
+            os.sched_yield()
+
     def end(self) -> int:
         """Read all that is still shown. Returns the exit code."""
         while self._read():
