@@ -142,7 +142,9 @@ async def open_listeners(
         try:
             server = await loop.create_server(new_connection, host, port, backlog=_BACKLOG)
         except OSError as error:
-            raise ConfigurationError(f"listen = {host}:{port}: {error.strerror or error}") from error
+            # The loop's own text is an account of the call, with the address once more as Python shows it.
+            reason = os.strerror(error.errno) if error.errno else error
+            raise ConfigurationError(f"listen = {host}:{port}: {reason}") from error
         opened.servers.append(server)
         opened.addresses += map(_url, server.sockets)
     if not unix and config.unix is not None:

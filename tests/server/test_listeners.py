@@ -195,6 +195,17 @@ async def test_own_socket_is_removed_while_it_is_served(monkeypatch, tmp_path):
     assert existed == [False]
 
 
+async def test_port_that_is_taken_is_refused_in_the_words_of_the_system():
+    with listening() as one:
+        port = one.getsockname()[1]
+        refused = pytest.raises(
+            ConfigurationError, match=f"^listen = 127.0.0.1:{port}: {os.strerror(errno.EADDRINUSE)}$"
+        )
+        with refused:
+            async with opened(config(listen=("127.0.0.1", port))):
+                pass
+
+
 async def test_socket_of_a_directory_that_is_missing_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="No such file"):
         await listeners.open_listeners(asyncio.Protocol, config(unix=str(tmp_path / "no" / "s")), (), ())
