@@ -5,11 +5,17 @@ Order is random (pytest-randomly); the header of a run shows its seed, `make tes
 """
 
 import os
+import signal
 from collections.abc import Generator
 from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell without job control starts what it puts in the background (`make test &`, nohup) with Ctrl-C ignored, and
+# programs hand that on: none that a test starts and interrupts would end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 
