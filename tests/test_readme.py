@@ -113,6 +113,7 @@ def test_flags_and_settings_exist():
         "--delay",
         "--error",
         "--help",
+        "--lease",
         "--meta",
         "--only",
         "--priority",
