@@ -457,5 +457,8 @@ def jobs(
         show(settings, columns, page.jobs, ("job_id",), header=not shown)
         shown += len(page.jobs)
         cursor = page.cursor
-    if cursor is not None and settings.format == "table":
-        output.say(f"there may be more after these {shown}: --limit 0 shows all")
+    if settings.format == "table":
+        if cursor is not None:
+            output.say(f"there may be more after these {shown}: --limit 0 shows all")
+        elif not shown:
+            output.say("no such jobs")

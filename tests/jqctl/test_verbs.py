@@ -319,6 +319,12 @@ def test_jobs_are_listed_through_all_pages_or_up_to_a_limit(shell):
     assert shell.said == ListJobs(filter=JobFilter(queue="q", state="dead"), limit=2)
 
 
+def test_where_there_are_no_jobs_a_person_is_told(shell):
+    shell.server.answers["list"] = JobList(jobs=[], cursor=None)
+    assert shell("jobs", "--state", "dead") == (0, "", "no such jobs\n")
+    assert shell("jobs", "-o", "id") == shell("jobs", "-o", "json") == (0, "", "")
+
+
 def test_queues_ping_and_stats(shell):
     counts = {"delayed": 1, "ready": 2, "leased": 3, "done": 4, "dead": 5, "cancelled": 6, "expired": 7}
     shell.server.answers |= {
