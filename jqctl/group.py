@@ -71,6 +71,23 @@ class _Checked(click.ParamType[str]):
         return value
 
 
+class _Number(click.IntRange):
+    """What jqd gave out as a number. click calls a text that is none "not a valid integer range"."""
+
+    def __init__(self, name: str, most: int) -> None:
+        super().__init__(min=1, max=most)
+        self._said = name
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            number = int(str(value))
+        except ValueError:
+            self.fail(
+                f"{output.clean(str(value))!r}: a {self._said} is a number, as it was printed", param, ctx
+            )
+        return super().convert(number, param, ctx)
+
+
 class _Url(click.ParamType[str]):
     name = "url"
 
@@ -107,8 +124,8 @@ QUEUE: Final = _Queue()
 DURATION: Final = _Checked("duration", "to_ms")
 TIMEOUT: Final = _Checked("duration", "to_ms", zero=False)
 DATE: Final = _Checked("date", "to_wall_ms")
-ID: Final = click.IntRange(min=1, max=(1 << 60) - 1)
-TOKEN: Final = click.IntRange(min=1, max=(1 << 64) - 1)
+ID: Final = _Number("job id", (1 << 60) - 1)
+TOKEN: Final = _Number("token", (1 << 64) - 1)
 
 
 # What these options are called in a command's parameters.

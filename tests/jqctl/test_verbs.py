@@ -380,6 +380,12 @@ def test_wrong_usage_exits_2_and_asks_nothing(shell, args):
     assert shell.server.asked == []
 
 
+@pytest.mark.parametrize(("words", "what"), [(["x", "2"], "a job id"), (["1", "x"], "a token")])
+def test_what_is_no_number_is_said_in_words(shell, words, what):
+    code, _, err = shell("ack", *words)
+    assert code == 2 and f"'x': {what} is a number, as it was printed" in err
+
+
 def test_nobody_there_exits_3(shell):
     code, _, err = shell("--url", "jqd://127.0.0.1:1", "ping")
     assert code == 3
