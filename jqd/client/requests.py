@@ -184,7 +184,12 @@ def submit(
 
 
 def group(queue: str, payloads: Iterable[Payload], options: JobOptions) -> list[SubmitGroup]:
-    """Return jobs that differ in nothing but their payload: one group for each run of bytes or of str."""
+    """Return jobs that differ in nothing but their payload: one group for each run of bytes or of str.
+
+    Raises: InvalidArgument.
+    """
+    if isinstance(payloads, str | bytes | bytearray | memoryview):  # a str would be a job for each character
+        raise InvalidArgument(f"payloads = {shorten(payloads)}: give a list of payloads; for one job, submit")
     groups: list[SubmitGroup] = []
     fields = _fields(options)
     for index, payload in enumerate(payloads):

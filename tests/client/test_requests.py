@@ -69,6 +69,12 @@ def test_a_group_for_each_run_of_bytes_or_of_str():
     ]
 
 
+@pytest.mark.parametrize("one", ["abc", b"abc", ""])
+def test_one_payload_is_not_taken_for_many(one):
+    with pytest.raises(InvalidArgument, match="give a list of payloads"):
+        requests.group("q", one, {})
+
+
 @pytest.mark.parametrize("count", [0, 10_001])
 def test_a_request_has_1_to_10000_jobs(count):
     with pytest.raises(InvalidArgument, match=f"payloads = {count} jobs"):
