@@ -13,13 +13,16 @@ from jqd import errors
 from jqd.client import requests, sync, values
 from jqd.client.retry import Backoff
 from jqd.client.sync import Client
-from jqd.core import model
+from jqd.core import commands, model
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 REFERENCE = re.compile(
     r"(?<=<!-- generated: python -m tests\.client\.test_docs -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
 OPTIONS = ["JobOptions", "SweepOptions", "Held", "HeldJob"]
+# What the verbs return and what is in it, in the order of the verbs.
+REPLIES = ["Pong", "Submitted", "SubmittedMany", "LeasedJob", "Verdicts", "Extended", "AttemptInfo", "JobInfo", "JobList",
+           "QueueInfo", "QueueList", "ServerStats", "Swept"]  # fmt: skip
 
 
 def head(source: str, node: ast.AST) -> str:
@@ -29,6 +32,12 @@ def head(source: str, node: ast.AST) -> str:
     assert isinstance(docstring, ast.Expr), f"{node.name} has no docstring"
     lines = source.splitlines()[node.lineno - 1 : docstring.end_lineno]
     return re.sub(r"\bself(, |,\n *|(?=\)))", "", dedent("\n".join(lines)), count=1)
+
+
+def whole(source: str, node: ast.ClassDef) -> str:
+    """Return a class with its fields, which end where its first method begins."""
+    last = max(field.end_lineno or 0 for field in node.body if isinstance(field, ast.AnnAssign))
+    return "\n".join(source.splitlines()[node.lineno - 1 : last])
 
 
 def entries() -> Iterator[tuple[str, str]]:
@@ -44,7 +53,11 @@ def entries() -> Iterator[tuple[str, str]]:
     source = Path(requests.__file__).read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef) and node.name in OPTIONS:
-            yield node.name, head(source, node)
+            yield node.name, (whole if node.name.startswith("Held") else head)(source, node)
+    source = Path(commands.__file__).read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name in REPLIES:
+            yield node.name, whole(source, node)
 
 
 def render() -> str:
@@ -62,8 +75,12 @@ def test_reference_is_what_the_code_says():
 
 def test_reference_has_everything():
     names = [name for name, _ in entries()]
-    assert [name for name in vars(Client) if not name.startswith("_")] == names[1 : -len(OPTIONS)]
-    assert set(OPTIONS) == set(names[-len(OPTIONS) :])
+    verbs = [name for name in vars(Client) if not name.startswith("_")]
+    assert verbs == names[1 : len(verbs) + 1]
+    rest = names[len(verbs) + 1 :]
+    assert set(OPTIONS) == set(rest[: len(OPTIONS)]) and rest[len(OPTIONS) :] == REPLIES
+    returned = {kind.reply.__name__ for kind in commands.COMMANDS.values()} - {"Leased", "Welcome"}
+    assert returned <= {*REPLIES}
 
 
 def test_exceptions_exist():
