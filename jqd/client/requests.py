@@ -218,7 +218,10 @@ def validate(group: SubmitGroup) -> SubmitGroup:
     try:
         msgspec.convert(msgspec.to_builtins(bare, builtin_types=(bytes,)), SubmitGroup)
     except msgspec.ValidationError as error:
-        raise InvalidArgument(str(error)) from None
+        what, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`")
+        value = f" = {shorten(getattr(bare, field))}" if hasattr(bare, field) else ""
+        raise InvalidArgument(f"{field}{value}: {what[:1].lower()}{what[1:]}") from None
     check_name("queue", group.queue)
     if group.task is not None:
         check_name("task", group.task)
