@@ -83,7 +83,9 @@ class Shared(Struct, Generic[L], eq=False, kw_only=True):
 
 def _reason(failure: OSError) -> str:
     """Say why a connect failed as the system says it, without an account of the call."""
-    return os.strerror(failure.errno) if failure.errno and failure.errno > 0 else str(failure)
+    if failure.errno and failure.errno > 0:
+        return os.strerror(failure.errno)
+    return failure.strerror or str(failure)  # a name that is not found has a number of its own, below 0
 
 
 def is_silent(wait_s: float, deadline: float, heard_at: float) -> bool:

@@ -4,6 +4,7 @@ import base64
 import gc
 import json
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -390,6 +391,16 @@ def test_nobody_there_exits_3(shell):
     code, _, err = shell("--url", "jqd://127.0.0.1:1", "ping")
     assert code == 3
     assert err == "jqctl: connection_lost: cannot reach jqd://127.0.0.1:1: Connection refused\n"
+
+
+def test_a_host_that_is_not_found_is_said_without_a_number(shell, monkeypatch):
+    def find(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", find)
+    code, _, err = shell("--url", "jqd://nobody.invalid", "ping")
+    assert code == 3
+    assert err == "jqctl: connection_lost: cannot reach jqd://nobody.invalid: Name or service not known\n"
 
 
 def test_a_server_of_another_protocol_exits_3(shell):
