@@ -394,7 +394,8 @@ class AsyncClient:
     ) -> Swept:
         """End waiting jobs for good: one by its id, several by theirs, or those of a queue or state.
 
-        One call looks at a page of a queue: go on with the reply's `cursor` until it is None.
+        One call looks at a page of all jobs, so a count of 0 is not the end: go on with the reply's `cursor`
+        until it is None.
 
         Raises: JobNotFound, WrongState for a single id; for several, see the reply's verdicts.
         """
