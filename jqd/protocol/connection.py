@@ -16,7 +16,8 @@ the stream ends it says `closed()`. One object outlives many streams.
 Sending again is safe because the server answers a state-changing request once by (session, request
 id). It remembers ANSWERS_PER_SESSION_MAX answers, so a request whose id lies further back than that is
 not sent again: its caller learns that the outcome is unknown. A lease is then asked anew under a new
-id, since the jobs of a lost one come back by themselves.
+id, since the jobs of a lost one come back by themselves. How far back that is shows when it is sent: while
+this connection waits to be made again, others of the session go on.
 Source: protocol.md "Requests", "Sessions"; shape after websockets' Protocol.
 """
 
@@ -44,6 +45,9 @@ from jqd.protocol.messages import ReceivedReply
 SENDS_MAX: Final = 5
 # What is handed to the socket at a time: enough for one big write, small beside a socket's buffer limit.
 SLICE_BYTES: Final = 256 << 10
+# A lease that lies further back than that when it is sent again is asked anew: while it is under way, what other
+# connections of the session ask must not push it out of the server's memory.
+_LEASE_AGE_MAX: Final = ANSWERS_PER_SESSION_MAX // 2
 # [id, verb, args] around the arguments: 1 + 9 + 65 bytes at most.
 _ENVELOPE_BYTES_MAX: Final = 80
 
@@ -162,7 +166,9 @@ class ClientConnection:
             request = self._waiting.popleft()
             if request.withdrawn:
                 continue
-            if not request.id:
+            if not request.id or (
+                request.kind is Lease and self._session.newest_id - request.id > _LEASE_AGE_MAX
+            ):
                 request.id = self._session.next_id()
             body = messages.encode((request.id, request.kind.verb, Raw(request._args)))
             parts += framing.pack_length(len(body)), body
@@ -279,15 +285,17 @@ class ClientConnection:
         return body
 
     def _why_not_again(self, request: Request) -> str:
-        """Say why a request must not be sent again, or "". Gives a lease that is too old for it a new id."""
+        """Say why a request must not be sent again, or ""."""
         if self._refused:
             return f"the server ended the connection: {self.failure}"
         if request.sends >= SENDS_MAX:
             return f"the connection broke {request.sends} times while it was under way"
-        if request.kind.writes and self._session.newest_id - request.id >= ANSWERS_PER_SESSION_MAX:
-            if request.kind is not Lease:
-                return "the connection broke, and the server may have forgotten the answer by now"
-            request.id = 0
+        if (
+            request.kind.writes
+            and request.kind is not Lease
+            and self._session.newest_id - request.id >= ANSWERS_PER_SESSION_MAX
+        ):
+            return "the connection broke, and the server may have forgotten the answer by now"
         return ""
 
     @staticmethod

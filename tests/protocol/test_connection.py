@@ -282,24 +282,29 @@ def test_a_request_that_broke_every_stream_is_not_sent_again():
     assert not one.wants_stream
 
 
-def test_what_the_server_may_have_forgotten_is_not_sent_again_but_a_lease_is_asked_anew():
+def test_what_the_server_may_have_forgotten_is_not_sent_again():
     shared = session()
     one = ready(of=shared)
-    write, lease, read = one.request(Ack(items=[])), one.request(Lease()), one.request(Ping())
+    write, read = one.request(Ack(items=[])), one.request(Ping())
     one.data_to_send()
-    old = lease.id
     shared.newest_id = write.id + ANSWERS_PER_SESSION_MAX
     assert lose(one.closed()) == [(write, True)]
-    shared.newest_id += 1
-    one.closed()
     greet(one)
-    assert set(ids(one.data_to_send())) == {lease.id, read.id}
-    assert lease.id == old, "not yet so far back"
-    shared.newest_id = old + ANSWERS_PER_SESSION_MAX
+    assert ids(one.data_to_send()) == [read.id]
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(512, True), (513, False)])
+def test_a_lease_that_lies_far_back_when_it_is_sent_again_is_asked_anew(asked, kept):
+    """Others ask on while its connection waits to be made again: when it breaks the lease is young."""
+    shared = session()
+    one = ready(of=shared)
+    lease, read = one.request(Lease()), one.request(Ping())
+    one.data_to_send()
+    old = lease.id
     assert one.closed() == []
     greet(one)
-    one.data_to_send()
-    assert lease.id > old + ANSWERS_PER_SESSION_MAX
+    shared.newest_id = old + asked
+    assert ids(one.data_to_send()) == [old if kept else old + asked + 1, read.id]
 
 
 def test_one_answer_before_the_edge_is_still_sent_again():
