@@ -31,15 +31,15 @@ def sweep(
     count = 0
     cursor: int | None = 0
     with Progress("count" if dry_run else verb, "jobs") as bar:
-        while cursor is not None:
-            try:
+        try:
+            while cursor is not None:
                 reply = connection.call(command(None, {**options, "cursor": cursor}))
-            except (JqdError, KeyboardInterrupt):
-                bar.end()
-                if count and not dry_run:
-                    output.say(f"{verb}: {count} jobs were changed before this")
-                raise
-            count, cursor = count + reply.count, reply.cursor
-            if cursor is not None:
-                bar.move(count, total)
+                count, cursor = count + reply.count, reply.cursor
+                if cursor is not None:
+                    bar.move(count, total)
+        except (JqdError, KeyboardInterrupt):
+            bar.end()
+            if count and not dry_run:
+                output.say(f"{verb}: {count} jobs were changed before this")
+            raise
     return count

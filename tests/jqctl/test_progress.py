@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from jqctl.progress import Progress
+from jqctl.sweeps import sweep
 from jqd.core.commands import SubmittedMany, Swept
 from tests.support.fakeserver import Asked
 from tests.support.terminal import Terminal
@@ -44,6 +46,20 @@ def test_an_interrupted_sweep_says_how_far_it_came(shell):
         terminal.interrupt()
         assert terminal.end() == 130
     assert terminal.shown.endswith("requeue: 2000 jobs were changed before this\r\n\r\n")
+
+
+def test_a_sweep_that_is_interrupted_while_it_draws_says_so_too(capsys, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    class Pages:
+        def call(self, command: object) -> Swept:
+            return Swept(count=2_000, cursor=7, results=[])
+
+    monkeypatch.setattr(Progress, "move", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(Pages(), "requeue", {"queue": "q"})  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "requeue: 2000 jobs were changed before this\n"
 
 
 def test_a_file_shows_its_bytes_and_its_ranges_stand_whole(shell, tmp_path):
