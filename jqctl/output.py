@@ -36,6 +36,8 @@ _UNSAFE: Final = re.compile(
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _SHOWN_CHARS_MAX: Final = 200
+# What RFC 3339 can write, up to year 9999: what else a server calls a date is shown as the number that it is.
+_DATES_MS: Final = range(253_402_300_800_000)
 # Columns that may be cut to fit a terminal: what somebody wrote, and no command needs. And how far.
 _CUTTABLE: Final = frozenset({"payload", "result", "error", "metadata"})
 _CUT_WIDTH_MIN: Final = 12
@@ -77,7 +79,7 @@ def to_record(thing: msgspec.Struct | Mapping[str, Any]) -> dict[str, Any]:
             record |= _said(name, value, encoding)
         else:
             record[name] = _plain(value)
-        if twin := _twin(name):
+        if (twin := _twin(name)) and value in _DATES_MS:
             record[twin] = rfc3339(value)
     return record
 
@@ -132,7 +134,7 @@ def cell(name: str, value: object) -> str:
             return "-"
         case bool():
             return "yes" if value else "no"
-        case int() if _twin(name):
+        case int() if _twin(name) and value in _DATES_MS:
             return rfc3339(value)
         case bytes():
             text = value.decode(errors="backslashreplace")

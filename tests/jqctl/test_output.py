@@ -58,6 +58,18 @@ def test_dates_have_a_twin_and_none_is_left_out():
     }
 
 
+@pytest.mark.parametrize("ms", [253_402_300_799_999 + 1, 1 << 62, -1])
+def test_what_is_no_date_is_shown_as_the_number_that_it_is(ms):
+    assert output.to_record({"wall_ms": ms}) == {"wall_ms": ms}
+    assert output.cell("wall_ms", ms) == str(ms)
+
+
+def test_the_last_date_is_one():
+    last = 253_402_300_799_999
+    assert output.to_record({"run_at_ms": last})["run_at"] == "9999-12-31T23:59:59.999Z"
+    assert output.cell("run_at_ms", last) == "9999-12-31T23:59:59.999Z"
+
+
 def test_a_long_cell_is_cut_and_an_empty_one_is_seen():
     assert output.cell("payload", b"x" * 1_000) == "x" * 200 + "..."
     assert output.cell("error", "") == output.cell("task", None) == "-"
