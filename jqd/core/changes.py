@@ -12,6 +12,7 @@ one batch, one reading of the clocks. Every old record must load for ever (tests
 `principal` is the id of the API key that asked, "" for a local caller without one.
 """
 
+from collections.abc import Sequence
 from typing import Final, Union
 
 import msgspec
@@ -22,10 +23,12 @@ from jqd.core.model import (
     DeadReason,
     Due,
     Encoding,
+    Job,
     JobOptions,
     JobState,
     Lease,
     Now,
+    Outcome,
 )
 from jqd.core.state import State
 
@@ -264,6 +267,117 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
 ]
 
 
+# --- snapshots ----------------------------------------------------------------------------------
+
+
+class Image(Change):
+    """A fact of a snapshot: how something stood at its LSN. Stands in no log; dump.py makes them.
+
+    Applied to an empty State in the order in which they were made: jobs by rising ids, StateRestored last.
+    """
+
+
+class ReadyJobsRestored(Image, tag=17):
+    """Jobs with consecutive ids, ready and never handed out, as they came at `created`."""
+
+    first_id: int
+    options: JobOptions
+    payloads: list[bytes]
+    created: Now
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.restore_ready(self.first_id, self.options, self.payloads, self.created)
+
+
+class LeaseImage(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A lease without the jobs in it: they say which one is theirs."""
+
+    token: int
+    deadline_ms: int
+    lease_ms: int
+    worker: str
+    session: bytes | None
+    restarted: bool
+
+
+class JobImage(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """A job; see model.Job. lease: index into the leases of its fact."""
+
+    id: int
+    state: JobState
+    created: Now
+    changed: Now
+    payload: bytes | None
+    attempt: int
+    errors: int
+    crashes: int
+    lease: int | None
+    due: Due | None
+    outcome: Outcome | None
+
+
+class JobsRestored(Image, tag=18):
+    """Jobs with rising ids and the same options, in any state."""
+
+    options: JobOptions
+    leases: list[LeaseImage]
+    jobs: list[JobImage]
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        leases = [
+            state.restore_lease(
+                Lease(one.token, one.deadline_ms, one.lease_ms, [], 0, one.worker, one.session, one.restarted)
+            )
+            for one in self.leases
+        ]
+        jobs = [
+            Job(
+                one.id,
+                self.options,
+                one.payload,
+                one.state,
+                one.created,
+                one.changed,
+                one.attempt,
+                one.errors,
+                one.crashes,
+                None if one.lease is None else leases[one.lease],
+                one.due,
+                one.outcome,
+            )
+            for one in self.jobs
+        ]
+        state.restore_jobs(self.options, jobs)
+
+
+class SessionRestored(Image, tag=19):
+    """A session and its answers, the oldest first."""
+
+    session: bytes
+    principal: str
+    floor: int
+    answers: list[tuple[int, bytes | int]]
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.restore_session(self.session, self.principal, self.floor, self.answers)
+
+
+class StateRestored(Image, tag=20):
+    """All that a snapshot has was said: the numbers at its LSN."""
+
+    lsn: int
+    now: Now
+    epoch: int
+    grant: int
+    next_id: int
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.finish_restoring(self.lsn, self.now, self.epoch, self.grant, self.next_id)
+
+
+AnyImage = Union[ReadyJobsRestored, JobsRestored, SessionRestored, StateRestored]  # noqa: UP007
+
+
 class Batch(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """A record's payload: the changes of one loop turn."""
 
@@ -272,7 +386,14 @@ class Batch(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     changes: list[AnyChange]
 
 
+class Part(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """The payload of a record in a snapshot."""
+
+    images: list[AnyImage]
+
+
 _encoder: Final = msgspec.msgpack.Encoder()
+_part_decoder: Final = msgspec.msgpack.Decoder(Part)
 _decoder: Final = msgspec.msgpack.Decoder(Batch)
 
 
@@ -287,3 +408,16 @@ def decode_batch(payload: bytes) -> Batch:
     Raises: msgspec.DecodeError: a fact that this version does not know, or no batch at all.
     """
     return _decoder.decode(payload)
+
+
+def encode_part(images: Sequence[Image]) -> bytes:
+    """Encode the payload of a record in a snapshot."""
+    return _encoder.encode((images,))
+
+
+def decode_part(payload: bytes) -> Part:
+    """Decode the payload of a record in a snapshot.
+
+    Raises: msgspec.DecodeError: an image that this version does not know, or none at all.
+    """
+    return _part_decoder.decode(payload)

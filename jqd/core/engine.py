@@ -32,10 +32,12 @@ from jqd.core.changes import (
     SessionsForgotten,
     TimeAdvanced,
     decode_batch,
+    decode_part,
     encode_batch,
 )
 from jqd.core.commands import PROTOCOL_MINOR, PROTOCOL_VERSION, Command, Hello, Leased, Pong, Welcome
 from jqd.core.commands import Lease as LeaseCommand
+from jqd.core.dump import Dump
 from jqd.core.model import Caller, Now
 from jqd.core.ordered import NEVER_MS, TimerHeap
 from jqd.core.queues import Identity
@@ -177,6 +179,28 @@ class Engine:
             state.lsn += 1
         state.now = now
         state.woken.clear()
+
+    def restore(self, payload: bytes) -> None:
+        """Apply one record of a snapshot, in order, to a state that is empty but for those before it.
+
+        Raises: ReplayFailed: the store vouches for the bytes, but they are no snapshot of this version.
+        """
+        try:
+            images = decode_part(payload).images
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ReplayFailed(self.state.lsn, f"not a snapshot of this version: {error}") from error
+        for image in images:
+            try:
+                image.apply(self.state, self.state.now)
+            except Exception as error:
+                raise ReplayFailed(
+                    self.state.lsn, f"a snapshot's {type(image).__name__} was refused: {error!r}"
+                ) from error
+
+    def begin_dump(self) -> Dump:
+        """Begin to dump the state as it is now. Between two turns, and one dump at a time."""
+        assert not self._changes, "take_batch() comes first: the log has to have all that the dump has"
+        return Dump(self.state)
 
     def start(self, now: Now, version: str) -> None:
         """Begin a run: a new epoch, and a grace for the leases that were live."""

@@ -220,7 +220,7 @@ class Lease(Struct, gc=False):
     )
 
 
-class Due(Struct, frozen=True, gc=False):
+class Due(Struct, frozen=True, gc=False, array_like=True):
     """When a delayed job becomes ready: engine clock for a duration, wall clock for a date."""
 
     ms: int
@@ -237,7 +237,7 @@ class Attempt(Struct, frozen=True, gc=False, array_like=True):
     error: str
 
 
-class Outcome(Struct, gc=False):
+class Outcome(Struct, gc=False, array_like=True):
     """What only some jobs have: the story of failed attempts, a reason of death, a result."""
 
     reason: DeadReason | None = None

@@ -24,7 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby, repeat
 from operator import attrgetter
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from msgspec import Struct, field
@@ -112,10 +112,19 @@ class Session(Struct, gc=False):
         return min(request_ids) > self.floor and self.answers.keys().isdisjoint(request_ids)
 
 
+class Keeper(Protocol):
+    """Who wants to see what is about to change, while it is still as it was (dump.py)."""
+
+    def keep(self, jobs: list[Job]) -> None: ...
+
+    def keep_session(self, session: bytes, record: Session) -> None: ...
+
+
 class State:
     """See the file's card."""
 
     def __init__(self) -> None:
+        self.keeper: Keeper | None = None
         self.lsn = 0  # of the last change applied
         self.now = Now(0, 0)  # of the last change applied: the high water of the engine clock
         self.epoch = 0
@@ -186,6 +195,19 @@ class State:
             for job in jobs:
                 if job is not None and job.id >= job_id:
                     yield job
+
+    def page_numbers(self) -> list[int]:
+        """Return the numbers of the pages that hold jobs, falling."""
+        return sorted(self._pages.keys() | self._sparse.keys(), reverse=True)
+
+    def jobs_between(self, first: int, end: int) -> list[Job]:
+        """Return the jobs with ids from `first` to below `end`, in order; all ids of one page."""
+        page = self._pages.get(first >> PAGE_SHIFT)
+        if page is not None:
+            slot = first & _SLOT
+            return [job for job in page[slot : slot + end - first] if job is not None]
+        sparse = self._sparse.get(first >> PAGE_SHIFT, {})
+        return [sparse[job_id] for job_id in sorted(sparse) if first <= job_id < end]
 
     def ready_ids(self, queue_name: str, count: int) -> list[int]:
         """Return up to `count` ids in the order in which the queue hands them out."""
@@ -264,7 +286,7 @@ class State:
                 page = self._pages[number] = []
                 self._thin_out(number - 1)
             if slot > len(page):
-                self._page_holes[number] = self._page_holes.get(number, 0) + slot - len(page)
+                self._note_holes(number, slot - len(page))
                 page.extend([None] * (slot - len(page)))
             part = jobs[taken : taken + PAGE_JOBS - slot]
             page.extend(part)
@@ -387,8 +409,7 @@ class State:
         ids = self.delay_timers.pop_due(now.engine_ms, limit)
         ids += self.date_timers.pop_due(now.wall_ms, limit - len(ids))
         for job_id in ids:
-            job = self.job(job_id)
-            assert job is not None, f"a timer names job {job_id}, which is gone"
+            (job,) = self._jobs(job_id, 1)
             assert job.state is DELAYED, f"job {job_id} is {job.state.name}"
             queue = self.queues[job.options.queue]
             queue.counts[DELAYED] -= 1
@@ -412,6 +433,106 @@ class State:
         while self._results and self.job(self._results[0]) is None:
             self._results.popleft()
 
+    # --- writing: from a snapshot ---------------------------------------------------------------
+
+    def restore_ready(self, first_id: int, options: JobOptions, payloads: list[bytes], created: Now) -> None:
+        """Put back jobs that are ready and were never handed out. All ids rise from call to call."""
+        options, queue = self._restored_queue(options)
+        count = len(payloads)
+        ids = list(range(first_id, first_id + count))
+        self._store(
+            first_id,
+            list(map(Job, ids, repeat(options), payloads, repeat(READY), repeat(created), repeat(created))),
+        )
+        queue.counts[READY] += count
+        queue.ready.extend(options.priority, ids)
+
+    def restore_jobs(self, options: JobOptions, jobs: list[Job]) -> None:
+        """Put back jobs with rising ids, in any state."""
+        options, queue = self._restored_queue(options)
+        begin = 0
+        for index, job in enumerate(jobs):
+            job.options = options
+            if job.id - jobs[begin].id != index - begin:
+                self._store(jobs[begin].id, jobs[begin:index])
+                begin = index
+            state = job.state
+            queue.counts[state] += 1
+            if state is READY:
+                queue.ready.append(options.priority, job.id)
+            elif state is DELAYED:
+                assert job.due is not None
+                (self.date_timers if job.due.is_wall else self.delay_timers).push(job.due.ms, job.id)
+            elif state is LEASED:
+                assert job.lease is not None
+                job.lease.live_count += 1
+                job.lease.ranges.append((job.id, 1))
+            elif state is DEAD:
+                queue.dead[job.id] = None
+            else:
+                queue.finished.append(job.id)
+            if job.outcome is not None and job.outcome.result is not None:
+                self._results.append(job.id)
+                self.result_bytes += len(job.outcome.result)
+        self._store(jobs[begin].id, jobs[begin:])
+
+    def _restored_queue(self, options: JobOptions) -> tuple[JobOptions, Queue]:
+        options = self.share(options)
+        queue = self.queues.get(options.queue)
+        if queue is None:
+            queue = self.queues[options.queue] = Queue(options.queue)
+        return options, queue
+
+    def restore_lease(self, lease: Lease) -> Lease:
+        """Return the lease that equal ones of earlier facts have become, or make this one it."""
+        parts = self.leases.setdefault(lease.token, {})
+        for known in parts.values():
+            if (known.deadline_ms, known.lease_ms, known.restarted) == (
+                lease.deadline_ms,
+                lease.lease_ms,
+                lease.restarted,
+            ):
+                return known
+        parts[id(lease)] = lease
+        return lease
+
+    def restore_session(
+        self, session: bytes, principal: str, floor: int, answers: Sequence[tuple[int, bytes | int]]
+    ) -> None:
+        """Put back a session with its answers, the oldest first."""
+        self.sessions[session] = Session(
+            principal,
+            dict(answers),
+            deque(request_id for request_id, _ in answers),
+            sum(_answer_bytes(answer) for _, answer in answers),
+            floor,
+        )
+
+    def finish_restoring(self, lsn: int, now: Now, epoch: int, grant: int, next_id: int) -> None:
+        """Set the numbers of a snapshot, and make what follows from its jobs."""
+        self.lsn, self.now = lsn, now
+        self.epoch, self.grant, self.next_id = epoch, grant, next_id
+        newest = self._pages.get(next_id >> PAGE_SHIFT)
+        if newest is not None:  # new jobs are appended, so what is missing at its end needs its slots
+            missing = (next_id & _SLOT) - len(newest)
+            newest += [None] * missing
+            self._note_holes(next_id >> PAGE_SHIFT, missing)
+        for number in list(self._pages):
+            self._thin_out(number)
+        for parts in self.leases.values():
+            for lease in parts.values():
+                lease.ranges = _packed(lease.ranges)
+            self._arm(parts)
+        for queue in self.queues.values():
+            queue.finished = deque(sorted(queue.finished, key=self._when_changed))
+            queue.dead = OrderedDict.fromkeys(sorted(queue.dead, key=self._when_changed))
+            self._rearm_finished(queue)
+            self._rearm_dead(queue)
+        self._results = deque(sorted(self._results, key=self._when_changed))
+
+    def _when_changed(self, job_id: int) -> tuple[int, int]:
+        return self.known_job(job_id).changed.engine_ms, job_id
+
     # --- writing: leases and time -------------------------------------------------------------
 
     def start(self, epoch: int, now: Now) -> None:
@@ -433,11 +554,15 @@ class State:
 
     def forget_sessions(self, sessions: Sequence[bytes]) -> None:
         for session in sessions:
-            del self.sessions[session]
+            record = self.sessions.pop(session)
+            if self.keeper is not None:
+                self.keeper.keep_session(session, record)
 
     def remember_answers(self, session: bytes, answers: Sequence[tuple[int, bytes | int]]) -> None:
         """Keep the answers of a session's requests, and drop its oldest ones beyond the limit."""
         record = self.sessions[session]
+        if self.keeper is not None:
+            self.keeper.keep_session(session, record)
         known, order = record.answers, record.order
         new = dict(answers)
         # A client that uses one id for a parked lease and for another verb answers it twice.
@@ -478,9 +603,12 @@ class State:
                 yield alike[0].options, alike
 
     def _jobs(self, first: int, count: int) -> list[Job]:
+        """Return the jobs of consecutive ids, each of which there must be, for a change."""
         jobs = self.run(first, count)
         assert None not in jobs, f"a job of {first}+{count} does not exist"
-        return jobs  # type: ignore[return-value]  # asserted above
+        if self.keeper is not None:
+            self.keeper.keep(jobs)  # type: ignore[arg-type]  # asserted above
+        return jobs  # type: ignore[return-value]
 
     def _leave(self, queue: Queue, jobs: list[Job], target: JobState | None) -> None:
         """Take jobs, all in one state, out of what their state keeps them in. target None: forgotten."""
@@ -626,7 +754,7 @@ class State:
             sparse = self._sparse.get(number)
             if sparse is None:
                 self._pages[number][slot : slot + part] = [None] * part
-                self._page_holes[number] = self._page_holes.get(number, 0) + part
+                self._note_holes(number, part)
                 self._thin_out(number)
             else:
                 for job_id in range(first, first + part):
@@ -634,6 +762,10 @@ class State:
                 if not sparse:
                     del self._sparse[number]
             first += part
+
+    def _note_holes(self, number: int, count: int) -> None:
+        if count:
+            self._page_holes[number] = self._page_holes.get(number, 0) + count
 
     def _thin_out(self, number: int) -> None:
         """Turn a page that is complete and nearly empty into a dict. The newest page still fills."""
@@ -653,15 +785,13 @@ class State:
         """Return a hash of everything that is a fact: equal states, however reached, have equal digests."""
         facts = [
             (self.lsn, self.now, self.epoch, self.grant, self.next_id, self.result_bytes),
-            [msgspec.structs.astuple(job) for job in self.jobs_from(0)],
-            [(q.name, q.counts, list(q.finished), list(q.dead)) for _, q in sorted(self.queues.items())],
+            [_facts(job) for job in self.jobs_from(0)],
             [
-                (
-                    token,
-                    sorted((p.deadline_ms, p.lease_ms, p.live_count, p.restarted) for p in parts.values()),
-                )
-                for token, parts in sorted(self.leases.items())
+                # Which of those that ended in one ms stands first is no fact.
+                (q.name, q.counts, *(sorted(ids, key=self._when_changed) for ids in (q.finished, q.dead)))
+                for _, q in sorted(self.queues.items())
             ],
+            [(token, _shares(parts)) for token, parts in sorted(self.leases.items())],
             sorted((key, s.principal, s.floor, list(s.answers.items())) for key, s in self.sessions.items()),
         ]
         return hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()
@@ -709,6 +839,40 @@ class State:
                 (job.due.ms, job.id) for job in jobs if job.due is not None and job.due.is_wall is is_wall
             )
             assert _alive(timers) == dues
+
+
+def _facts(job: Job) -> tuple[object, ...]:
+    """Return all that is a fact about a job: of its lease what is its own, not who else was in it once."""
+    lease = job.lease
+    held = lease and (
+        lease.token,
+        lease.deadline_ms,
+        lease.lease_ms,
+        lease.worker,
+        lease.session,
+        lease.restarted,
+    )
+    return (*msgspec.structs.astuple(msgspec.structs.replace(job, lease=None)), held)
+
+
+def _shares(parts: dict[int, Lease]) -> list[tuple[tuple[int, int, bool], int]]:
+    """Return how many jobs of a grant have which deadline, however many leases share it."""
+    shares: dict[tuple[int, int, bool], int] = {}
+    for part in parts.values():
+        key = (part.deadline_ms, part.lease_ms, part.restarted)
+        shares[key] = shares.get(key, 0) + part.live_count
+    return sorted(shares.items())
+
+
+def _packed(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join (id, 1) pairs with rising ids into runs."""
+    runs: list[tuple[int, int]] = []
+    for job_id, _ in ranges:
+        if runs and sum(runs[-1]) == job_id:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((job_id, 1))
+    return runs
 
 
 def _alive(timers: TimerHeap[int]) -> list[tuple[int, int]]:

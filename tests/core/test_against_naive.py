@@ -18,10 +18,12 @@ from hypothesis.stateful import (
 )
 
 from jqd.core import commands as c
-from jqd.core import model
+from jqd.core import dump, model
+from jqd.core.changes import encode_part
+from jqd.core.dump import Dump
 from jqd.core.model import Caller
 from jqd.errors import JqdError
-from tests.support.core import Core
+from tests.support.core import Core, parts_of, restored_from
 from tests.support.naive import NaiveQueue, Refused
 
 QUEUES = ("a", "b", "c")
@@ -71,6 +73,10 @@ class Machine(RuleBasedStateMachine):
         self.delivered: dict[int, int] = {}  # job -> its newest token
         self.noted_count = 0  # answers to parked leases of this turn that note() has seen
         self.request_id = 0
+        self.dump: Dump | None = None
+        self.dump_digest = ""
+        self.parts: list[bytes] = []
+        self.snapshot: list[bytes] | None = None  # the newest whole one
         self.connect("one", SESSIONS[1], "box")
 
     # --- saying the same to both --------------------------------------------------------------
@@ -330,6 +336,39 @@ class Machine(RuleBasedStateMachine):
     def list_a_page(self, name, state, limit):
         self.say(c.ListJobs(filter=c.JobFilter(queue=name, state=state), limit=limit))
 
+    # --- snapshots ----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.dump is None)
+    @rule()
+    def begin_a_dump(self):
+        self.end_turn()
+        self.dump = self.core.engine.begin_dump()
+        self.dump_digest = self.core.state.digest()
+        self.parts = []
+
+    @precondition(lambda self: self.dump is not None)
+    @rule(slices=st.integers(1, 3))
+    def dump_on(self, slices):
+        for _ in range(slices):
+            images = self.dump.take_slice()
+            if not images:
+                self.finish_dump()
+                return
+            self.parts.append(encode_part(images))
+
+    @precondition(lambda self: self.dump is not None)
+    @rule()
+    def finish_dump(self):
+        """What came out is the state of when it began, and with the log since then the state of now."""
+        self.parts += parts_of(self.dump)
+        self.dump = None
+        self.end_turn()
+        then = restored_from(self.parts)
+        then.check()
+        assert then.digest() == self.dump_digest
+        assert restored_from(self.parts, self.core.log).digest() == self.core.state.digest()
+        self.snapshot = self.parts
+
     # --- connections --------------------------------------------------------------------------
 
     @rule(
@@ -397,11 +436,12 @@ class Machine(RuleBasedStateMachine):
         self.core.move(30 * model.DAY_MS)
         self.end_turn()
 
-    @rule(down_ms=st.sampled_from([0, 1_000, 100_000, -50_000]))
-    def kill_and_start(self, down_ms):
+    @rule(down_ms=st.sampled_from([0, 1_000, 100_000, -50_000]), by_snapshot=st.booleans())
+    def kill_and_start(self, down_ms, by_snapshot):
         self.end_turn()
         self.core.check()
-        self.core.restart(wall_ms=down_ms)
+        self.dump = None
+        self.core.restart(wall_ms=down_ms, parts=self.snapshot if by_snapshot else None)
         self.naive.start(self.core.now)
         self.connections.clear()
         self.connect("one", SESSIONS[1], "box")
@@ -438,6 +478,8 @@ class Machine(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)  # hundreds of runs of dozens of steps, or thousands under the long profile
 def test_engine_says_what_the_naive_queue_says(monkeypatch):
+    monkeypatch.setattr(dump, "SLICE_JOBS", 2)
+    monkeypatch.setattr(dump, "SLICE_SESSIONS", 1)
     for name, value in LIMITS.items():
         monkeypatch.setattr(model, name, value)
     examples = settings().max_examples

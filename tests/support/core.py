@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from jqd.core import commands as c
-from jqd.core.changes import AnyChange, decode_batch
+from jqd.core.changes import AnyChange, decode_batch, encode_part
+from jqd.core.dump import Dump
 from jqd.core.engine import Batch, Engine, Ticket
 from jqd.core.model import LOCAL, Caller, Job, Now
 from jqd.core.queues import Identity
@@ -89,10 +90,15 @@ class Core:
         self.move(ms, wall_ms=wall_ms)
         return self.settle()
 
-    def restart(self, *, down_ms: int = 0, wall_ms: int | None = None) -> None:
-        """Kill the daemon and start it on its log. The engine clock stands still while it is down."""
+    def restart(
+        self, *, down_ms: int = 0, wall_ms: int | None = None, parts: Iterable[bytes] | None = None
+    ) -> None:
+        """Kill the daemon and start it on its log. The engine clock stands still while it is down.
+
+        parts: of a snapshot, of which the log then only goes on.
+        """
         self.wall_ms += down_ms if wall_ms is None else wall_ms
-        state = replayed(self.log)
+        state = replayed(self.log) if parts is None else restored_from(parts, self.log)
         self.engine_ms = state.now.engine_ms
         self.engine = Engine(state, IDENTITY)
         self.engine.start(self.now, "0")
@@ -104,6 +110,10 @@ class Core:
         again = replayed(self.log)
         again.check()
         assert again.digest() == self.state.digest(), "the log gives another state"
+        if self.state.keeper is None:
+            restored = restored_from(parts_of(self.engine.begin_dump()))
+            restored.check()
+            assert restored.digest() == self.state.digest(), "a snapshot gives another state"
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -213,6 +223,25 @@ def ids_of(leased: c.Leased) -> list[int]:
 def decoded(command: c.Command[Any] | type[c.Command[Any]], body: Struct | Raw | JqdError | None) -> Any:
     """Return a body as its Struct, also where the engine kept it encoded."""
     return msgspec.msgpack.decode(body, type=command.reply) if isinstance(body, Raw) else body
+
+
+def parts_of(dump: Dump) -> list[bytes]:
+    """Return all that a dump has still to say, as the records of a snapshot."""
+    parts: list[bytes] = []
+    while images := dump.take_slice():
+        parts.append(encode_part(images))
+    return parts
+
+
+def restored_from(parts: Iterable[bytes], log: Iterable[Batch] = ()) -> State:
+    """Return the state that a snapshot, and the log behind it, give."""
+    engine = Engine(State(), IDENTITY)
+    for part in parts:
+        engine.restore(part)
+    for batch in log:
+        if batch.first_lsn > engine.state.lsn:
+            engine.replay(batch.first_lsn, batch.count, batch.payload)
+    return engine.state
 
 
 def replayed(log: Iterable[Batch]) -> State:
