@@ -9,7 +9,7 @@ One thread at a time calls it. `durable_lsn` may be read from any thread.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Record(NamedTuple):
@@ -35,6 +35,35 @@ class RecoveryReport:
     clean: bool  # the last stop was a `close` that came to its end, or there was no store yet
     torn_bytes: int  # unfinished bytes that were cut from the end of the last segment
     quarantined: str | None  # path of the copy of these bytes
+    snapshot_lsn: int = 0  # of the snapshot that it began with; 0: it read the whole log
+    damaged_snapshots: tuple[str, ...] = ()  # what is wrong with newer ones, which were passed over
+
+
+class SnapshotSink(Protocol):
+    """A snapshot that is being written. All of it in one thread, which need not be that of the log.
+
+    An OSError says that the file is worth nothing: call abort(), and nothing else.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes written so far."""
+        ...
+
+    def write(self, count: int, payload: bytes) -> None:
+        """Add a part of so many images."""
+        ...
+
+    def finish(self) -> None:
+        """Make it durable, read it again, and remove what of the log and of older snapshots nobody needs now.
+
+        Raises: StorageError: it is not what was written.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Remove it."""
+        ...
 
 
 class Store(Protocol):
@@ -45,6 +74,13 @@ class Store(Protocol):
     """
 
     public_id: str  # 32 hex characters; shown to clients, unlike the secret store id
+
+    def load_snapshot(self) -> Iterator[bytes]:
+        """Yield the parts of the snapshot that the log goes on from, if there is one; once, before `load`.
+
+        Raises: as `load`.
+        """
+        ...
 
     def load(self) -> Iterator[Record]:
         """Yield every record in LSN order; once, before the first append.
@@ -64,6 +100,14 @@ class Store(Protocol):
 
     def sync(self) -> None:
         """Make everything appended durable."""
+        ...
+
+    def cut(self) -> Any:  # noqa: ANN401 - what a store knows itself by; begin_snapshot() takes it
+        """End the log so far at its last record, so that a snapshot of that LSN can take its place."""
+        ...
+
+    def begin_snapshot(self, cut: Any) -> SnapshotSink:  # noqa: ANN401
+        """Begin to write the snapshot of a cut. In another thread than append and sync."""
         ...
 
     def seal(self) -> None:
@@ -91,6 +135,21 @@ class Store(Protocol):
     @property
     def size_bytes(self) -> int:
         """Bytes that the log takes."""
+        ...
+
+    @property
+    def unsnapped_bytes(self) -> int:
+        """Bytes of the log behind the newest snapshot: what a start has to read besides it."""
+        ...
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Size of the newest snapshot; 0 for none."""
+        ...
+
+    @property
+    def snapshot_lsn(self) -> int:
+        """LSN of the newest snapshot; 0 for none."""
         ...
 
     @property

@@ -5,9 +5,10 @@ Must not know: what stands in a segment, which segment is needed.
 
     lock                        held from the first step to the last; empty
     store                       who this log is (store_file.py)
-    0000000000000001.wal ...    segments, numbered from 1 without a hole
+    0000000000000001.wal ...    segments, their numbers without a hole; from 1, or from where the older snapshot ends
+    00000000000003e8.snap       snapshots, named by their LSN: the newest two
     *.tmp                       half-made files; worth nothing, removed after a good start
-    quarantine/                 copies of torn tails that recovery cut; never read, never removed
+    quarantine/                 copies of torn tails that recovery cut, damaged snapshots; never read, never removed
 
 Any other name is left alone.
 
@@ -17,6 +18,8 @@ directory synced. So a name always stands for a whole file, after a power loss a
 Sources: reliability.md 2.1 and fault table rows 13, 14, 28; ALICE (OSDI 2014); etcd wal/wal.go cut.
 """
 
+import re
+from collections.abc import Iterable
 from posixpath import dirname
 
 from jqd.errors import Corruption, DataDirLocked, UnsupportedFormat
@@ -41,6 +44,20 @@ TMP_SUFFIX = ".tmp"
 _READ_BYTES = 8 * 1024 * 1024
 
 WHAT_TO_DO = "nothing was changed: keep a copy of the directory, then restore a backup into it"
+
+
+_SNAPSHOT_NAME = re.compile(r"([0-9a-f]{16})\.snap")
+
+
+def snapshot_name(lsn: int) -> str:
+    """Return the name of a snapshot's file: names sort like LSNs."""
+    return f"{lsn:016x}.snap"
+
+
+def snapshot_lsn(name: str) -> int | None:
+    """Return the LSN in a snapshot's name, or None if the name is none."""
+    match = _SNAPSHOT_NAME.fullmatch(name)
+    return int(match[1], 16) if match else None
 
 
 class Directory:
@@ -76,6 +93,11 @@ class Directory:
         numbers = map(segment_number, self._fs.list_directory(self.path))
         return sorted(number for number in numbers if number is not None)
 
+    def snapshot_lsns(self) -> list[int]:
+        """Return the LSNs of the snapshots that exist, falling."""
+        lsns = map(snapshot_lsn, self._fs.list_directory(self.path))
+        return sorted((lsn for lsn in lsns if lsn is not None), reverse=True)
+
     def read(self, name: str) -> bytes:
         """Return the whole content of a file; Corruption if the disk does not give it back."""
         path = self.path_of(name)
@@ -92,9 +114,23 @@ class Directory:
             self._fs.close(handle)
         return b"".join(parts)
 
+    def temporary_path_of(self, name: str) -> str:
+        """Return where `name` stands until it is published."""
+        return self.path_of(name) + TMP_SUFFIX
+
     def create(self, name: str) -> int:
         """Open a temporary file for what will be `name` once it is synced and published."""
-        return self._fs.create(self.path_of(name) + TMP_SUFFIX)
+        return self._fs.create(self.temporary_path_of(name))
+
+    def remove_temporary(self, name: str) -> None:
+        """Remove what was to become `name`."""
+        self._fs.unlink(self.temporary_path_of(name))
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files, durably, in the order given: none of them before the one before it."""
+        for name in names:
+            self._fs.unlink(self.path_of(name))
+            self._fs.sync_directory(self.path)
 
     def replace(self, name: str, data: bytes) -> None:
         """Make `data` the content of a file, durably: after a crash it is the old or the new one."""
@@ -124,11 +160,23 @@ class Directory:
         self.replace(name, tail)
         return self.path_of(name)
 
+    def size_of(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+        return self._fs.size_of(self.path_of(name))
+
+    def move_to_quarantine(self, name: str) -> None:
+        """Put away a file that is damaged: nobody but an operator may remove what cannot be read."""
+        self._fs.make_directory(self.path_of(QUARANTINE_NAME))
+        self._fs.rename(self.path_of(name), self.path_of(f"{QUARANTINE_NAME}/{name}"))
+        self._fs.sync_directory(self.path_of(QUARANTINE_NAME))
+        self._fs.sync_directory(self.path)
+
     def remove_temporary_files(self) -> None:
-        """Remove what interrupted starts and rotations left behind."""
+        """Remove what interrupted starts, rotations and snapshots left behind."""
         for name in self._fs.list_directory(self.path):
             final = name.removesuffix(TMP_SUFFIX)
-            if final != name and (final == STORE_NAME or segment_number(final) is not None):
+            ours = final == STORE_NAME or segment_number(final) is not None or snapshot_lsn(final) is not None
+            if final != name and ours:
                 self._fs.unlink(self.path_of(name))
 
     def open_store_file(self) -> StoreFile:

@@ -10,7 +10,7 @@ Sources: open(2), fdatasync(2), flock(2); reliability.md fault table rows 8 to 1
 """
 
 # Paths are str from end to end, as the operating system takes them: pathlib would only wrap them.
-# ruff: noqa: PTH102, PTH104, PTH108, PTH208
+# ruff: noqa: PTH102, PTH104, PTH108, PTH116, PTH208
 
 import errno
 import fcntl
@@ -66,6 +66,10 @@ class FileSystem(Protocol):
 
     def open(self, path: str) -> int:
         """Open a file for reading."""
+        ...
+
+    def size_of(self, path: str) -> int:
+        """Return the size of a file in bytes."""
         ...
 
     def read(self, handle: int, offset: int, count: int) -> bytes:
@@ -134,6 +138,9 @@ class RealFileSystem:
 
     def open(self, path: str) -> int:
         return os.open(path, os.O_RDONLY | _FLAGS)
+
+    def size_of(self, path: str) -> int:
+        return os.stat(path, follow_symlinks=False).st_size
 
     def read(self, handle: int, offset: int, count: int) -> bytes:
         return os.pread(handle, count, offset)

@@ -29,6 +29,19 @@ class MemoryStore:
         self._last_lsn = 0
         self._durable_lsn = 0
         self._size_bytes = 0
+        self._snapped_bytes = 0  # of the log, when the newest snapshot was published
+        self._snapshot_bytes = 0
+        self._snapshot_lsn = 0
+        self.parts: list[bytes] = []  # of the newest snapshot, if they are kept
+
+    def load_snapshot(self) -> Iterator[bytes]:
+        yield from ()
+
+    def cut(self) -> int:
+        return self._last_lsn
+
+    def begin_snapshot(self, cut: int) -> "MemorySink":
+        return MemorySink(self, cut, keep=self._keep)
 
     def load(self) -> Iterator[Record]:
         assert not self._loaded, "a store is loaded once"
@@ -81,5 +94,43 @@ class MemoryStore:
         return self._size_bytes
 
     @property
+    def unsnapped_bytes(self) -> int:
+        return self._size_bytes - self._snapped_bytes
+
+    @property
+    def snapshot_bytes(self) -> int:
+        return self._snapshot_bytes
+
+    @property
+    def snapshot_lsn(self) -> int:
+        return self._snapshot_lsn
+
+    @property
     def segment_count(self) -> int:
         return 0
+
+
+class MemorySink:
+    """A snapshot that nobody will read, unless a test has it kept. Implements `SnapshotSink`."""
+
+    def __init__(self, store: MemoryStore, lsn: int, *, keep: bool) -> None:
+        self._store = store
+        self._lsn = lsn
+        self._keep = keep
+        self._parts: list[bytes] = []
+        self.size_bytes = 0
+
+    def write(self, count: int, payload: bytes) -> None:
+        assert count >= 1
+        self.size_bytes += len(payload)
+        if self._keep:
+            self._parts.append(payload)
+
+    def finish(self) -> None:
+        store = self._store
+        store._snapshot_lsn, store._snapshot_bytes = self._lsn, self.size_bytes
+        store._snapped_bytes = store._size_bytes
+        store.parts = self._parts
+
+    def abort(self) -> None:
+        """Nothing was written anywhere."""

@@ -9,7 +9,7 @@ frame before it, so that bytes which are whole but stand in the wrong place are 
     offset  bytes  type   field          limit
          0      4  bytes  magic          a7 6a 71 64
          4      1  u8     format         1
-         5      1  u8     type           1 head, 2 batch, 3 seal
+         5      1  u8     type           1 head, 2 batch, 3 seal; in a snapshot 4 head, 5 part, 6 end
          6      2  u16    reserved       0
          8     16  bytes  store_id       secret; the same in every frame of a store
         24      8  u64    segment_no     from 1; the number in the file's name
@@ -25,6 +25,7 @@ frame before it, so that bytes which are whole but stand in the wrong place are 
 - head: the first frame of a segment, and only there; it is synced before the segment gets its name.
 - batch: one record.
 - seal: nothing but a later `durable_lsn`; it is synced before anything is appended behind it.
+- a snapshot's frames: snapshot.py.
 
 What every later format keeps: the first 64 bytes with magic, format and header_crc in their places.
 So a newer format can be told from a damaged frame.
@@ -70,11 +71,15 @@ class FrameType(IntEnum):
     HEAD = 1
     BATCH = 2
     SEAL = 3
+    SNAPSHOT_HEAD = 4
+    SNAPSHOT_PART = 5
+    SNAPSHOT_END = 6
 
 
 # Plain ints for the path of every append: an IntEnum member costs three times as much to pack.
 BATCH = int(FrameType.BATCH)
 _TYPES = frozenset(int(each) for each in FrameType)
+_OF_SNAPSHOTS = frozenset({FrameType.SNAPSHOT_HEAD, FrameType.SNAPSHOT_PART, FrameType.SNAPSHOT_END})
 
 
 @dataclass(slots=True)
@@ -174,6 +179,8 @@ def misplacement(header: Header, segment_no: int, at_start: bool, chain: Chain) 
     was moved, repeated or removed by somebody, and is refused wherever it stands.
     """
     is_batch = header.type == FrameType.BATCH
+    if header.type in _OF_SNAPSHOTS:
+        return "a frame of a snapshot stands here"
     if header.segment_no != segment_no:
         return f"a frame of segment {header.segment_no} stands here"
     if (header.type == FrameType.HEAD) != at_start:

@@ -1,10 +1,12 @@
 """The write-ahead log on a local disk: the store that jqd uses unless told otherwise.
 
-Knows:         which segments there are, when to start the next one, what to do about a verdict.
+Knows:         which segments and snapshots there are, when to start the next segment, what to do about a verdict,
+               which files nobody needs any more.
 Must not know: what a record means, bytes of a frame, errno.
 
-    start    lock -> file `store` -> segments in order -> last one made trustworthy -> fresh segment
-    run      append, sync | seal when idle | rotate when the segment is full
+    start    lock -> file `store` -> newest whole snapshot (recovery.py) -> segments behind it in order
+             -> last one made trustworthy -> fresh segment -> what nobody needs is removed
+    run      append, sync | seal when idle | rotate when the segment is full | cut, begin_snapshot
     stop     sync, seal, clean mark in `store`, unlock
 
 **Recovery** refuses (`Corruption`) whatever cannot be the work of a crash: anything wrong before the
@@ -16,6 +18,13 @@ one case that nobody can tell apart: damage to the very last synced batch while 
 not on the disk, and a second sync would say nothing about them. So the good frames of the last segment
 go into a new file. Earlier segments are safe: the process would have ended at their first failed sync.
 No segment is ever appended to after the process that made it.
+
+**Compaction.** cut() ends a segment, so that a snapshot of what is before stands at the beginning of the next one.
+Once it is whole on the disk the newest two snapshots are kept, and the log from the older one on: should the newest
+rot, the older one and the log behind it give the same state. Before there are two, all of the log is kept. Removed
+are first the older snapshots, then segments, the oldest first: whatever a crash leaves has no hole. A snapshot is
+written and files are removed in a thread of their own; the log's thread waits for neither. A damaged snapshot is
+moved to quarantine/, never removed.
 
 **A failed write or sync** poisons the store: every later call is refused, no sync is tried again.
 
@@ -35,14 +44,19 @@ from collections.abc import Iterator, Sequence
 
 from jqd.errors import Corruption, UnsupportedFormat, WriteFailed
 from jqd.storage.base import Record, RecoveryReport
-from jqd.storage.directory import WHAT_TO_DO, Directory
+from jqd.storage.directory import WHAT_TO_DO, Directory, snapshot_name
 from jqd.storage.fs import FileSystem, RealFileSystem, open_error, write_error
 from jqd.storage.record import FORMAT, Chain
+from jqd.storage.recovery import BEGINNING, Plan, choose
 from jqd.storage.segment import End, SegmentReader, SegmentWriter, Verdict, segment_name
+from jqd.storage.snapshot import Base, Damaged, Snapshot, SnapshotWriter, read_base, read_parts, verify
 
 # A segment is the unit of compaction and of the copy after an unclean stop: at 64 MiB that copy takes
 # well under a second, and a log of 10 GB has 160 files.
 SEGMENT_BYTES = 64 * 1024 * 1024
+
+# The newest, and one to fall back to if that one rots.
+KEPT_SNAPSHOTS = 2
 
 _REAL_FILE_SYSTEM = RealFileSystem()
 
@@ -69,7 +83,10 @@ class WalStore:
         self._chain = Chain()
         self._writer: SegmentWriter | None = None
         self._sealed_lsn = 0  # no seal is needed up to here
-        self._earlier_bytes = 0  # of all segments before the open one
+        self._base = BEGINNING  # where the open segment begins
+        self._sizes: dict[int, int] = {}  # bytes of the segments before the open one, by number
+        self._plan: Plan | None = None
+        self._snapshots: list[Snapshot] = []  # newest first; at most KEPT_SNAPSHOTS but for a moment
         self._loading = False
         self._closed = False
         self._recovery: RecoveryReport | None = None
@@ -87,26 +104,58 @@ class WalStore:
 
     # --- recovery -----------------------------------------------------------------------------
 
-    def load(self) -> Iterator[Record]:
-        """See `Store.load`."""
-        assert not self._loading, "a store is loaded once"
-        self._loading = True
+    def load_snapshot(self) -> Iterator[bytes]:
+        """See `Store.load_snapshot`."""
+        assert self._plan is None, "a store is loaded once"
         try:
-            yield from self._recover()
+            self._plan = plan = self._make_plan()
+            if plan.snapshot is not None:
+                lsn = plan.base.lsn
+                path = self._directory.path_of(snapshot_name(lsn))
+                yield from read_parts(self._fs, path, self._store.store_id, lsn)
         except OSError as error:
             self._failure = error
             raise open_error(error, self._directory.path) from error
 
-    def _recover(self) -> Iterator[Record]:
-        # A snapshot reader comes in here: it yields the records of the newest good snapshot, sets the
-        # chain to where that one ends, and the segments below are skipped.
+    def load(self) -> Iterator[Record]:
+        """See `Store.load`. A log that begins at its beginning needs no load_snapshot()."""
+        assert not self._loading, "a store is loaded once"
+        self._loading = True
+        try:
+            if self._plan is None:
+                self._plan = self._make_plan()
+                assert self._plan.snapshot is None, "load_snapshot() comes first"
+            yield from self._recover(self._plan)
+        except OSError as error:
+            self._failure = error
+            raise open_error(error, self._directory.path) from error
+
+    def _make_plan(self) -> Plan:
+        """Decide where recovery begins, having read the snapshots that it takes to do so."""
         numbers = self._directory.segment_numbers()
-        self._refuse_missing_segment(numbers)
+        last_no = max(numbers[-1] if numbers else 0, self._store.segment_no)
+        plan = choose(map(self._verify, self._directory.snapshot_lsns()), numbers, last_no)
+        if isinstance(plan, Plan):
+            return plan
+        path = self._directory.path_of(segment_name(plan.missing_segment))
+        damaged = "".join(f"; {_in_words(each)}" for each in plan.passed_over)
+        raise Corruption(f"{path} is missing{damaged}; {WHAT_TO_DO}", file=path, offset=0)
+
+    def _verify(self, lsn: int) -> Snapshot | Damaged:
+        return verify(self._fs, self._directory.path_of(snapshot_name(lsn)), self._store.store_id, lsn)
+
+    def _recover(self, plan: Plan) -> Iterator[Record]:
+        numbers = self._directory.segment_numbers()
         last_no = numbers[-1] if numbers else 0
+        self._chain = plan.base.chain
+        for segment_no in numbers:
+            if segment_no < plan.base.segment_no:  # for an older snapshot, or about to be removed
+                self._sizes[segment_no] = self._directory.size_of(segment_name(segment_no))
+        numbers = [segment_no for segment_no in numbers if segment_no >= plan.base.segment_no]
         clean = last_no == self._store.segment_no and (last_no == 0 or self._store.clean_bytes > 0)
         count = torn_bytes = 0
         quarantined = None
-        next_no = 1
+        next_no = plan.base.segment_no
         for segment_no in numbers:
             data = self._directory.read(segment_name(segment_no))
             chain_before = Chain(self._chain.crc, self._chain.last_lsn, self._chain.durable_lsn)
@@ -124,7 +173,7 @@ class WalStore:
                 self._chain = chain_before
                 next_no = segment_no
             else:
-                self._earlier_bytes += end.offset
+                self._sizes[segment_no] = end.offset
                 next_no = segment_no + 1
             if end.verdict is Verdict.TORN:
                 torn_bytes = len(data) - end.offset
@@ -134,17 +183,35 @@ class WalStore:
         self._chain.durable_lsn = self._chain.last_lsn
         self._start_segment(next_no)
         self._directory.remove_temporary_files()
-        first_lsn = 1 if count else 0
+        damaged = self._take_stock(plan)
         self._recovery = RecoveryReport(
-            count, first_lsn, self._chain.last_lsn, clean, torn_bytes, quarantined
+            count,
+            plan.base.lsn + 1 if count else 0,
+            self._chain.last_lsn,
+            clean,
+            torn_bytes,
+            quarantined,
+            plan.base.lsn,
+            tuple(_in_words(each) for each in damaged),
         )
 
-    def _refuse_missing_segment(self, numbers: list[int]) -> None:
-        last_no = max(numbers[-1] if numbers else 0, self._store.segment_no)
-        missing = set(range(1, last_no + 1)).difference(numbers)
-        if missing:
-            path = self._directory.path_of(segment_name(min(missing)))
-            raise Corruption(f"{path} is missing; {WHAT_TO_DO}", file=path, offset=0)
+    def _take_stock(self, plan: Plan) -> list[Damaged]:
+        """Note which snapshots there are, and put the damaged ones away. Returns these."""
+        damaged = list(plan.passed_over)
+        if plan.snapshot is not None:
+            self._snapshots.append(plan.snapshot)
+            for lsn in self._directory.snapshot_lsns():
+                if lsn < plan.base.lsn:
+                    path = self._directory.path_of(snapshot_name(lsn))
+                    older = read_base(self._fs, path, self._store.store_id, lsn)
+                    if isinstance(older, Damaged):
+                        damaged.append(older)
+                    else:
+                        self._snapshots.append(older)
+        for each in damaged:
+            self._directory.move_to_quarantine(snapshot_name(each.lsn))
+        self._trim()
+        return damaged
 
     def _refuse_damage(self, segment_no: int, size: int, end: End, *, may_be_torn: bool) -> None:
         """Turn a verdict into the one exception that it deserves, if any."""
@@ -192,6 +259,38 @@ class WalStore:
             raise
         chain.durable_lsn = chain.last_lsn
 
+    def cut(self) -> Base:
+        """See `Store.cut`. The base is the beginning of the open segment, which is a fresh one if need be."""
+        self._open_writer()
+        if self._chain.last_lsn > self._base.lsn:
+            try:
+                self._rotate()
+            except BaseException as error:
+                self._poison(error)
+                raise
+        return self._base
+
+    def begin_snapshot(self, cut: Base) -> "SnapshotInWal":
+        """See `Store.begin_snapshot`."""
+        return SnapshotInWal(self, SnapshotWriter(self._fs, self._directory, self._store.store_id, cut))
+
+    def _published(self, snapshot: Snapshot) -> None:
+        """Take in a snapshot that has its name, and let go of what it replaces."""
+        self._snapshots = [snapshot, *self._snapshots]
+        self._trim()
+
+    def _trim(self) -> None:
+        """Remove the snapshots that are too many, and the segments that no kept one goes on with."""
+        kept, surplus = self._snapshots[:KEPT_SNAPSHOTS], self._snapshots[KEPT_SNAPSHOTS:]
+        self._directory.remove(snapshot_name(each.base.lsn) for each in reversed(surplus))
+        self._snapshots = kept
+        if len(kept) < KEPT_SNAPSHOTS:
+            return
+        for segment_no in sorted(self._sizes):  # a copy, made at once: the log's thread may add to it
+            if segment_no < kept[-1].base.segment_no:
+                self._directory.remove([segment_name(segment_no)])
+                del self._sizes[segment_no]
+
     def seal(self) -> None:
         """See `Store.seal`. Syncs first what was not synced yet."""
         self.sync()
@@ -232,13 +331,14 @@ class WalStore:
         self.seal()
         old = self._open_writer()
         new = self._start_segment(old.segment_no + 1)
-        self._earlier_bytes += old.size_bytes
+        self._sizes[old.segment_no] = old.size_bytes
         old.close()
         return new
 
     def _start_segment(self, segment_no: int) -> SegmentWriter:
         """Open a fresh segment, durable by name, so that its batches may be acknowledged."""
         name = segment_name(segment_no)
+        base = Base(self._chain.last_lsn, segment_no, self._chain.crc)
         handle = self._directory.create(name)
         try:
             writer = SegmentWriter(self._fs, handle, self._store.store_id, segment_no, self._chain)
@@ -251,6 +351,7 @@ class WalStore:
             raise
         # That the segment exists is as good as a seal on the one before.
         self._sealed_lsn = self._chain.durable_lsn
+        self._base = base
         self._writer = writer
         return writer
 
@@ -282,9 +383,55 @@ class WalStore:
     @property
     def size_bytes(self) -> int:
         """Bytes of all segments."""
-        return self._earlier_bytes + (self._writer.size_bytes if self._writer else 0)
+        return sum(list(self._sizes.values())) + (self._writer.size_bytes if self._writer else 0)
+
+    @property
+    def unsnapped_bytes(self) -> int:
+        """See `Store.unsnapped_bytes`."""
+        first_no = self._snapshots[0].base.segment_no if self._snapshots else 1
+        closed = sum(size for number, size in list(self._sizes.items()) if number >= first_no)
+        return closed + (self._writer.size_bytes if self._writer else 0)
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """See `Store.snapshot_bytes`."""
+        return self._snapshots[0].size_bytes if self._snapshots else 0
+
+    @property
+    def snapshot_lsn(self) -> int:
+        """See `Store.snapshot_lsn`."""
+        return self._snapshots[0].base.lsn if self._snapshots else 0
 
     @property
     def segment_count(self) -> int:
         """Segments, the open one included."""
-        return self._store.segment_no
+        return len(self._sizes) + 1
+
+
+class SnapshotInWal:
+    """A snapshot on its way. Implements `SnapshotSink`."""
+
+    def __init__(self, store: WalStore, writer: SnapshotWriter) -> None:
+        self._store = store
+        self._writer = writer
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._writer.size_bytes
+
+    def write(self, count: int, payload: bytes) -> None:
+        """See `SnapshotSink.write`."""
+        self._writer.write(count, payload)
+
+    def finish(self) -> None:
+        """See `SnapshotSink.finish`."""
+        self._store._published(self._writer.finish())
+
+    def abort(self) -> None:
+        """See `SnapshotSink.abort`."""
+        self._writer.abort()
+
+
+def _in_words(damaged: Damaged) -> str:
+    return f"{damaged.path}: byte {damaged.offset}: {damaged.reason}"

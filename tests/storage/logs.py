@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from jqd.storage.base import Record, RecoveryReport
 from jqd.storage.record import FRAME_CRC_BYTES, HEADER_BYTES, Header, decode_header
 from jqd.storage.segment import segment_name
@@ -31,16 +33,30 @@ def records(count: int, first_lsn: int = 1, payload_bytes: int = 20) -> list[Rec
 def opened(disk: FaultDisk, **options: int) -> WalStore:
     """Return a loaded store."""
     store = WalStore(DATA, fs=disk, **options)
-    for _ in store.load():
-        pass
+    all_of(store)
     return store
+
+
+def all_of(store: WalStore) -> list[Record]:
+    """Read snapshot and log of a store: the snapshots here hold the records that they stand for."""
+    found = [Record(*msgspec.msgpack.decode(part)) for part in store.load_snapshot()]
+    return [*found, *store.load()]
+
+
+def snap(store: WalStore, batches: Iterable[Record]) -> int:
+    """Make a snapshot of these records, which are all that the store has; return its LSN."""
+    sink = store.begin_snapshot(store.cut())
+    for record in batches:
+        sink.write(record.count, msgspec.msgpack.encode(record))
+    sink.finish()
+    return store.snapshot_lsn
 
 
 def load(disk: FaultDisk) -> tuple[list[Record], RecoveryReport]:
     """Read the log as a starting daemon does, and end like a killed one."""
     store = WalStore(DATA, fs=disk)
     try:
-        return list(store.load()), store.recovery
+        return all_of(store), store.recovery
     finally:
         disk.kill()
 
@@ -92,6 +108,16 @@ class Ledger:
         store.sync()
         self.acknowledged = len(self.appended)
 
+    def snap(self, store: WalStore) -> None:
+        """Make a snapshot of all that was appended, which a cut makes durable."""
+        appended = list(self.appended)
+        cut = store.cut()
+        self.acknowledged = len(appended)
+        sink = store.begin_snapshot(cut)
+        for record in appended:
+            sink.write(record.count, msgspec.msgpack.encode(record))
+        sink.finish()
+
     def recovered(self, found: Sequence[Record]) -> None:
         """Check what a recovery yielded; from now on it is promised, since clients may have seen it."""
         assert list(found) == self.appended[: len(found)], "not a prefix of what was appended"
@@ -101,7 +127,7 @@ class Ledger:
 
     def recover(self, disk: FaultDisk, **options: int) -> WalStore:
         store = WalStore(DATA, fs=disk, **options)
-        self.recovered(list(store.load()))
+        self.recovered(all_of(store))
         last = self.appended[-1].last_lsn if self.appended else 0
         assert store.durable_lsn == store.recovery.last_lsn == last
         return store

@@ -123,6 +123,6 @@ def test_segment_that_begins_with_a_batch_lacks_its_head():
     assert misplacement(header(), 3, True, CHAIN) == "the head of a segment is missing"
 
 
-@pytest.mark.parametrize("changes", [{"format": 2}, {"format": 0}, {"type": 4}, {"type": 0}, {"reserved": 1}])
+@pytest.mark.parametrize("changes", [{"format": 2}, {"format": 0}, {"type": 7}, {"type": 0}, {"reserved": 1}])
 def test_newer_frame_is_whole_but_not_supported(changes):
     assert not header(**changes).is_supported

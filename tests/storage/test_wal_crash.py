@@ -8,6 +8,7 @@ import pytest
 
 from jqd.errors import Corruption, DiskFull, WriteFailed
 from jqd.storage.record import FRAME_CRC_BYTES, HEADER_BYTES
+from jqd.storage.segment import segment_number
 from tests.storage.logs import DATA, Ledger, load, opened, records, segment, write
 from tests.support.faultfs import (
     DROP,
@@ -36,17 +37,20 @@ def live(disk: FaultDisk, ledger: Ledger) -> None:
     ledger.append(store, 1)  # rotates over records that were not synced yet
     ledger.sync(store)
     ledger.append(store, 2)
+    ledger.snap(store)
+    ledger.append(store, 2)
     store.close()
     ledger.acknowledged = len(ledger.appended)
 
     store = ledger.recover(disk, segment_bytes=SEGMENT_BYTES)
     ledger.append(store, 1)
     ledger.sync(store)
+    ledger.snap(store)  # from now on the beginning of the log is not needed
     ledger.append(store, 2)
     disk.kill()
 
     # The killed process left a half-written frame in the page cache.
-    last = segment(store.segment_count)
+    last = segment(newest_segment(disk))
     handle = disk.open(last)
     disk.write(handle, b"\xa7jqd, and no more")
     disk.kill()
@@ -55,7 +59,14 @@ def live(disk: FaultDisk, ledger: Ledger) -> None:
     store = ledger.recover(disk, segment_bytes=SEGMENT_BYTES)
     ledger.append(store, 3)
     ledger.sync(store)
+    ledger.snap(store)  # and the oldest snapshot goes
+    ledger.append(store, 1)
     store.close()
+    ledger.acknowledged = len(ledger.appended)
+
+
+def newest_segment(disk: FaultDisk) -> int:
+    return max(number for name in disk.listing(DATA) if (number := segment_number(name)) is not None)
 
 
 def prove(disk: FaultDisk, ledger: Ledger) -> None:
@@ -73,6 +84,9 @@ def prove(disk: FaultDisk, ledger: Ledger) -> None:
     ledger.acknowledged = len(ledger.appended)
     store = ledger.recover(disk, segment_bytes=SEGMENT_BYTES)
     assert store.recovery.clean
+    ledger.snap(store)
+    disk.kill()
+    ledger.recover(disk, segment_bytes=SEGMENT_BYTES)
     disk.kill()
 
 

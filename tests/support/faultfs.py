@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-# Calls that change something; the others are `list_directory`, `open`, `read`, `close`, `random_bytes`.
+# Calls that change something; the others are `list_directory`, `open`, `size_of`, `read`, `close`, `random_bytes`.
 EFFECTS = frozenset(
     {"make_directory", "lock", "create", "write", "sync", "sync_directory", "rename", "unlink"}
 )
@@ -175,6 +175,10 @@ class FaultDisk:
     def open(self, path: str) -> int:
         self._call("open", path)
         return self._open(self.file(path), path)
+
+    def size_of(self, path: str) -> int:
+        self._call("size_of", path)
+        return len(self.file(path).cache)
 
     def read(self, handle: int, offset: int, count: int) -> bytes:
         file, path = self._handles[handle]
