@@ -153,6 +153,7 @@ SHOWN = {
     "a client cannot reconnect": "core/test_sessions.py::test_without_a_session_a_retry_is_a_new_request",
     "the machine loses power": "storage/test_wal_crash.py::",
     "another daemon has the directory": "e2e/test_daemon.py::test_second_daemon_on_a_directory_is_refused_and_touches_nothing",
+    "a snapshot is damaged": "e2e/test_daemon.py::test_damaged_snapshot_is_replaced_by_the_older_one",
     "the log is damaged": "e2e/test_daemon.py::test_damaged_log_is_refused_and_left_alone",
     "memory runs out": "e2e/test_kill.py::test_nothing_that_was_said_is_lost_or_undone_by_kills",
 }
@@ -171,7 +172,7 @@ def test_codes_of_what_happens_when_exist():
     assert {int(code) for code in re.findall(r"exit (\d+)", text)} == {0, *EXIT_CODES}
     words = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", text))
     # What the daemon logs.
-    events = {"failed", "slow_sync", "torn_tail_cut"}
+    events = {"failed", "slow_sync", "snapshot_damaged", "torn_tail_cut"}
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "jqd" / "server").glob("*.py"))
     assert all(f'"{event}"' in sources for event in events)
     others = {"commit_queue_bytes", "retry_after_ms", "run_at", "crashes", "dead", "timeout"}

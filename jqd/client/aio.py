@@ -44,6 +44,7 @@ from jqd.core.commands import (
     Pong,
     QueueList,
     ServerStats,
+    SnapshotBegun,
     Submitted,
     SubmittedMany,
     Swept,
@@ -454,3 +455,7 @@ class AsyncClient:
     async def stats(self, *, timeout: Duration | None = None) -> ServerStats:
         """Show figures of the daemon."""
         return await self.call(requests.stats(), timeout=timeout)
+
+    async def snapshot(self, *, timeout: Duration | None = None) -> SnapshotBegun:
+        """Have a snapshot of everything made. It is made when `stats` shows a `snapshot_lsn` of the reply's or more."""
+        return await self.call(requests.snapshot(), timeout=timeout)

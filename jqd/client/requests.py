@@ -37,6 +37,8 @@ from jqd.core.commands import (
     Release,
     Requeue,
     ServerStats,
+    Snapshot,
+    SnapshotBegun,
     Stats,
     Submit,
     SubmitGroup,
@@ -78,6 +80,7 @@ __all__ = [
     "QueueInfo",
     "QueueList",
     "ServerStats",
+    "SnapshotBegun",
     "StateName",
     "SubmitGroup",
     "Submitted",
@@ -101,6 +104,7 @@ __all__ = [
     "refusal",
     "release",
     "requeue",
+    "snapshot",
     "stats",
     "submit",
     "submit_many",
@@ -464,3 +468,8 @@ def queues(*, cursor: str = "", limit: int = LIST_LIMIT_MAX) -> Queues:
 def stats() -> Stats:
     """Return the command that shows figures of the daemon."""
     return Stats()
+
+
+def snapshot() -> Snapshot:
+    """Return the command that has a snapshot made."""
+    return Snapshot()

@@ -43,6 +43,7 @@ from jqd.core.commands import (
     Pong,
     QueueList,
     ServerStats,
+    SnapshotBegun,
     Submitted,
     SubmittedMany,
     Swept,
@@ -477,3 +478,7 @@ class Client:
     def stats(self, *, timeout: Duration | None = None) -> ServerStats:
         """Show figures of the daemon."""
         return self.call(requests.stats(), timeout=timeout)
+
+    def snapshot(self, *, timeout: Duration | None = None) -> SnapshotBegun:
+        """Have a snapshot of everything made. It is made when `stats` shows a `snapshot_lsn` of the reply's or more."""
+        return self.call(requests.snapshot(), timeout=timeout)

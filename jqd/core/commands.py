@@ -23,7 +23,16 @@ PROTOCOL_MINOR: Final = 0
 
 Reply_co = TypeVar("Reply_co", covariant=True)
 
-Scope = Literal["none", "jobs:submit", "jobs:read", "jobs:lease", "jobs:ack", "jobs:manage", "queues:manage"]
+Scope = Literal[
+    "none",
+    "jobs:submit",
+    "jobs:read",
+    "jobs:lease",
+    "jobs:ack",
+    "jobs:manage",
+    "queues:manage",
+    "server:admin",
+]
 
 JobId = Annotated[int, Meta(ge=1, le=model.JOB_ID_MAX)]
 # u64: the decoder cannot declare a bound above 2^63, and nothing above 2^64 can be said in msgpack.
@@ -481,6 +490,20 @@ class Purge(Sweep):
     writes = True
 
 
+class SnapshotBegun(Answer):
+    """`lsn`: when `stats` shows a `snapshot_lsn` of this or more, the snapshot is made."""
+
+    lsn: int
+
+
+class Snapshot(Command[SnapshotBegun]):
+    """Have a snapshot of everything made, so that a start need not read the log before it."""
+
+    verb = "snapshot"
+    scope = "server:admin"
+    reply = SnapshotBegun
+
+
 # --- the table --------------------------------------------------------------------------------
 
 COMMANDS: Final[dict[str, type[Command[Any]]]] = {
@@ -502,6 +525,7 @@ COMMANDS: Final[dict[str, type[Command[Any]]]] = {
         ListJobs,
         Queues,
         Stats,
+        Snapshot,
     )
 }
 

@@ -35,7 +35,16 @@ from jqd.core.changes import (
     decode_part,
     encode_batch,
 )
-from jqd.core.commands import PROTOCOL_MINOR, PROTOCOL_VERSION, Command, Hello, Leased, Pong, Welcome
+from jqd.core.commands import (
+    PROTOCOL_MINOR,
+    PROTOCOL_VERSION,
+    Command,
+    Hello,
+    Leased,
+    Pong,
+    SnapshotBegun,
+    Welcome,
+)
 from jqd.core.commands import Lease as LeaseCommand
 from jqd.core.dump import Dump
 from jqd.core.model import Caller, Now
@@ -56,7 +65,7 @@ Decision = Callable[[Any, State, Caller, Now, jobs.Emit], Struct]
 # Whatever the driver wants back with the answer to a parked request.
 Ticket = Hashable
 
-# Commands whose decision needs nothing but the state. The engine itself answers hello, ping and stats,
+# Commands whose decision needs nothing but the state. The engine itself answers hello, ping, stats and snapshot,
 # and lease, which may have to wait (jobs.lease decides).
 DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
     commands.Submit: jobs.submit,
@@ -301,6 +310,8 @@ class Engine:
             return self._lease(command, caller, request_id, ticket, now)
         if type(command) is commands.Ping:
             return Pong(wall_ms=now.wall_ms, engine_ms=now.engine_ms)
+        if type(command) is commands.Snapshot:  # making it is the server's work
+            return SnapshotBegun(lsn=self.state.lsn)
         assert type(command) is commands.Stats, f"no decision for {command.verb}"
         uptime_ms = now.engine_ms - self._started_ms
         return queues.stats(self._identity, self.state, now, uptime_ms, len(self._parked))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 from jqd.storage.base import Record, Store
 
@@ -20,6 +20,11 @@ from jqd.storage.base import Record, Store
 SEAL_AFTER_S: Final = 1.0
 # Records joined into one write; more would only delay the first of them.
 WRITE_BYTES_MAX: Final = 8 << 20
+
+# What is called with a cut of the log, once it was made.
+Cut = Callable[[Any], object]
+_LAST: Final = "the last item of the queue"
+Item = Record | Cut | str
 
 
 class Committer:
@@ -49,7 +54,7 @@ class Committer:
         self._on_slow_sync = on_slow_sync
         self._interval_s = None if sync_interval_ms is None else sync_interval_ms / 1_000
         self._slow_ns = slow_sync_ms * 1_000_000
-        self._queue: SimpleQueue[Record | None] = SimpleQueue()
+        self._queue: SimpleQueue[Item] = SimpleQueue()
         self._unsynced_since_s: float | None = None
         self._unsealed = False
         self.sync_count = 0
@@ -62,9 +67,13 @@ class Committer:
         """Hand over the next record."""
         self._queue.put(record)
 
+    def put_cut(self, on_cut: Cut) -> None:
+        """End the log so far behind the last record that was put; `on_cut` is called in this thread with the cut."""
+        self._queue.put(on_cut)
+
     def stop(self) -> None:
         """Write and sync all that was handed over, then end. Blocks until it is done."""
-        self._queue.put(None)
+        self._queue.put(_LAST)
         self._thread.join()
 
     def _run(self) -> None:
@@ -85,30 +94,33 @@ class Committer:
                 self._store.seal()
                 self._unsealed = False
             return True
-        records, last = self._gather(first)
+        records, end = self._gather(first)
         if records:
             self._commit(records)
-        if last and self._unsynced_since_s is not None:
+        if end is not None and self._unsynced_since_s is not None:
             self._sync()
-        return not last
+        if callable(end):
+            end(self._store.cut())
+            self._unsealed = False
+        return end is not _LAST
 
     def _patience_s(self) -> float | None:
         if self._unsynced_since_s is not None and self._interval_s is not None:
             return max(0.0, self._unsynced_since_s + self._interval_s - time.monotonic())
         return SEAL_AFTER_S if self._unsealed else None
 
-    def _gather(self, first: Record | None) -> tuple[list[Record], bool]:
-        """Return all records that wait, up to WRITE_BYTES_MAX, and whether the end was among them."""
+    def _gather(self, first: Item) -> tuple[list[Record], Cut | str | None]:
+        """Return all records that wait, up to WRITE_BYTES_MAX, and the cut or the end that stopped them, if one did."""
         records: list[Record] = []
         size = 0
         item = first
-        while item is not None:
+        while isinstance(item, Record):
             records.append(item)
             size += len(item.payload)
             if size >= WRITE_BYTES_MAX or self._queue.empty():
-                return records, False
+                return records, None
             item = self._queue.get()
-        return records, True
+        return records, item
 
     def _commit(self, records: list[Record]) -> None:
         self._store.append(records)

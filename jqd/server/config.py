@@ -24,7 +24,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from jqd.core.model import SECOND_MS, shorten
+from jqd.core.model import DAY_MS, MINUTE_MS, SECOND_MS, shorten
 from jqd.errors import ConfigurationError
 from jqd.server.values import (
     GIB,
@@ -102,6 +102,20 @@ class Config:
     segment_bytes: int = field(
         default=64 * MIB,
         metadata=_setting(Size(1 * MIB, 1 * GIB), "Size at which a log file is closed and the next begun."),
+    )
+    snapshot_bytes: int = field(
+        default=256 * MIB,
+        metadata=_setting(
+            Size(1 * MIB, 1024 * GIB),
+            "Growth of the log after which a snapshot is made; more where the last snapshot is larger than that.",
+        ),
+    )
+    snapshot_interval_ms: int = field(
+        default=DAY_MS,
+        metadata=_setting(
+            Number(MINUTE_MS, 30 * DAY_MS, "ms"),
+            "A snapshot is made when the last one is that old and anything has changed since.",
+        ),
     )
     commit_queue_bytes: int = field(
         default=64 * MIB,

@@ -97,9 +97,12 @@ def recover(
     begun_s = clock_s()
     told_s = begun_s
     count = 0
-    _tell_progress(notifier, "reading the log")
+    _tell_progress(notifier, "reading snapshot and log")
     gc.disable()  # nothing is garbage yet, and looking for it would double the time
     try:
+        for part in store.load_snapshot():
+            engine.restore(part)
+            told_s = _tell_parts(notifier, engine, told_s, clock_s)
         for record in store.load():
             engine.replay(record.first_lsn, record.count, record.payload)
             count += 1
@@ -124,11 +127,23 @@ def recover(
         lsn=report.last_lsn,
         jobs=sum(engine.state.counts()),
         clean=report.clean,
+        snapshot_lsn=report.snapshot_lsn,
         took_ms=int((clock_s() - begun_s) * 1_000),
     )
+    for damage in report.damaged_snapshots:
+        log.error("snapshot_damaged", damage=damage, put_into="quarantine")
     if report.torn_bytes:
         log.warning("torn_tail_cut", bytes=report.torn_bytes, copy=report.quarantined)
     return engine
+
+
+def _tell_parts(notifier: Notifier, engine: Engine, told_s: float, clock_s: Callable[[], float]) -> float:
+    """Say from time to time how much of a snapshot was read. Returns when it was said last."""
+    now_s = clock_s()
+    if now_s - told_s < _PROGRESS_S:
+        return told_s
+    _tell_progress(notifier, f"{sum(engine.state.counts())} jobs of a snapshot read")
+    return now_s
 
 
 def _tell_progress(notifier: Notifier, words: str) -> None:

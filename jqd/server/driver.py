@@ -31,6 +31,7 @@ from jqd.server.committer import Committer
 from jqd.server.config import Config
 from jqd.server.log import get_logger
 from jqd.server.session import Output, Session
+from jqd.server.snapshots import Snapshots
 from jqd.storage.base import Record, Store
 
 # The wall clock may be set while the loop sleeps; this is how late a run_at can get by that.
@@ -113,6 +114,7 @@ class Driver:
             sync_interval_ms=config.sync_interval_ms,
             slow_sync_ms=config.slow_sync_ms,
         )
+        self.snapshots = Snapshots(engine, store, self._committer, config, loop, on_failure)
 
     def start(self, version: str) -> None:
         """Begin a run of the engine; that it began is the first record."""
@@ -144,8 +146,15 @@ class Driver:
             "unsynced_bytes": self._waiting_bytes,
             "log_bytes": self._store.size_bytes,
             "log_segments": self._store.segment_count,
+            "snapshot_lsn": self._store.snapshot_lsn,
+            "snapshot_bytes": self._store.snapshot_bytes,
+            "snapshots": self.snapshots.count,
+            "snapshot_under_way": int(self.snapshots.is_under_way),
             "rss_bytes": _rss_bytes(),
         }
+
+    def make_snapshot(self) -> None:
+        self.snapshots.ask()
 
     def report(self, event: str, error: Exception) -> None:
         log.error(event, error=repr(error), exc_info=error)
@@ -203,10 +212,12 @@ class Driver:
             self._waiting_bytes += len(batch.payload)
             self._waiting.append(_Waiting(engine.state.lsn, len(batch.payload), outputs))
             self._committer.put(Record(batch.first_lsn, batch.count, batch.payload))
+            self.snapshots.wrote(len(batch.payload))
         elif not self._waiting:
             self._send(outputs)
         elif outputs:
             self._waiting.append(_Waiting(engine.state.lsn, 0, outputs))
+        self.snapshots.turn_ended(now.engine_ms)
         if self._unfinished:
             self._loop.call_soon(self._go_on)
         self._set_timer(now)
@@ -306,6 +317,7 @@ class Driver:
             except TimeoutError:
                 for connection in list(self.connections):
                     connection.abort()
+        self.snapshots.stop()
         self._committer.stop()
 
 

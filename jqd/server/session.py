@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 from msgspec import Struct
 
 from jqd.core import model
-from jqd.core.commands import Command, Hello, Leased, ServerStats, Submit
+from jqd.core.commands import Command, Hello, Leased, ServerStats, SnapshotBegun, Submit
 from jqd.core.engine import Body, Engine, FailStop
 from jqd.core.model import Caller, Now
 from jqd.errors import BadFrame, Internal, InvalidArgument, JqdError, ProtocolError
@@ -63,6 +63,10 @@ class House(Protocol):
 
     def process_figures(self) -> dict[str, int]:
         """Return the daemon's own figures for `stats`."""
+        ...
+
+    def make_snapshot(self) -> None:
+        """Have a snapshot made of all that this turn and those before it have changed."""
         ...
 
     def report(self, event: str, error: Exception) -> None:
@@ -273,6 +277,8 @@ class Session:
                 self._holds(body.token)
         elif type(body) is ServerStats:
             body.process = self._house.process_figures()
+        elif type(body) is SnapshotBegun:
+            self._house.make_snapshot()
         self._say(encode_reply(request_id, engine.state.lsn, body))
 
     def _submit(self, run: list[SubmitRequest], now: Now) -> None:

@@ -325,6 +325,28 @@ def test_damaged_log_is_refused_and_left_alone(data, damage, stop_cleanly):
     assert contents(data) == before
 
 
+def test_damaged_snapshot_is_replaced_by_the_older_one(data):
+    with Daemon(data) as daemon:
+        for number in range(1, 4):
+            with daemon.client() as wire:
+                wire.ask("submit", payload=b"%d" % number)
+                if number < 3:
+                    wire.ask("snapshot")
+            if number < 3:
+                daemon.wait_for("snapshot_made")
+        daemon.kill()
+        older, newest = sorted(data.glob("*.snap"))
+        damaged = bytearray(newest.read_bytes())
+        damaged[100] ^= 1
+        newest.write_bytes(damaged)
+        daemon.start()
+        (line,) = daemon.logged("snapshot_damaged")
+        assert str(newest) in line["damage"]
+        assert daemon.logged("recovered")[0]["snapshot_lsn"] == int(older.stem, 16)
+    assert (data / "quarantine" / newest.name).read_bytes() == damaged
+    assert jobs_in(data) == [1, 2, 3]
+
+
 def test_newer_format_is_refused(data):
     killed_log(data)
     (data / "store").write_bytes(b"not a store of jqd" * 4)

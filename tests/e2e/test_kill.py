@@ -41,6 +41,8 @@ SITUATIONS = {
     "stale token refused": 20,
     "connection cut by the client": 5,
     "killed while recovering": 1,
+    "started from a snapshot": KILLS // 2,
+    "snapshot under way at a kill": 1,
 }
 
 Finish = Callable[[Answer, int], None]
@@ -225,6 +227,10 @@ class Reader(Client):
             # Around the newest: jobs whose submit is only being answered, and some that do not exist yet.
             job_id = max(1, self.newest + self.random.randrange(-40, 20))
             self.ask("get", self.seen(job_id, self.ledger.tick()), job_id=job_id)
+        self.ask("snapshot", self.begun)
+
+    def begun(self, answer: Answer, told: int) -> None:
+        assert answer.status == "ok", answer
 
     def seen(self, job_id: int, asked: int) -> Finish:
         known = self.ledger.knows(job_id)
@@ -245,6 +251,7 @@ class KillLoop:
     def __init__(self, data: Path) -> None:
         self.ledger = Ledger()
         self.random = random.Random(SEED)
+        self.data = data
         self.daemon = Daemon(data, "--unix", "off", "--segment-bytes", "1MiB")
         self.gate = threading.Event()  # open: the daemon serves
         self.running = True
@@ -283,6 +290,8 @@ class KillLoop:
             self.daemon.kill()
             self.ledger.mark("killed while recovering")
         self.daemon.start()
+        if self.daemon.logged("recovered")[-1]["snapshot_lsn"]:
+            self.ledger.mark("started from a snapshot")
         self.address = self.daemon.address
         with self.daemon.client() as wire:
             self.ledger.check_listing(wire.listed(), settled=False)
@@ -299,6 +308,8 @@ class KillLoop:
         self.gate.clear()
         self.daemon.kill()
         self.kills += 1
+        if any(self.data.glob("*.snap.tmp")):
+            self.ledger.mark("snapshot under way at a kill")
         self.ledger.mark("unanswered at a kill", sum(len(client.unanswered) for client in self.clients))
 
     def end(self) -> None:

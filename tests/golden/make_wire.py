@@ -120,6 +120,7 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
     ),
     "queues": (commands.Queues(), commands.Queues(cursor="mail", limit=10)),
     "stats": (commands.Stats(), commands.Stats()),
+    "snapshot": (commands.Snapshot(), commands.Snapshot()),
 }
 
 _LITTLE_JOB = commands.JobInfo(
@@ -259,6 +260,7 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
         commands.ServerStats(**_LITTLE_STATS, process={}),
         commands.ServerStats(**_LITTLE_STATS, process={"pid": 4_242, "connections": 1}),
     ),
+    "snapshot": (commands.SnapshotBegun(lsn=0), commands.SnapshotBegun(lsn=(1 << 63) - 1)),
 }
 
 

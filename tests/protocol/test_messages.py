@@ -50,6 +50,7 @@ COMMANDS: list[c.Command[Any]] = [
     c.ListJobs(filter=c.JobFilter(state="ready")),
     c.Queues(cursor="q"),
     c.Stats(),
+    c.Snapshot(),
 ]
 
 

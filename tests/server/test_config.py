@@ -138,6 +138,8 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "data_dir": [("/a", "/a"), ("/b", "/b")],
     "sync": [("interval=5", 5), ("always", None)],
     "segment_bytes": [("1MiB", 1 << 20), ("2097152", 2 << 20)],
+    "snapshot_bytes": [("1MiB", 1 << 20), ("1073741824", 1 << 30)],
+    "snapshot_interval_ms": [("60000", 60_000), ("3600000", 3_600_000)],
     "commit_queue_bytes": [("1GiB", 1 << 30), ("1024KiB", 1 << 20)],
     "log_level": [("debug", "debug"), ("error", "error")],
     "log_format": [("json", "json"), ("console", "console")],

@@ -71,7 +71,7 @@ def test_long_recovery_asks_for_more_time_before_all_and_every_second():
     daemon.recover(MemoryStore(records), config(), told, lambda: next(seconds))
     assert [lines[0] for lines in told.messages] == ["EXTEND_TIMEOUT_USEC=60000000"] * 12
     status = [lines[1].removeprefix("STATUS=Recovering: ") for lines in told.messages]
-    assert status[:3] == ["reading the log", "4 records read, LSN 4", "8 records read, LSN 8"]
+    assert status[:3] == ["reading snapshot and log", "4 records read, LSN 4", "8 records read, LSN 8"]
     assert status[-1] == "40 records read, preparing to serve"
 
 

@@ -43,6 +43,7 @@ class House:
         self.output_bytes_max = 1 << 30
         self.refusals: dict[type, JqdError] = {}
         self.reports: list[tuple[str, Exception]] = []
+        self.snapshots = 0
         self.unsent_grants: dict[int, int] = {}
 
     @property
@@ -52,6 +53,9 @@ class House:
     def refuse(self, command):
         if type(command) in self.refusals:
             raise self.refusals[type(command)]
+
+    def make_snapshot(self):
+        self.snapshots += 1
 
     def process_figures(self):
         return {"connections": 7}
@@ -653,3 +657,9 @@ def test_a_run_that_fails_after_a_change_stops_the_process(house, peer, monkeypa
     monkeypatch.setattr(JobsSubmitted, "apply", lambda *_: 1 / 0)
     with pytest.raises(FailStop):
         peer.say(b"".join(submits(2, 3)))
+
+
+def test_a_snapshot_is_asked_of_the_house_and_answered_with_its_lsn(house, peer):
+    answers = peer.ask(request(2, "submit"), request(3, "snapshot"))
+    assert answers[1].body == {"lsn": house.engine.state.lsn}
+    assert house.snapshots == 1

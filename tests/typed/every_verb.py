@@ -24,6 +24,7 @@ from jqd.core.commands import (
     Pong,
     QueueList,
     ServerStats,
+    SnapshotBegun,
     Submitted,
     SubmittedMany,
     Swept,
@@ -87,6 +88,7 @@ def blocking(url: str) -> None:
         assert_type(queues, QueueList)
         assert_type([queue.queue for queue in queues.queues], list[str])
         assert_type(client.stats(), ServerStats)
+        assert_type(client.snapshot(), SnapshotBegun)
         reply = client.call(requests.get(first.job_id), timeout=5)
         assert_type(reply, JobInfo)
         for answer in client.call_many([requests.ping(), requests.get(1 << 40)]):
@@ -130,6 +132,7 @@ async def with_asyncio(url: str) -> None:
         assert_type(await client.queues(limit=1), QueueList)
         assert_type((await client.stats()).jobs["ready"], int)
         assert_type(await client.call(requests.stats()), ServerStats)
+        assert_type((await client.snapshot()).lsn, int)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,234 @@
+"""When a snapshot is made, and its way from the engine to the disk.
+
+Knows:         what calls for a snapshot, how fast the walk over the state may go, who writes it.
+Must not know: what stands in one, which files it replaces (storage/wal.py).
+
+    due      between two turns: the engine begins a dump, the committer is asked to cut the log there
+    cut      the log thread has ended a segment: a thread of its own opens the snapshot's file
+    walk     one slice of the dump a pass of the loop, each handed to that thread; a new one for each that it
+             has written, so that no more than WINDOW slices wait in memory and everybody else is served in between
+    finish   the thread syncs, reads again, gives the file its name, and removes what nobody needs any more
+
+It is due when the log behind the newest snapshot has grown by snapshot_bytes, or to the size of that snapshot if
+that is more: so a start reads at most as much log as snapshot, or snapshot_bytes, and what is written for
+snapshots is never more than what is written anyway. It is due also when the newest one is snapshot_interval_ms
+old and anything has changed since, and when somebody asks.
+
+A full disk ends a snapshot, not the daemon: the log is whole without it. Any other failure to write or read is
+what it is for the log: the end.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Final, Protocol
+
+from jqd.core.changes import encode_part
+from jqd.core.dump import Dump
+from jqd.core.engine import Engine
+from jqd.errors import DiskFull
+from jqd.server.committer import Committer
+from jqd.server.config import Config
+from jqd.server.log import get_logger
+from jqd.storage.base import SnapshotSink, Store
+from jqd.storage.fs import write_error
+
+# Slices on their way to the disk: enough for the thread never to wait, and 8 MiB at the most.
+WINDOW: Final = 8
+
+log = get_logger()
+
+
+class Loop(Protocol):
+    """What is needed of an event loop."""
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object) -> object: ...
+
+
+class Snapshots:
+    """See the file's card. All of it runs in the loop's thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        committer: Committer,
+        config: Config,
+        loop: Loop | asyncio.AbstractEventLoop,
+        on_failure: Callable[[BaseException], object],
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._committer = committer
+        self._config = config
+        self._loop = loop
+        self._on_failure = on_failure
+        self._since_bytes = (
+            store.unsnapped_bytes
+        )  # of the log, behind the newest snapshot or the one under way
+        self._since_ms = engine.state.now.engine_ms
+        self._asked = False
+        self._stopped = False
+        self._dump: Dump | None = None
+        self._thread: _Thread | None = None
+        self.count = 0  # made since the start
+
+    @property
+    def is_under_way(self) -> bool:
+        return self._dump is not None or self._thread is not None
+
+    def ask(self) -> None:
+        """Have one made as soon as this turn has ended and the one under way, if there is one."""
+        self._asked = True
+
+    def wrote(self, count_bytes: int) -> None:
+        """Count what a turn has added to the log."""
+        self._since_bytes += count_bytes
+
+    def turn_ended(self, engine_ms: int) -> None:
+        """Begin a snapshot if it is time. To be called when a turn's record was handed over."""
+        if self.is_under_way or self._stopped or not self._is_due(engine_ms):
+            return
+        self._asked = False
+        self._since_bytes = 0
+        self._since_ms = engine_ms
+        if self._engine.state.lsn == self._store.snapshot_lsn:
+            return  # nothing has changed
+        self._dump = self._engine.begin_dump()
+        log.info("snapshot_begun", lsn=self._dump.lsn)
+        self._committer.put_cut(lambda cut: self._loop.call_soon_threadsafe(self._cut, cut))
+
+    def _is_due(self, engine_ms: int) -> bool:
+        if self._asked:
+            return True
+        if self._since_bytes >= max(self._config.snapshot_bytes, self._store.snapshot_bytes):
+            return True
+        return self._since_bytes > 0 and engine_ms - self._since_ms >= self._config.snapshot_interval_ms
+
+    def stop(self) -> None:
+        """Give up the snapshot under way. Blocks until its thread has ended."""
+        self._stopped = True
+        if self._dump is not None:
+            self._dump.close()
+            self._dump = None
+        if self._thread is not None:
+            self._thread.give_up()
+            self._thread = None
+
+    # --- one snapshot ---------------------------------------------------------------------------
+
+    def _cut(self, cut: Any) -> None:  # noqa: ANN401 - the store's own
+        """The log was cut where the dump began: let the walk begin."""
+        if self._stopped:
+            return
+        self._thread = _Thread(
+            self._store,
+            cut,
+            on_written=lambda: self._loop.call_soon_threadsafe(self._step),
+            on_end=lambda *how: self._loop.call_soon_threadsafe(self._ended, *how),
+            on_failure=self._on_failure,
+        )
+        for _ in range(WINDOW):
+            self._loop.call_soon_threadsafe(self._step)
+
+    def _step(self) -> None:
+        """Take the next slice."""
+        if self._dump is None or self._thread is None:
+            return
+        try:
+            images = self._dump.take_slice()
+            if images:
+                self._thread.put(len(images), encode_part(images))
+            else:
+                self._dump = None
+                self._thread.finish()
+        except BaseException as error:
+            self._on_failure(error)
+            raise
+
+    def _ended(self, took_ms: int, error: DiskFull | None) -> None:
+        """The thread has come to its end: the snapshot has its name, or there is none."""
+        self._thread = None
+        if self._dump is not None:
+            self._dump.close()
+            self._dump = None
+        if error is not None:
+            log.warning("snapshot_given_up", error=str(error), took_ms=took_ms)
+            return
+        self.count += 1
+        log.info(
+            "snapshot_made",
+            lsn=self._store.snapshot_lsn,
+            bytes=self._store.snapshot_bytes,
+            log_bytes=self._store.size_bytes,
+            took_ms=took_ms,
+        )
+
+
+class _Thread:
+    """Writes one snapshot: its file is opened, written, synced, read and published here."""
+
+    def __init__(
+        self,
+        store: Store,
+        cut: Any,  # noqa: ANN401
+        *,
+        on_written: Callable[[], object],
+        on_end: Callable[[int, DiskFull | None], object],
+        on_failure: Callable[[BaseException], object],
+    ) -> None:
+        self._store = store
+        self._cut = cut
+        self._on_written = on_written
+        self._on_end = on_end
+        self._on_failure = on_failure
+        self._queue: SimpleQueue[tuple[int, bytes] | None] = SimpleQueue()
+        self._given_up = False
+        self._begun_ns = time.monotonic_ns()
+        self._thread = threading.Thread(target=self._run, name="jqd-snapshot", daemon=True)
+        self._thread.start()
+
+    def put(self, count: int, payload: bytes) -> None:
+        """Hand over the next part."""
+        self._queue.put((count, payload))
+
+    def finish(self) -> None:
+        """Say that the last part was handed over."""
+        self._queue.put(None)
+
+    def give_up(self) -> None:
+        """Remove the file, and end; blocks until then."""
+        self._given_up = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        sink: SnapshotSink | None = None
+        full: DiskFull | None = None
+        try:
+            try:
+                sink = self._store.begin_snapshot(self._cut)
+                self._write(sink)
+            except OSError as error:
+                failure = write_error(error, "snapshot")
+                if not isinstance(failure, DiskFull):
+                    raise failure from error
+                full = failure
+            if sink is not None and (full is not None or self._given_up):
+                sink.abort()
+        except BaseException as error:  # noqa: BLE001 - the disk cannot be trusted any more
+            self._on_failure(error)
+            return
+        if not self._given_up:
+            self._on_end((time.monotonic_ns() - self._begun_ns) // 1_000_000, full)
+
+    def _write(self, sink: SnapshotSink) -> None:
+        while (part := self._queue.get()) is not None:
+            if self._given_up:
+                return
+            sink.write(*part)
+            self._on_written()
+        if not self._given_up:
+            sink.finish()
