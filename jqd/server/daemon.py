@@ -37,6 +37,7 @@ from jqd.server.driver import Clock, Driver
 from jqd.server.listeners import open_listeners, take_passed_sockets
 from jqd.server.notify import SILENT, Notifier
 from jqd.storage.base import Store
+from jqd.storage.directory import WHAT_TO_DO
 from jqd.storage.wal import WalStore
 
 # A clock that lies further back than this was set wrong, or the store is a copy from the future.
@@ -113,7 +114,7 @@ def recover(
     except ReplayFailed as error:
         raise Corruption(
             f"{config.data_dir}: a record cannot be applied: {error}; it was written by a newer jqd or by a broken "
-            f"one; keep a copy of the directory and restore a backup",
+            f"one; {WHAT_TO_DO}",
             file=config.data_dir,
             offset=0,
             lsn=error.lsn,

@@ -43,7 +43,10 @@ TMP_SUFFIX = ".tmp"
 # One read call; larger ones gain nothing, and a file's size need not be asked for.
 _READ_BYTES = 8 * 1024 * 1024
 
-WHAT_TO_DO = "nothing was changed: keep a copy of the directory, then restore a backup into it"
+WHAT_TO_DO = (
+    "nothing was changed: `jqctl wal verify DIR` says more; keep a copy of the directory, then restore a backup "
+    "into it or look at what `jqctl wal repair DIR` would cut"
+)
 
 
 _SNAPSHOT_NAME = re.compile(r"([0-9a-f]{16})\.snap")

@@ -89,6 +89,20 @@ class End:
     lost_to_lsn: int | None = None  # last LSN that is known to be lost, if any is
 
 
+def headers_behind(data: bytes, store_id: bytes, offset: int) -> Iterator[tuple[int, Header]]:
+    """Yield place and header of everything that begins behind `offset` and says it is a frame of this store.
+
+    Lengths cannot be believed any more, so every place is looked at. The secret store id is what
+    is searched for: users can put any number of magics into their payloads, but not one of these.
+    """
+    position = data.find(store_id, offset + 1 + _STORE_ID_OFFSET)
+    while position >= 0:
+        header = decode_header(data, position - _STORE_ID_OFFSET)
+        if header is not None:
+            yield position - _STORE_ID_OFFSET, header
+        position = data.find(store_id, position + 1)
+
+
 class SegmentReader:
     """Reads the frames of one segment and moves `chain` over them.
 
@@ -103,6 +117,7 @@ class SegmentReader:
         self._segment_no = segment_no
         self._chain = chain
         self.batch_count = 0
+        self.offset = 0  # where the frame of the record that was yielded last begins
         self.end: End | None = None  # set when `records` is exhausted
 
     def records(self) -> Iterator[Record]:
@@ -123,11 +138,12 @@ class SegmentReader:
                 return
             payload, chain.crc = body
             chain.durable_lsn = header.durable_lsn
-            offset += frame_bytes(header)
             if header.type == FrameType.BATCH:
                 chain.last_lsn += header.change_count
                 self.batch_count += 1
+                self.offset = offset
                 yield Record(header.lsn, header.change_count, payload)
+            offset += frame_bytes(header)
         # An empty file has no head, and the head was durable before the file had this name.
         self.end = End(Verdict.WHOLE, offset) if data else End(Verdict.DAMAGED, 0, "the file is empty")
 
@@ -145,7 +161,7 @@ class SegmentReader:
             # The head was durable before the file had this name.
             return End(Verdict.DAMAGED, 0, reason)
         next_lsn = self._chain.last_lsn + 1
-        for header in self._headers_behind(offset):
+        for _, header in headers_behind(self._data, self._store_id, offset):
             if not header.is_supported:
                 # What it says is unknown, so it may vouch for what is missing.
                 return End(Verdict.UNSUPPORTED, offset, f"format {header.format}, frame type {header.type}")
@@ -154,19 +170,6 @@ class SegmentReader:
             if (header.segment_no, header.type, header.lsn) == (self._segment_no, FrameType.BATCH, next_lsn):
                 return End(Verdict.DAMAGED, offset, reason + ", and a good batch follows")
         return End(Verdict.TORN, offset, reason)
-
-    def _headers_behind(self, offset: int) -> Iterator[Header]:
-        """Yield every header of this store that begins behind `offset`.
-
-        Lengths cannot be believed any more, so every place is looked at. The secret store id is what
-        is searched for: users can put any number of magics into their payloads, but not one of these.
-        """
-        position = self._data.find(self._store_id, offset + 1 + _STORE_ID_OFFSET)
-        while position >= 0:
-            header = decode_header(self._data, position - _STORE_ID_OFFSET)
-            if header is not None:
-                yield header
-            position = self._data.find(self._store_id, position + 1)
 
 
 class SegmentWriter:
