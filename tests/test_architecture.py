@@ -116,6 +116,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "jqd.storage": Room(may=named("jqd.errors crc32c")),
     "jqd.server": Room(may=EVERYTHING, never=named("jqd.client jqctl")),
+    "jqd.offline": Room(may=named("jqd.core jqd.storage jqd.errors msgspec")),
     "jqd.client": Room(
         may=named("jqd.protocol jqd.core.commands jqd.core.model jqd.errors jqd.__version__ msgspec msgpack")
     ),
@@ -307,6 +308,10 @@ RULES = [
             ("jqd/server/driver.py", "import jqd"),
             ("jqd/server/driver.py", "from jqd import AsyncClient"),
             ("jqd/server/driver.py", "from .. import AsyncClient"),
+            ("jqd/offline/repair.py", "from jqd.server.daemon import recover"),
+            ("jqd/offline/repair.py", "from jqd.client.values import to_ms"),
+            ("jqd/offline/repair.py", "from crc32c import crc32c"),
+            ("jqd/offline/repair.py", "import click"),
             ("jqd/client/aio.py", "from jqd.server.session import Session"),
             ("jqd/client/aio.py", "from jqd.core.engine import Engine"),
             ("jqd/client/aio.py", "import uvloop"),
@@ -341,6 +346,10 @@ RULES = [
             ),
             ("jqd/server/driver.py", "import asyncio, uvloop\nfrom jqd.core.engine import Engine"),
             ("jqd/server/driver.py", "from jqd import __version__"),
+            (
+                "jqd/offline/repair.py",
+                "import os\nfrom jqd.core.state import State\nfrom jqd.storage.wal import WalStore",
+            ),
             ("jqd/client/aio.py", "import asyncio, msgpack\nfrom jqd.protocol.connection import Connection"),
             ("jqd/__main__.py", "from jqd.server import daemon"),
             (
