@@ -2,7 +2,7 @@
 
 Knows:         the exit codes: 0 done, 1 refused, 2 usage, 3 unreachable (a timeout too: the outcome is
                unknown), 74 the output cannot be written; 130 interrupted, 141 the reader of the output
-               went away.
+               went away; of a data directory those of the daemon: 65 damaged, 75 in use, 78 unusable.
 Must not know: verbs.
 
 click and the verbs are imported by the functions: main() keeps the garbage collector out of it, which would take a
@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout
+from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout, StorageError
 
 REFUSED = 1
 USAGE = 2
@@ -47,6 +47,9 @@ def run(args: Sequence[str] | None = None) -> int:
     except PipeClosed:
         _drop_output()
         return PIPE_CLOSED
+    except StorageError as error:  # of a data directory that a verb opened itself
+        _complain(str(error))
+        return error.exit_code
     except JqdError as error:
         _complain(f"{error.code}: {error}")
         return UNREACHABLE if isinstance(error, ConnectionLost | RequestTimeout) else REFUSED

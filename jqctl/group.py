@@ -2,7 +2,7 @@
 
 Knows:         the options that stand before or after every verb, the types of values, how a function
                becomes a verb.
-Must not know: any verb (jobs.py, queues.py, server.py), the wire, how a connection is made (connect.py).
+Must not know: any verb (jobs.py, queues.py, server.py, offline.py), the wire, how a connection is made (connect.py).
 
 The client is imported when a verb runs, so that `jqctl --help` and `--version` cost only click.
 """
@@ -11,7 +11,7 @@ The client is imported when a verb runs, so that `jqctl --help` and `--version` 
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -132,20 +132,28 @@ TOKEN: Final = _Number("token", (1 << 64) - 1)
 COMMON: Final = frozenset({"url", "timeout", "format"})
 
 
+def output_option(formats: Sequence[str], text: str) -> Callable[[F], F]:
+    """Return the decorator that gives a command -o."""
+    return click.option(
+        "-o",
+        "--output",
+        "format",
+        type=click.Choice(formats),
+        expose_value=False,
+        callback=_remember,
+        help=text,
+    )
+
+
 def common(command: F, envvar: str | None = None) -> F:
     """Give a command the options that stand before or after the verb; after it they count more.
 
     envvar: where the address comes from if no option says it; only for what stands before.
     """
     for option in (
-        click.option(
-            "-o",
-            "--output",
-            "format",
-            type=click.Choice(("table", "json", "id")),
-            expose_value=False,
-            callback=_remember,
-            help="table for people; json: one object a line; id: what the next command wants.",
+        output_option(
+            ("table", "json", "id"),
+            "table for people; json: one object a line; id: what the next command wants.",
         ),
         click.option(
             "--timeout",

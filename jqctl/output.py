@@ -76,7 +76,7 @@ def to_record(thing: msgspec.Struct | Mapping[str, Any]) -> dict[str, Any]:
             record[name] = str(value)
         elif isinstance(value, bytes):
             encoding = fields.get("encoding" if name == "payload" else f"{name}_encoding", "raw")
-            record |= _said(name, value, encoding)
+            record |= said(name, value, encoding)
         else:
             record[name] = _plain(value)
         if (twin := _twin(name)) and value in _DATES_MS:
@@ -99,7 +99,8 @@ def _plain(value: object) -> object:
     return value
 
 
-def _said(name: str, data: bytes, encoding: str) -> dict[str, Any]:
+def said(name: str, data: bytes, encoding: str) -> dict[str, Any]:
+    """Return bytes as the field or fields that JSON shows, by their encoding."""
     try:
         if encoding == "text":
             return {name: data.decode()}

@@ -15,6 +15,7 @@ import pytest
 from jqctl import __main__ as program
 from jqctl.group import COMMON
 from jqctl.verbs import cli
+from jqd.errors import StorageError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "jqctl.md"
 REFERENCE = re.compile(
@@ -44,7 +45,7 @@ def render() -> str:
         lines.append(
             f"| [`{path.partition(' ')[2]}`](#{anchor}) | {escaped(context.command.get_short_help_str(200))} |"
         )
-    lines += ["", "Every verb but `completion` takes these, before or after the verb:", ""]
+    lines += ["", "Every verb but `completion` and `wal` takes these, before or after the verb:", ""]
     lines += [row for option in cli.params if option.name in COMMON for row in rows(root, option)]
     for context in verbs(root):
         command = context.command
@@ -115,6 +116,7 @@ def test_prose_has_lines_that_an_editor_shows():
 
 def test_every_exit_code_is_explained():
     codes = {value for name, value in vars(program).items() if name.isupper() and isinstance(value, int)}
+    codes |= {leaf.exit_code for leaf in StorageError.__subclasses__()}  # of `wal`
     table = PAGE.read_text().partition("## Exit codes")[2].partition("\n## ")[0]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)} == {0, *codes}
 

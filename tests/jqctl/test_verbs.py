@@ -467,7 +467,9 @@ def command_of(words: tuple[str, ...]) -> click.Command:
     return command
 
 
-@pytest.mark.parametrize("words", sorted({*spoken(cli)} - {("completion",)}), ids=" ".join)
+@pytest.mark.parametrize(
+    "words", sorted(words for words in spoken(cli) if words[0] not in ("completion", "wal")), ids=" ".join
+)
 def test_what_every_verb_takes_stands_last_in_its_help(words):
     assert {parameter.name for parameter in command_of(words).params[-3:]} == COMMON
 
