@@ -800,8 +800,11 @@ class State:
         """Assert that every index agrees with the jobs. O(all jobs): for tests and tools."""
         jobs = list(self.jobs_from(0))
         assert all(self.job(job.id) is job for job in jobs), "a job stands in another's slot"
+        by_queue: dict[str, list[Job]] = {name: [] for name in self.queues}
+        for job in jobs:
+            by_queue[job.options.queue].append(job)  # a KeyError would be a job of a queue that is not there
         for queue in self.queues.values():
-            mine = [job for job in jobs if job.options.queue == queue.name]
+            mine = by_queue[queue.name]
             counts = [sum(job.state is state for job in mine) for state in JobState]
             assert counts == queue.counts, f"{queue.name}: {queue.counts}, recounted {counts}"
             ready = sorted((-job.options.priority, job.id) for job in mine if job.state is READY)
