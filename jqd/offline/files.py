@@ -29,7 +29,7 @@ class Overlay:
 
     def __init__(self, base: FileSystem) -> None:
         self._base = base
-        self._files: dict[str, bytearray | None] = {}  # by path; None: removed
+        self._files: dict[str, bytearray | str | None] = {}  # by path; a path below: renamed; None: removed
         self._open: dict[int, bytearray] = {}
         self._next_handle = -2  # negative ones are ours; -1 stands for the lock
 
@@ -56,12 +56,10 @@ class Overlay:
         return self._handle(content)
 
     def open(self, path: str) -> int:
-        if path not in self._files:
-            return self._base.open(path)
-        content = self._files[path]
+        content = self._files.get(path, path)
         if content is None:
             raise FileNotFoundError(2, os.strerror(2), path)
-        return self._handle(content)
+        return self._base.open(content) if isinstance(content, str) else self._handle(content)
 
     def read(self, handle: int, offset: int, count: int) -> bytes:
         if handle < 0:
@@ -82,8 +80,7 @@ class Overlay:
             del self._open[handle]
 
     def rename(self, old: str, new: str) -> None:
-        assert self._files.get(old) is not None, "what is renamed was made here"
-        self._files[new] = self._files.pop(old)
+        self._files[new] = self._files.get(old, old)
         self._files[old] = None
 
     def unlink(self, path: str) -> None:

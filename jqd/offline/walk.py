@@ -78,13 +78,14 @@ class Log:
         self.fs = Overlay(fs)
         self.directory = Directory(self.fs, path)
         try:
-            names = self.fs.list_directory(path)
+            # `store` first, as recovery does: a running daemon raises its number when the segment is there.
+            is_there = STORE_NAME in self.fs.list_directory(path)
+            self.store = self._read_store() if is_there else "missing"
             self.segments = {number: Segment(number) for number in self.directory.segment_numbers()}
-            if STORE_NAME not in names and not self.segments:
+            if not is_there and not self.segments:
                 raise DataDirUnusable(
                     f"{path} holds no log of jqd: neither {STORE_NAME} nor a segment is there"
                 )
-            self.store = self._read_store() if STORE_NAME in names else "missing"
             self.store_id = self._find_store_id()
         except OSError as error:
             raise open_error(error, path) from error

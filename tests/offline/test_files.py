@@ -55,6 +55,18 @@ def test_file_that_was_removed_on_an_overlay_is_gone_there():
     assert disk.content(segment(1))
 
 
+def test_file_below_that_is_renamed_on_an_overlay_is_read_under_its_new_name():
+    disk = FaultDisk()
+    write(disk, records(1)).close()
+    overlay = Overlay(disk)
+    overlay.rename(segment(1), f"{DATA}/quarantine/x")
+    handle = overlay.open(f"{DATA}/quarantine/x")
+    assert overlay.read(handle, 0, 1_000) == disk.content(segment(1))
+    overlay.close(handle)
+    with pytest.raises(FileNotFoundError):
+        overlay.open(segment(1))
+
+
 def test_running_daemon_is_noticed_and_a_stopped_one_not(log):
     with reading(str(log)) as (_, is_running):
         assert not is_running
