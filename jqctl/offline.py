@@ -195,10 +195,8 @@ def verify(settings: Settings, directory: str) -> int:
 
 def _kind(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
     if names:
-        try:
-            from jqd.offline.facts import KINDS
-        except ModuleNotFoundError:
-            return names  # the verb says what is missing
+        from jqd.offline.facts import KINDS
+
         for name in names:
             if name not in KINDS:
                 known = ", ".join(KINDS)
