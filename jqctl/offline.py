@@ -112,6 +112,7 @@ def stat(settings: Settings, directory: str) -> int:
         "clean": found.is_clean,
         "bytes": sum(segment.size_bytes or 0 for segment in segments),
         "records": sum(segment.records for segment in segments),
+        "snapshot_lsn": log.base.lsn or None,
         "first_lsn": min((each.first_lsn for each in segments if each.first_lsn), default=None),
         "last_lsn": max((each.last_lsn for each in segments if each.last_lsn), default=None),
         "oldest_wall_ms": found.oldest_wall_ms,
@@ -227,6 +228,8 @@ def dump(
     kinds: tuple[str, ...],
 ) -> int:
     """Print the facts of a log, one JSON object a line, in order of their LSNs.
+
+    Where a log begins with a snapshot, its facts come first, with its lsn and no place or clocks.
 
     Each has its lsn; segment, and offset of its record in there; engine_ms, wall_ms and at, the clocks; kind; and the
     fact's own fields, in the manner of -o json. The id of a client's session is shown as a fingerprint. A fact that names

@@ -116,6 +116,8 @@ def ask_recovery(fs: FileSystem, path: str) -> RecoveryReport | Corruption | Uns
     """Return what recovery says of a log, or what it refuses it for. Nothing is changed."""
     try:
         store = WalStore(path, fs=Overlay(fs))
+        for _ in store.load_snapshot():
+            pass
         for _ in store.load():
             pass
     except (Corruption, UnsupportedFormat) as error:
@@ -127,6 +129,8 @@ def _apply(found: Findings, *, kinds: bool) -> None:
     is_collecting = gc.isenabled()
     gc.disable()  # as the daemon does: nothing is garbage, and looking for it would double the time
     try:
+        for part in found.log.parts():
+            found.engine.restore(part)
         for entry in found.log.entries():
             record = entry.record
             try:

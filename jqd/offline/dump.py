@@ -14,20 +14,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from jqd.core.changes import Change, JobsSubmitted, decode_batch
+from jqd.core.changes import Change, JobsRestored, JobsSubmitted, ReadyJobsRestored, decode_batch, decode_part
 from jqd.errors import Corruption
 from jqd.offline.facts import jobs_of
 from jqd.offline.walk import Log
 
 
 class Fact(NamedTuple):
-    """A change and where it stands: `offset` is that of its record's frame."""
+    """A change and where it stands: `offset` is that of its record's frame.
+
+    One of the snapshot that the log begins with has the snapshot's LSN, and neither a place nor a reading of the clocks.
+    """
 
     lsn: int
-    segment: int
-    offset: int
-    engine_ms: int
-    wall_ms: int
+    segment: int | None
+    offset: int | None
+    engine_ms: int | None
+    wall_ms: int | None
     kind: str
     change: Change
 
@@ -48,6 +51,12 @@ def facts(log: Log, wanted: Wanted) -> Iterator[Fact]:
     Raises: Corruption: a record is whole, and no fact that this version knows.
     """
     ids = _Ids()
+    for part in log.parts():
+        for image in decode_part(part).images:
+            if wanted.queue is None or ids.follow(image, wanted.queue):
+                kind = type(image).__name__
+                if _is_wanted(wanted, log.base.lsn, kind, image):
+                    yield Fact(log.base.lsn, None, None, None, None, kind, image)
     for segment_no, offset, record in log.entries():
         if wanted.to_lsn is not None and record.first_lsn > wanted.to_lsn:
             return
@@ -62,14 +71,17 @@ def facts(log: Log, wanted: Wanted) -> Iterator[Fact]:
         for lsn, change in enumerate(batch.changes, record.first_lsn):
             if wanted.queue is not None and not ids.follow(change, wanted.queue):
                 continue
-            if lsn < wanted.from_lsn or (wanted.to_lsn is not None and lsn > wanted.to_lsn):
-                continue
             kind = type(change).__name__
-            if wanted.kinds and kind not in wanted.kinds:
-                continue
-            if wanted.job_id is not None and not _names(change, wanted.job_id):
-                continue
-            yield Fact(lsn, segment_no, offset, batch.engine_ms, batch.wall_ms, kind, change)
+            if _is_wanted(wanted, lsn, kind, change):
+                yield Fact(lsn, segment_no, offset, batch.engine_ms, batch.wall_ms, kind, change)
+
+
+def _is_wanted(wanted: Wanted, lsn: int, kind: str, change: Change) -> bool:
+    if lsn < wanted.from_lsn or (wanted.to_lsn is not None and lsn > wanted.to_lsn):
+        return False
+    if wanted.kinds and kind not in wanted.kinds:
+        return False
+    return wanted.job_id is None or _names(change, wanted.job_id)
 
 
 def _names(change: Change, job_id: int) -> bool:
@@ -85,9 +97,10 @@ class _Ids:
 
     def follow(self, change: Change, queue: str) -> bool:
         """Tell whether a fact is about jobs of the queue; new ones are noted."""
-        if isinstance(change, JobsSubmitted):
+        if isinstance(change, JobsSubmitted | ReadyJobsRestored | JobsRestored):
             if change.options.queue == queue:
-                self._add(change.first_id, change.first_id + len(change.payloads))
+                for first, count, _ in jobs_of(change):
+                    self._add(first, first + count)
             return change.options.queue == queue
         return any(self._overlaps(first, first + count) for first, count, _ in jobs_of(change))
 

@@ -9,9 +9,11 @@ A wide fact (TimeAdvanced) names no job: which ones it moved follows from the st
 from typing import Final, get_args
 
 from jqd.core import changes
-from jqd.core.changes import AnyChange, Change
+from jqd.core.changes import AnyChange, AnyImage, Change
 
-KINDS: Final[dict[str, type[Change]]] = {kind.__name__: kind for kind in get_args(AnyChange)}
+KINDS: Final[dict[str, type[Change]]] = {
+    kind.__name__: kind for kind in (*get_args(AnyChange), *get_args(AnyImage))
+}
 
 # Facts about jobs, and the state in which a job is behind one. A test knows the rest, which name none.
 _STATES: Final[dict[type[Change], str]] = {
@@ -31,6 +33,10 @@ def jobs_of(change: Change) -> list[tuple[int, int, str]]:
         case changes.JobsSubmitted():
             waits = change.due_engine_ms is not None or change.due_wall_ms is not None
             return [(change.first_id, len(change.payloads), "delayed" if waits else "ready")]
+        case changes.ReadyJobsRestored():
+            return [(change.first_id, len(change.payloads), "ready")]
+        case changes.JobsRestored():
+            return [(job.id, 1, job.state.wire_name) for job in change.jobs]
         case changes.JobsRetried():
             return [(job_id, 1, "delayed" if due_ms else "ready") for job_id, due_ms in change.jobs]
         case changes.JobsReleased():

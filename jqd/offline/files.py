@@ -61,6 +61,12 @@ class Overlay:
             raise FileNotFoundError(2, os.strerror(2), path)
         return self._base.open(content) if isinstance(content, str) else self._handle(content)
 
+    def size_of(self, path: str) -> int:
+        content = self._files.get(path, path)
+        if content is None:
+            raise FileNotFoundError(2, os.strerror(2), path)
+        return self._base.size_of(content) if isinstance(content, str) else len(content)
+
     def read(self, handle: int, offset: int, count: int) -> bytes:
         if handle < 0:
             return bytes(self._open[handle][offset : offset + count])

@@ -33,7 +33,7 @@ from jqd.errors import UnsupportedFormat
 from jqd.offline.check import Findings, ask_recovery, examine
 from jqd.offline.files import Overlay, read_what_can_be_read
 from jqd.offline.loss import Loss, measure
-from jqd.offline.walk import FIRST_SEGMENT, Log
+from jqd.offline.walk import Log
 from jqd.storage.base import RecoveryReport
 from jqd.storage.directory import QUARANTINE_NAME, STORE_NAME, Directory
 from jqd.storage.fs import FileSystem, open_error
@@ -167,7 +167,7 @@ def _steps(fs: FileSystem, log: Log, cut: tuple[int, int] | None) -> Iterator[St
     if log.store_id:
         old = log.store if isinstance(log.store, StoreFile) and log.store.store_id == log.store_id else None
         public_id = old.public_id if old is not None else fs.random_bytes(PUBLIC_ID_BYTES)
-        yield WriteStore(StoreFile(log.store_id, public_id, max(last_no, FIRST_SEGMENT - 1)))
+        yield WriteStore(StoreFile(log.store_id, public_id, last_no))
     elif log.store != "missing":
         yield Remove(STORE_NAME)  # no frame says whose it is: the daemon begins anew
 
@@ -179,7 +179,10 @@ def _prove(fs: FileSystem, path: str, steps: Sequence[Step]) -> State:
     for _ in _carry_out(overlay, Directory(overlay, path), changes):
         raise AssertionError("no copy was asked for")
     engine = Engine(State(), Identity(server="", store_id=""))
-    for record in WalStore(path, fs=overlay).load():
+    store = WalStore(path, fs=overlay)
+    for part in store.load_snapshot():
+        engine.restore(part)
+    for record in store.load():
         engine.replay(record.first_lsn, record.count, record.payload)
     return engine.state
 

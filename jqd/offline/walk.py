@@ -6,26 +6,26 @@ Must not know: what recovery does about it (check.py asks recovery itself), what
 Nothing is locked and nothing is written, so that the log of a running daemon can be read too: what is there is a
 prefix of what it will be, and its last frame may be half written.
 
-`Log.entries` is the one place that says what is read in which order; where a log begins with a snapshot, that is read
-there first.
+A log is read from the newest snapshot that is whole: with or without what stands behind it, no other way leads
+further. `Log.parts` gives that snapshot, `Log.entries` the records behind it.
 """
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from jqd.errors import Corruption, DataDirUnusable
 from jqd.offline.files import Overlay, read_what_can_be_read
 from jqd.storage.base import Record
-from jqd.storage.directory import STORE_NAME, Directory
+from jqd.storage.directory import STORE_NAME, Directory, snapshot_name
 from jqd.storage.fs import FileSystem, open_error
-from jqd.storage.record import FORMAT, HEADER_BYTES, Chain, decode_header
+from jqd.storage.record import FORMAT, HEADER_BYTES, decode_header
+from jqd.storage.recovery import BEGINNING
 from jqd.storage.segment import SegmentReader, Verdict, segment_name
+from jqd.storage.snapshot import Base, Snapshot, read_parts, verify
 from jqd.storage.store_file import Newer, StoreFile, decode_store_file
-
-FIRST_SEGMENT: Final = 1
 
 
 class Entry(NamedTuple):
@@ -69,6 +69,7 @@ class Log:
     Attributes:
         store: what the file `store` says; a word where it says nothing.
         store_id: of the frames: as `store` says, or, where that is of no use, as the segments say themselves.
+        snapshot: the newest one that is whole, if there is one.
         stop: set by `entries`; None: all is good.
 
     Raises: DataDirUnusable: it cannot be read, or is not a data directory of jqd.
@@ -82,11 +83,15 @@ class Log:
             is_there = STORE_NAME in self.fs.list_directory(path)
             self.store = self._read_store() if is_there else "missing"
             self.segments = {number: Segment(number) for number in self.directory.segment_numbers()}
-            if not is_there and not self.segments:
+            lsns = self.directory.snapshot_lsns()
+            if not is_there and not self.segments and not lsns:
                 raise DataDirUnusable(
-                    f"{path} holds no log of jqd: neither {STORE_NAME} nor a segment is there"
+                    f"{path} holds no log of jqd: neither {STORE_NAME} nor a segment nor a snapshot is there"
                 )
-            self.store_id = self._find_store_id()
+            self.store_id = self._find_store_id(
+                [*map(snapshot_name, lsns), *map(segment_name, self.segments)]
+            )
+            self.snapshot = self._find_snapshot(lsns)
         except OSError as error:
             raise open_error(error, path) from error
         self.stop: Stop | None = None
@@ -100,15 +105,26 @@ class Log:
         return FORMAT
 
     @property
+    def base(self) -> Base:
+        """Return where the log is read from."""
+        return self.snapshot.base if self.snapshot is not None else BEGINNING
+
+    @property
     def last_segment_no(self) -> int:
         """Return the highest number that there is or, as `store` says, must be."""
         said = self.store.segment_no if isinstance(self.store, StoreFile) else 0
         return max([said, *self.segments])
 
+    def parts(self) -> Iterator[bytes]:
+        """Yield the parts of the snapshot that the log is read from."""
+        if self.snapshot is not None:
+            lsn = self.base.lsn
+            yield from read_parts(self.fs, self.directory.path_of(snapshot_name(lsn)), self.store_id, lsn)
+
     def entries(self) -> Iterator[Entry]:
         """Yield every record of the good part of the log, in order of LSNs. Holds one segment in memory."""
-        chain = Chain()
-        for segment_no in range(FIRST_SEGMENT, self.last_segment_no + 1):
+        chain = self.base.chain
+        for segment_no in range(self.base.segment_no, self.last_segment_no + 1):
             segment = self.segments.get(segment_no)
             if segment is None:
                 self.stop = Stop(segment_no, 0, None, "the file is missing")
@@ -145,10 +161,17 @@ class Log:
             return "unreadable"
         return "damaged" if store is None else store
 
-    def _find_store_id(self) -> bytes:
+    def _find_snapshot(self, lsns: Iterable[int]) -> Snapshot | None:
+        for lsn in lsns:
+            found = verify(self.fs, self.directory.path_of(snapshot_name(lsn)), self.store_id, lsn)
+            if isinstance(found, Snapshot):
+                return found
+        return None
+
+    def _find_store_id(self, names: Iterable[str]) -> bytes:
         """Return the id that the frames have; of no frame, if there is nobody to say it."""
         heads: Counter[bytes] = Counter()
-        for name in map(segment_name, self.segments):
+        for name in names:
             with contextlib.suppress(OSError):  # that it cannot be read, `entries` will notice
                 header = decode_header(self._read_head(name), 0)
                 if header is not None:

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from jqd.core import changes
-from jqd.core.changes import AnyChange, decode_batch
+from jqd.core.changes import AnyChange, AnyImage, decode_batch
 from jqd.core.model import JobOptions
 from jqd.core.state import State
 from jqd.offline.facts import KINDS, jobs_of
@@ -33,7 +33,7 @@ def samples() -> dict[type, changes.Change]:
 
 
 def test_every_kind_of_fact_is_known_by_its_name():
-    assert set(KINDS.values()) == set(get_args(AnyChange))
+    assert set(KINDS.values()) == {*get_args(AnyChange), *get_args(AnyImage)}
     assert KINDS["JobsDone"] is changes.JobsDone
 
 
