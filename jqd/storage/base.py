@@ -66,6 +66,13 @@ class SnapshotSink(Protocol):
         ...
 
 
+class Space(NamedTuple):
+    """What is left for the log to grow into."""
+
+    free_bytes: int  # others can take them as well
+    reserve_is_lost: bool  # what is set aside for a full disk had to be given up and is not back yet
+
+
 class Store(Protocol):
     """A log of records.
 
@@ -120,6 +127,13 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Stop cleanly: sync, seal, mark the stop as clean, release the lock. A second call does nothing."""
+        ...
+
+    def space(self) -> Space | None:
+        """Look how much room is left; take the reserve back if there is room for it again.
+
+        None: the store has no bound of its own that it knows of.
+        """
         ...
 
     @property

@@ -8,6 +8,7 @@ Must not know: what stands in a segment, which segment is needed.
     0000000000000001.wal ...    segments, their numbers without a hole; from 1, or from where the older snapshot ends
     00000000000003e8.snap       snapshots, named by their LSN: the newest two
     *.tmp                       half-made files; worth nothing, removed after a good start
+    reserve                     space set aside for a full disk (reserve.py); no content
     quarantine/                 copies of torn tails that recovery cut, damaged snapshots; never read, never removed
 
 Any other name is left alone.

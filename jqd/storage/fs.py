@@ -6,7 +6,7 @@ Must not know: frames, segments, recovery.
 Tests and the simulator put their own `FileSystem` in its place, so it has no call that storage can do
 without. Its methods raise OSError; `write_error` and `open_error` turn that into jqd's errors.
 
-Sources: open(2), fdatasync(2), flock(2); reliability.md fault table rows 8 to 14 and 28.
+Sources: open(2), fdatasync(2), flock(2), posix_fallocate(3), statvfs(3); reliability.md fault table rows 8 to 14 and 28.
 """
 
 # Paths are str from end to end, as the operating system takes them: pathlib would only wrap them.
@@ -96,6 +96,18 @@ class FileSystem(Protocol):
         """Remove a name."""
         ...
 
+    def cut(self, handle: int, size: int) -> None:
+        """Take back what a failed write may have left: the file has `size` bytes, and is written on from there."""
+        ...
+
+    def allocate(self, path: str, size: int) -> None:
+        """Give a file, made if it does not exist, room for `size` bytes that nobody else can take."""
+        ...
+
+    def free_bytes(self, path: str) -> int:
+        """Return how much this user may still write to the file system that `path` is on."""
+        ...
+
     def random_bytes(self, count: int) -> bytes:
         """Return bytes that nobody can guess."""
         ...
@@ -161,13 +173,33 @@ class RealFileSystem:
     def unlink(self, path: str) -> None:
         os.unlink(path)
 
+    def cut(self, handle: int, size: int) -> None:
+        os.ftruncate(handle, size)
+        os.lseek(handle, size, os.SEEK_SET)
+
+    def allocate(self, path: str, size: int) -> None:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | _FLAGS, FILE_MODE)
+        try:
+            os.posix_fallocate(handle, 0, size)
+        finally:
+            os.close(handle)
+
+    def free_bytes(self, path: str) -> int:
+        about = os.statvfs(path)
+        return about.f_bavail * about.f_frsize
+
     def random_bytes(self, count: int) -> bytes:
         return os.urandom(count)
 
 
+def is_full(error: OSError) -> bool:
+    """Tell whether a call failed for want of space, on the disk or in a quota."""
+    return error.errno in _NO_SPACE
+
+
 def write_error(error: OSError, path: str) -> StorageError:
     """Return what a failed write, sync, create or rename under `path` means for the daemon."""
-    leaf = DiskFull if error.errno in _NO_SPACE else WriteFailed
+    leaf = DiskFull if is_full(error) else WriteFailed
     return leaf(f"{error.filename or path}: {_reason(error)}")
 
 

@@ -6,7 +6,7 @@ Must not know: files.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from jqd.storage.base import Record, RecoveryReport
+from jqd.storage.base import Record, RecoveryReport, Space
 
 
 class MemoryStore:
@@ -75,6 +75,9 @@ class MemoryStore:
 
     def seal(self) -> None:
         """Nothing here outlives the process, so there is nothing to prove to a later one."""
+
+    def space(self) -> Space | None:
+        return None
 
     def close(self) -> None:
         self.sync()

@@ -26,7 +26,8 @@ are first the older snapshots, then segments, the oldest first: whatever a crash
 written and files are removed in a thread of their own; the log's thread waits for neither. A damaged snapshot is
 moved to quarantine/, never removed.
 
-**A failed write or sync** poisons the store: every later call is refused, no sync is tried again.
+**A failed write or sync** poisons the store: every later call is refused, no sync is tried again. A write
+that found the disk full is repeated first while there is a reserve to give up (reserve.py).
 
 Each step of a rotation or recovery is durable before the next one begins, so a crash at any point
 leaves either the earlier or the later state of that step:
@@ -43,11 +44,12 @@ Failures?" (Rebello et al., 2020); PostgreSQL's fsync panic.
 from collections.abc import Iterator, Sequence
 
 from jqd.errors import Corruption, UnsupportedFormat, WriteFailed
-from jqd.storage.base import Record, RecoveryReport
+from jqd.storage.base import Record, RecoveryReport, Space
 from jqd.storage.directory import WHAT_TO_DO, Directory, snapshot_name
 from jqd.storage.fs import FileSystem, RealFileSystem, open_error, write_error
 from jqd.storage.record import FORMAT, Chain
 from jqd.storage.recovery import BEGINNING, Plan, choose
+from jqd.storage.reserve import RESERVE_NAME, Reserve
 from jqd.storage.segment import End, SegmentReader, SegmentWriter, Verdict, segment_name
 from jqd.storage.snapshot import Base, Damaged, Snapshot, SnapshotWriter, read_base, read_parts, verify
 
@@ -68,6 +70,7 @@ class WalStore:
         directory: made if it does not exist; its parent must.
         fs: the operating system.
         segment_bytes: a segment that has reached this size is followed by the next one.
+        reserve_bytes: set aside for a full disk; 0: nothing is.
 
     Raises:
         DataDirLocked: another process has the directory; nothing in it was touched.
@@ -76,9 +79,14 @@ class WalStore:
     """
 
     def __init__(
-        self, directory: str, *, fs: FileSystem = _REAL_FILE_SYSTEM, segment_bytes: int = SEGMENT_BYTES
+        self,
+        directory: str,
+        *,
+        fs: FileSystem = _REAL_FILE_SYSTEM,
+        segment_bytes: int = SEGMENT_BYTES,
+        reserve_bytes: int = 0,
     ) -> None:
-        self._fs = fs
+        self._fs = self._reserve = Reserve(fs, f"{directory}/{RESERVE_NAME}", reserve_bytes)
         self._segment_bytes = segment_bytes
         self._chain = Chain()
         self._writer: SegmentWriter | None = None
@@ -91,8 +99,9 @@ class WalStore:
         self._closed = False
         self._recovery: RecoveryReport | None = None
         self._failure: BaseException | None = None
-        self._directory = Directory(fs, directory)
+        self._directory = Directory(self._fs, directory)
         try:
+            self._reserve.find()
             self._store = self._directory.open_store_file()
         except OSError as error:
             self._directory.unlock()
@@ -184,6 +193,7 @@ class WalStore:
         self._start_segment(next_no)
         self._directory.remove_temporary_files()
         damaged = self._take_stock(plan)
+        self._reserve.take()
         self._recovery = RecoveryReport(
             count,
             plan.base.lsn + 1 if count else 0,
@@ -304,6 +314,17 @@ class WalStore:
             self._poison(error)
             raise
         self._sealed_lsn = self._chain.durable_lsn
+
+    def space(self) -> Space:
+        """See `Store.space`."""
+        self._open_writer()  # of a poisoned store nobody asks anything
+        try:
+            if self._reserve.is_lost:
+                self._reserve.take()
+            return Space(self._fs.free_bytes(self._directory.path), self._reserve.is_lost)
+        except BaseException as error:
+            self._poison(error)
+            raise
 
     def close(self) -> None:
         """See `Store.close`. On a poisoned store it lets go of the files and raises WriteFailed."""

@@ -9,6 +9,7 @@ It stands in for `jqd.storage.fs.RealFileSystem`. What it models, as cruel as PO
 
     disk = FaultDisk()
     disk.on_call = ...              called before each call with (name, path); may raise OSError or Crash
+    disk.capacity_bytes = 100_000   from then on it can be full: calls raise ENOSPC, or take a part of a write
     disk.power_loss(DROP)           also KEEP, or tear(random.Random(seed))
 """
 
@@ -20,9 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-# Calls that change something; the others are `list_directory`, `open`, `size_of`, `read`, `close`, `random_bytes`.
+# Calls that change something; the others are `list_directory`, `open`, `size_of`, `read`, `close`, `free_bytes`,
+# `random_bytes`.
 EFFECTS = frozenset(
-    {"make_directory", "lock", "create", "write", "sync", "sync_directory", "rename", "unlink"}
+    {
+        *("make_directory", "lock", "create", "write", "sync", "sync_directory", "rename", "unlink"),
+        *("cut", "allocate"),
+    }
 )
 
 SECTOR_BYTES = 512
@@ -80,6 +85,7 @@ class FaultDisk:
         self.on_call: Callable[[str, str], None] | None = None
         self.sync_failure = SyncFailure.REPORTED_ONCE
         self.short_writes = False
+        self.capacity_bytes: int | None = None
         self.calls: list[tuple[str, str]] = []
         self._handles: dict[int, tuple[File, str]] = {}
         self._locks: dict[str, int] = {}
@@ -196,6 +202,10 @@ class FaultDisk:
             # A large write is stopped between pages: half of it has reached the page cache.
             self._append(file, taken[: len(taken) // 2])
             raise
+        if self.capacity_bytes is not None:
+            taken = taken[: self.free_bytes(path)]
+            if not taken:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         self._append(file, taken)
         return len(taken)
 
@@ -231,6 +241,32 @@ class FaultDisk:
         directory, name = self._parent(path)
         del directory.cache[name]
         directory.pending.append((name, "", None))
+
+    def cut(self, handle: int, size: int) -> None:
+        file, path = self._handles[handle]
+        self._call("cut", path)
+        assert size <= len(file.cache), "cut makes no file longer"
+        del file.cache[size:]
+        # What lies behind the cut is as if it had never been written; it was not synced.
+        assert len(file.durable) <= size, "synced bytes are never cut"
+        file.pending = [
+            (offset, data[: max(0, size - offset)]) for offset, data in file.pending if offset < size
+        ]
+
+    def allocate(self, path: str, size: int) -> None:
+        self._call("allocate", path)
+        file = self._made(path)
+        missing = size - len(file.cache)
+        if self.capacity_bytes is not None and missing > self.free_bytes(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        if missing > 0:
+            self._append(file, bytes(missing))
+
+    def free_bytes(self, path: str) -> int:
+        self._call("free_bytes", path)
+        if self.capacity_bytes is None:
+            return 1 << 50
+        return max(0, self.capacity_bytes - self._used_bytes(self.root))
 
     def random_bytes(self, count: int) -> bytes:
         return self._rng.randbytes(count)
@@ -268,6 +304,10 @@ class FaultDisk:
         directory.cache.pop(removed, None)
         directory.cache[added] = node
         directory.pending.append((removed, added, node))
+
+    def _used_bytes(self, directory: Directory) -> int:
+        nodes = directory.cache.values()
+        return sum(len(n.cache) if isinstance(n, File) else self._used_bytes(n) for n in nodes)
 
     def _made(self, path: str) -> File:
         directory, name = self._parent(path)
@@ -336,8 +376,8 @@ def _apply(content: bytearray, offset: int, data: bytes) -> None:
     content[offset : offset + len(data)] = data
 
 
-def crash_at(disk: FaultDisk, number: int) -> None:
-    """Let the `number`th effect from now, counted from 1, be the one that does not happen."""
+def crash_at(disk: FaultDisk, number: int) -> Callable[[str, str], None]:
+    """Let the `number`th effect from now, counted from 1, be the one that does not happen; return `on_call`."""
     left = number
 
     def count(name: str, path: str) -> None:
@@ -348,10 +388,13 @@ def crash_at(disk: FaultDisk, number: int) -> None:
                 raise Crash
 
     disk.on_call = count
+    return count
 
 
-def fail_at(disk: FaultDisk, number: int, code: int, names: frozenset[str] = EFFECTS) -> None:
-    """Let the `number`th call among `names` fail with an errno; calls after it succeed."""
+def fail_at(
+    disk: FaultDisk, number: int, code: int, names: frozenset[str] = EFFECTS
+) -> Callable[[str, str], None]:
+    """Let the `number`th call among `names` fail with an errno; calls after it succeed. Return `on_call`."""
     left = number
 
     def count(name: str, path: str) -> None:
@@ -362,3 +405,4 @@ def fail_at(disk: FaultDisk, number: int, code: int, names: frozenset[str] = EFF
                 raise OSError(code, os.strerror(code), path)
 
     disk.on_call = count
+    return count
