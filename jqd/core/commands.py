@@ -63,6 +63,9 @@ class Command(
     scope: ClassVar[Scope]
     reply: ClassVar[type[Struct]]
     writes: ClassVar[bool] = False
+    adds_jobs: ClassVar[bool] = (
+        False  # what is there grows for good; other writes only move it towards its end
+    )
 
 
 class Answer(Struct, kw_only=True, gc=False):
@@ -167,6 +170,7 @@ class Submit(JobFields, Command[Submitted]):
     scope = "jobs:submit"
     reply = Submitted
     writes = True
+    adds_jobs = True
 
     payload: bytes = b""
 
@@ -188,6 +192,7 @@ class SubmitMany(Command[SubmittedMany]):
     scope = "jobs:submit"
     reply = SubmittedMany
     writes = True
+    adds_jobs = True
 
     groups: Annotated[list[SubmitGroup], Meta(min_length=1, max_length=model.JOBS_PER_REQUEST_MAX)]
 

@@ -399,6 +399,16 @@ class Engine:
         self._answers_bytes += len(encoded)
         return Raw(encoded)
 
+    def remembers(self, caller: Caller, request_id: int) -> bool:
+        """Tell whether a request was answered before, so that carrying it out again changes nothing."""
+        session = caller.session
+        if session is None:
+            return False
+        record = self.state.sessions.get(session)
+        if record is not None and not record.is_new((request_id,)):
+            return True
+        return request_id in self._answers.get(session, ())
+
     def _answered(self, session: bytes, request_id: int, now: Now) -> Body | None:
         """Return the answer that this request got before, or None if it is new."""
         record = self.state.sessions.get(session)

@@ -117,6 +117,14 @@ class Config:
             "A snapshot is made when the last one is that old and anything has changed since.",
         ),
     )
+    low_space_bytes: int = field(
+        default=256 * MIB,
+        metadata=_setting(
+            Size(1 * MIB, 1024 * GIB),
+            "With less than that free on the disk of the log, new jobs are answered `storage_full`; what is there can "
+            "be finished.",
+        ),
+    )
     commit_queue_bytes: int = field(
         default=64 * MIB,
         metadata=_setting(

@@ -36,6 +36,7 @@ from jqd.server.config import Config
 from jqd.server.driver import Clock, Driver
 from jqd.server.listeners import open_listeners, take_passed_sockets
 from jqd.server.notify import SILENT, Notifier
+from jqd.server.watermark import reserve_bytes
 from jqd.storage.base import Store
 from jqd.storage.directory import WHAT_TO_DO
 from jqd.storage.wal import WalStore
@@ -71,7 +72,11 @@ def run(config: Config, environ: MutableMapping[str, str] = os.environ) -> int:
     if notifier.watchdog_s is not None:
         faulthandler.enable(2)  # the watchdog ends a stuck daemon by SIGABRT: stderr then says where it was
     _make_parents(config.data_dir)
-    store = WalStore(config.data_dir, segment_bytes=config.segment_bytes)
+    store = WalStore(
+        config.data_dir,
+        segment_bytes=config.segment_bytes,
+        reserve_bytes=reserve_bytes(config.low_space_bytes),
+    )
     engine = recover(store, config, notifier)
     _check_clock(engine.state, config)
     _tame_collector()
@@ -181,6 +186,28 @@ def _make_parents(data_dir: str) -> None:
         ) from error
 
 
+class _Status:
+    """The line that `systemctl status` shows: what the daemon does, and what keeps it from doing all of it."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._doing = ""
+        self._troubles: dict[str, str] = {}
+
+    def begin(self, doing: str) -> str:
+        """Return the message that says what is done from now on."""
+        self._doing = doing
+        return f"STATUS={'; '.join([doing, *self._troubles.values()])}"
+
+    def trouble(self, subject: str, words: str) -> None:
+        """Say what is wrong with a subject; "": nothing any more."""
+        self._troubles.pop(subject, None)
+        if words:
+            self._troubles[subject] = words
+        if self._doing:
+            self._notifier.tell(self.begin(self._doing))
+
+
 async def _serve(
     engine: Engine,
     store: Store,
@@ -190,7 +217,9 @@ async def _serve(
     runtime_directories: Collection[str],
 ) -> None:
     loop = asyncio.get_running_loop()
-    driver = Driver(engine, store, config, loop, Clock(engine.state.now.engine_ms), _die)
+    status = _Status(notifier)
+    clock = Clock(engine.state.now.engine_ms)
+    driver = Driver(engine, store, config, loop, clock, _die, status.trouble)
     loop.set_exception_handler(_callback_failed)
     listeners = await open_listeners(driver.new_connection, config, passed, runtime_directories)
     stop = asyncio.Event()
@@ -199,12 +228,12 @@ async def _serve(
     driver.start(__version__)
     addresses = listeners.addresses
     log.info("ready", pid=os.getpid(), listen=addresses, epoch=engine.state.epoch, version=__version__)
-    notifier.tell("READY=1", f"STATUS=Serving {', '.join(addresses)}", must_arrive=True)
+    notifier.tell("READY=1", status.begin(f"Serving {', '.join(addresses)}"), must_arrive=True)
     notifier.feed_watchdog(loop)
     await stop.wait()
     connections = len(driver.connections)
     log.info("draining", connections=connections)
-    notifier.tell("STOPPING=1", f"STATUS=Draining, connections left: {connections}", must_arrive=True)
+    notifier.tell("STOPPING=1", status.begin(f"Draining, connections left: {connections}"), must_arrive=True)
     listeners.close()
     await driver.drain()
 

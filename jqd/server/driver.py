@@ -18,6 +18,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -32,7 +33,8 @@ from jqd.server.config import Config
 from jqd.server.log import get_logger
 from jqd.server.session import Output, Session
 from jqd.server.snapshots import Snapshots
-from jqd.storage.base import Record, Store
+from jqd.server.watermark import Watermark
+from jqd.storage.base import Record, Space, Store
 
 # The wall clock may be set while the loop sleeps; this is how late a run_at can get by that.
 _SLEEP_MS_MAX: Final = SECOND_MS
@@ -73,6 +75,7 @@ class Driver:
 
     Args:
         clock: tests hand in their own.
+        on_trouble: called with a subject and what is wrong with it, in words; "": nothing any more.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Driver:
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         on_failure: Any,  # noqa: ANN401 - Callable[[BaseException], NoReturn] in the daemon
+        on_trouble: Callable[[str, str], object] = lambda subject, words: None,  # noqa: ARG005
     ) -> None:
         self.engine = engine
         self.config = config
@@ -106,11 +110,14 @@ class Driver:
         self._timer_ms = 0
         self._turn_bytes = 0  # of requests in the turn under way
         self._turns = 0
+        self._watermark = Watermark(config.low_space_bytes, lambda words: on_trouble("disk space", words))
+        self._ask_from_bytes = config.commit_queue_bytes
         self._committer = Committer(
             store,
             on_durable=lambda lsn: loop.call_soon_threadsafe(self._durable, lsn),
             on_failure=on_failure,
             on_slow_sync=lambda ms: loop.call_soon_threadsafe(self._slow_sync, ms),
+            on_space=lambda space: loop.call_soon_threadsafe(self._see_space, space),
             sync_interval_ms=config.sync_interval_ms,
             slow_sync_ms=config.slow_sync_ms,
         )
@@ -118,6 +125,9 @@ class Driver:
 
     def start(self, version: str) -> None:
         """Begin a run of the engine; that it began is the first record."""
+        space = self._store.space()  # while no other thread uses the store
+        if space is not None:
+            self._see_space(space)
         self._committer.start()
         self.engine.start(self.begin_turn(), version)
 
@@ -125,16 +135,18 @@ class Driver:
 
     @property
     def refusing(self) -> bool:
-        return self._draining or self._waiting_bytes >= self.config.commit_queue_bytes
+        return self._draining or self._waiting_bytes >= self._ask_from_bytes
 
-    def refuse(self, command: Command[Any]) -> None:
+    def refuse(self, command: Command[Any], request_bytes: int) -> None:
         if self._draining:
             raise Draining("the server is shutting down", retry_after_ms=SECOND_MS)
-        if command.writes:
+        if command.writes and self._waiting_bytes >= self.config.commit_queue_bytes:
             raise Busy(
                 f"{self._waiting_bytes} bytes wait for the disk: the limit is {self.config.commit_queue_bytes}",
                 retry_after_ms=_BUSY_RETRY_MS,
             )
+        if command.adds_jobs:
+            self._watermark.admit(request_bytes, self._waiting_bytes)
 
     def process_figures(self) -> dict[str, int]:
         return {
@@ -151,7 +163,7 @@ class Driver:
             "snapshots": self.snapshots.count,
             "snapshot_under_way": int(self.snapshots.is_under_way),
             "rss_bytes": _rss_bytes(),
-        }
+        } | self._watermark.figures()
 
     def make_snapshot(self) -> None:
         self.snapshots.ask()
@@ -208,6 +220,7 @@ class Driver:
         self._now = None
         self._turn_bytes = 0
         self._turns += 1
+        self._watermark.end_turn()
         if batch is not None:
             self._waiting_bytes += len(batch.payload)
             self._waiting.append(_Waiting(engine.state.lsn, len(batch.payload), outputs))
@@ -264,6 +277,10 @@ class Driver:
     def _note_settled(self) -> None:
         if self._draining and self._now is None and not self._waiting:
             self._settled.set()
+
+    def _see_space(self, space: Space) -> None:
+        self._watermark.see(space)
+        self._ask_from_bytes = min(self.config.commit_queue_bytes, self._watermark.ask_from_bytes)
 
     def _send(self, outputs: list[tuple["Connection", Output]]) -> None:
         for connection, output in outputs:

@@ -57,8 +57,8 @@ class House(Protocol):
         """Whether refuse() has to be asked."""
         ...
 
-    def refuse(self, command: Command[Any]) -> None:
-        """Raise why this command cannot be taken now, if it cannot: Draining or Busy."""
+    def refuse(self, command: Command[Any], request_bytes: int) -> None:
+        """Raise why this command cannot be taken now, if it cannot: Draining, Busy or StorageFull."""
         ...
 
     def process_figures(self) -> dict[str, int]:
@@ -232,15 +232,19 @@ class Session:
             if self._caller is None:
                 self._hello(command, request.request_id, now)
                 return
-            if self._house.refusing:
-                self._house.refuse(command)
+            refusing = self._house.refusing
+            # A retry whose first try went through is answered: a refusal would say that nothing was changed.
+            if refusing and not self._house.engine.remembers(self._caller, request.request_id):
+                self._house.refuse(command, len(frame))
         except JqdError as error:
             if self._caller is None or (isinstance(error, ProtocolError) and error.fatal):
                 self._refuse_stream(request.request_id, error)
             else:
                 self._reply_error(request.request_id, error)
             return
-        if type(command) is Submit and self._reader.has_more:
+        if (
+            type(command) is Submit and self._reader.has_more and not refusing
+        ):  # of a run only the first is asked
             run.append(SubmitRequest(request.request_id, "submit", command))
         else:
             self._carry_out(command, request.request_id, now)

@@ -7,8 +7,8 @@ import pytest
 
 from jqd.errors import WriteFailed
 from jqd.server import committer as committer_module
-from jqd.server.committer import WRITE_BYTES_MAX, Committer
-from jqd.storage.base import Record
+from jqd.server.committer import LOOK_AFTER_BYTES, WRITE_BYTES_MAX, Committer
+from jqd.storage.base import Record, Space
 from tests.support.gatestore import GateStore
 from tests.support.wire import PATIENCE_S
 
@@ -21,12 +21,14 @@ class Room:
         self.durable: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self.slow: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.spaces: queue.SimpleQueue[Space] = queue.SimpleQueue()
         self.threads: set[str] = set()
         self.committer = Committer(
             self.store,
             on_durable=self._durable,
             on_failure=self.failures.put,
             on_slow_sync=self.slow.put,
+            on_space=self.spaces.put,
             sync_interval_ms=sync_interval_ms,
             slow_sync_ms=slow_sync_ms,
         )
@@ -177,6 +179,68 @@ def test_slow_sync_is_reported_and_a_fast_one_is_not(make_room):
     room.put()
     room.next_durable()
     assert room.slow.empty()
+
+
+# --- room on the disk ---------------------------------------------------------------------------
+
+ROOM = Space(5_000, reserve_is_lost=False)
+
+
+def test_looks_for_room_while_it_is_idle(make_room, monkeypatch):
+    monkeypatch.setattr(committer_module, "LOOK_EVERY_S", 0.0)
+    room = make_room()
+    room.store.room = ROOM
+    assert room.spaces.get(timeout=PATIENCE_S) == ROOM
+    room.store.room = Space(6_000, reserve_is_lost=True)
+    while room.spaces.get(timeout=PATIENCE_S) == ROOM:
+        pass
+    assert room.calls() == [], "an idle log was written to"
+
+
+def test_looks_for_room_after_so_many_bytes_and_not_after_every_record(make_room, monkeypatch):
+    monkeypatch.setattr(committer_module, "LOOK_EVERY_S", 60.0)
+    room = make_room()
+    room.store.room = ROOM
+    for _ in range(3):
+        room.put(payload=bytes(LOOK_AFTER_BYTES // 2 - 1))
+        room.next_durable()
+    assert room.spaces.get(timeout=PATIENCE_S) == ROOM
+    room.put()
+    room.next_durable()
+    room.committer.stop()
+    assert room.store.looks == 1
+
+
+def test_record_is_durable_before_the_look_that_follows(make_room, monkeypatch):
+    room = make_room()
+    room.put(payload=bytes(LOOK_AFTER_BYTES))
+    room.store.wait_for_look()
+    assert room.next_durable() == 1
+
+
+def test_store_without_a_bound_says_nothing(make_room, monkeypatch):
+    monkeypatch.setattr(committer_module, "LOOK_EVERY_S", 0.0)
+    room = make_room()
+    room.store.wait_for_look()
+    room.committer.stop()
+    assert room.spaces.empty()
+
+
+def test_looks_for_room_between_syncs_that_are_far_apart(make_room, monkeypatch):
+    monkeypatch.setattr(committer_module, "LOOK_EVERY_S", 0.0)
+    room = make_room(sync_interval_ms=60_000)
+    room.put()
+    room.next_durable()
+    room.store.wait_for_look()
+    assert room.store.count("sync") == 0
+
+
+def test_failed_look_is_a_failure(make_room, monkeypatch):
+    monkeypatch.setattr(committer_module, "LOOK_EVERY_S", 0.0)
+    room = Room()
+    monkeypatch.setattr(room.store, "space", lambda: 1 / 0)
+    room.committer.start()
+    assert isinstance(room.failures.get(timeout=PATIENCE_S), ZeroDivisionError)
 
 
 # --- sync = interval --------------------------------------------------------------------------

@@ -8,7 +8,9 @@ import pytest
 from jqd.core import commands, engine, jobs
 from jqd.core.engine import FailStop
 from jqd.errors import WriteFailed
+from jqd.server import committer
 from jqd.server.session import TURN_WORK_MAX
+from jqd.storage.base import Space
 from tests.support.hands import Peer, Room
 from tests.support.wire import hello, request
 
@@ -221,6 +223,98 @@ async def test_full_commit_queue_is_busy_for_what_changes_something():
         assert "the limit is 1000" in answers[3].body["message"]
         (again,) = await peer.ask(request(6, "submit"))
         assert again.body == {"job_id": 2}
+
+
+LOW = 1 << 20
+
+
+def space(free_bytes: int, *, lost: bool = False) -> Space:
+    return Space(free_bytes, reserve_is_lost=lost)
+
+
+@pytest.fixture
+async def low_room(monkeypatch):
+    """A driver whose disk has less free than it should, with job 1 ready and job 2 leased under `token`."""
+    monkeypatch.setattr(committer, "LOOK_EVERY_S", 0.0)
+    async with Room(low_space_bytes=LOW) as room:
+        peer = await room.peer()
+        await peer.ask(request(2, "submit"), request(3, "submit"), request(4, "lease"))
+        room.store.room = space(LOW)
+        await room.until(lambda: room.driver.process_figures().get("storage_full"))
+        yield room
+
+
+async def test_full_disk_refuses_new_jobs_and_nothing_else(low_room):
+    peer = await low_room.peer()
+    answers = await peer.ask(
+        request(2, "submit", payload=b"x"),
+        request(3, "submit"),
+        request(4, "submit_many", groups=[{"payloads": [b"x"]}]),
+        request(5, "lease"),
+        request(6, "list"),
+        request(7, "cancel", ids=[[7, 1]]),
+        request(8, "requeue", ids=[[7, 1]]),
+        request(9, "purge", ids=[[7, 1]]),
+        request(10, "stats"),
+        request(11, "ping"),
+    )
+    refused = ["storage_full"] * 3
+    assert [each.status for each in answers] == [*refused, *["ok"] * 7]
+    assert answers[0].body["retryable"] and answers[0].body["retry_after_ms"] == 1_000
+    assert f"new jobs need {LOW} (low_space_bytes)" in answers[0].body["message"]
+    assert answers[8].body["process"]["storage_full"] == 1
+    token = answers[3].body["token"]
+    answers = await peer.ask(
+        request(12, "extend", items=[[token, [[2, 1]]]]), request(13, "release", items=[[token, [[2, 1]]]])
+    )
+    assert [each.body["results"] for each in answers] == [[[2, 1, "ok"]]] * 2
+    (lease,) = await peer.ask(request(14, "lease"))
+    token = lease.body["token"]
+    (acked,) = await peer.ask(request(15, "ack", items=[[token, [[2, 1]], None]]))
+    assert acked.body["results"] == [[2, 1, "ok"]]
+
+
+async def test_room_on_the_disk_is_noticed_without_a_request(low_room):
+    low_room.store.room = space(2 * LOW)
+    await low_room.until(lambda: not low_room.driver.process_figures()["storage_full"])
+    peer = await low_room.peer()
+    (answer,) = await peer.ask(request(2, "submit"))
+    assert answer.status == "ok"
+    low_room.store.room = space(1 << 40, lost=True)
+    await low_room.until(lambda: low_room.driver.process_figures()["storage_full"])
+    (answer,) = await peer.ask(request(3, "submit"))
+    assert answer.status == "storage_full" and "reserve" in answer.body["message"]
+
+
+async def test_disk_is_looked_at_before_the_first_request():
+    told = []
+    room = Room(low_space_bytes=LOW, on_trouble=lambda *words: told.append(words))
+    room.store.room = space(0)
+    async with room:
+        peer = await room.peer()
+        (answer,) = await peer.ask(request(2, "submit"))
+        assert answer.status == "storage_full"
+        ((subject, words),) = told
+        assert subject == "disk space" and words.startswith("new jobs are refused: 0 bytes are free")
+
+
+async def test_near_the_mark_no_more_is_taken_than_was_free(monkeypatch):
+    monkeypatch.setattr(committer, "LOOK_EVERY_S", 60.0)
+    monkeypatch.setattr(committer, "LOOK_AFTER_BYTES", 1 << 40)
+    room = Room(low_space_bytes=LOW)
+    room.store.room = space(LOW + 10_000)
+    async with room:
+        peers = [await room.peer() for _ in range(2)]
+        room.store.gate.clear()
+        for peer in peers:  # in one turn
+            peer.say(b"".join(request(number, "submit", payload=bytes(1_000)) for number in range(2, 7)))
+        await room.turns()
+        peers[0].say(b"".join(request(number, "submit", payload=bytes(1_000)) for number in range(7, 12)))
+        peers[1].say(request(7, "submit_many", groups=[{"payloads": [b"x"] * 9_000}]) + request(8, "ping"))
+        room.store.gate.set()
+        await room.settle()
+        statuses = [each.status for peer in peers for each in peer.heard()]
+        assert statuses.count("ok") == 10 and statuses.count("storage_full") == 7
 
 
 async def test_requests_in_flight_stop_reading_until_they_are_answered(room, peer):

@@ -8,7 +8,7 @@ from jqd.core.engine import Engine, FailStop
 from jqd.core.model import Now
 from jqd.core.queues import Identity
 from jqd.core.state import State
-from jqd.errors import Busy, Draining, JqdError
+from jqd.errors import Busy, Draining, JqdError, StorageFull
 from jqd.server import session as session_module
 from jqd.server.session import TURN_WORK_MAX, Output, Session
 from tests.support.wire import Answer, answers_in, frame, framed, hello, request
@@ -42,6 +42,7 @@ class House:
         self.engine.take_batch()
         self.output_bytes_max = 1 << 30
         self.refusals: dict[type, JqdError] = {}
+        self.asked: list[tuple[str, int]] = []
         self.reports: list[tuple[str, Exception]] = []
         self.snapshots = 0
         self.unsent_grants: dict[int, int] = {}
@@ -50,7 +51,8 @@ class House:
     def refusing(self):
         return bool(self.refusals)
 
-    def refuse(self, command):
+    def refuse(self, command, request_bytes):
+        self.asked.append((command.verb, request_bytes))
         if type(command) in self.refusals:
             raise self.refusals[type(command)]
 
@@ -414,6 +416,39 @@ def test_refused_request_is_carried_out_when_it_is_sent_again(house):
     assert peer.ask(request(2, "submit", payload=b"x"))[0].status == "busy"
     house.refusals.clear()
     assert peer.ask(request(2, "submit", payload=b"x"))[0].body == {"job_id": 1}
+
+
+def test_retry_of_what_went_through_is_answered_and_not_refused(house):
+    peer = house.peer(session=SESSION)
+    submit = request(2, "submit", payload=b"x")
+    lease = request(3, "lease")
+    said = peer.ask(submit, lease)
+    house.end_turn()
+    for command in (commands.Submit, commands.Lease):
+        house.refusals[command] = StorageFull("full")
+    # Over a new connection, as after a lost one, and before that in the very turn of the first try.
+    again = house.peer(session=SESSION)
+    answers = again.ask(submit, lease, request(4, "submit"), submit, request(5, "submit"))
+    assert [each.status for each in answers] == ["ok", "ok", "storage_full", "ok", "storage_full"]
+    assert [answers[0].body, answers[3].body] == [said[0].body] * 2
+    assert answers[1].body["token"] == said[1].body["token"]
+    assert house.engine.state.next_id == 2
+
+
+def test_retry_in_the_same_turn_is_answered_and_not_refused(house):
+    peer = house.peer(session=SESSION)
+    peer.say(request(2, "submit", payload=b"x"))
+    house.refusals[commands.Submit] = Busy("full")
+    peer.say(request(2, "submit", payload=b"x") + request(3, "submit"))
+    assert [each.status for each in peer.hear()] == ["ok", "ok", "busy"]
+    assert house.engine.state.next_id == 2
+
+
+def test_every_submit_of_a_run_is_asked_about_with_its_size(house, peer):
+    house.refusals[commands.Purge] = Busy("full")
+    said = [request(number, "submit", payload=bytes(number)) for number in range(2, 6)]
+    assert [each.status for each in peer.ask(*said)] == ["ok"] * 4
+    assert house.asked == [("submit", len(frame) - 4) for frame in said]
 
 
 def test_stats_has_the_figures_of_the_house(peer):

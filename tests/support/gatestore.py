@@ -3,6 +3,7 @@
 store.gate.clear()          from now on a sync waits until gate.set()
 store.wait_for("sync", 2)   until the second sync has begun
 store.fail["append"] = 3    the third append raises
+store.room = Space(...)     what a look at the disk finds
 store.log                   [("append", (first_lsn, last_lsn), ...), ("sync",), ("seal",), ...]
 """
 
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from jqd.errors import WriteFailed
-from jqd.storage.base import Record
+from jqd.storage.base import Record, Space
 from jqd.storage.memory import MemoryStore
 from tests.support.wire import PATIENCE_S
 
@@ -21,6 +22,8 @@ class GateStore(MemoryStore):
         self.gate = threading.Event()
         self.gate.set()
         self.log: list[tuple[object, ...]] = []
+        self.room: Space | None = None
+        self.looks = 0
         self.fail: dict[str, int] = {}
         self._news = threading.Condition()
         for _ in self.load():
@@ -38,6 +41,12 @@ class GateStore(MemoryStore):
     def seal(self) -> None:
         self._note("seal")
 
+    def space(self) -> Space | None:
+        with self._news:
+            self.looks += 1
+            self._news.notify_all()
+        return self.room
+
     def _note(self, call: str, *details: object) -> None:
         with self._news:
             self.log.append((call, *details))
@@ -48,6 +57,11 @@ class GateStore(MemoryStore):
 
     def count(self, call: str) -> int:
         return sum(each[0] == call for each in self.log)
+
+    def wait_for_look(self) -> None:
+        """Wait until somebody has looked how much room there is."""
+        with self._news:
+            assert self._news.wait_for(lambda: self.looks, PATIENCE_S), self.log
 
     def wait_for(self, call: str, number: int = 1) -> None:
         with self._news:

@@ -161,9 +161,11 @@ class Peer:
 
 
 class Room:
-    """See the file's card. Options are settings of the daemon."""
+    """See the file's card. Options are settings of the daemon, and on_trouble as the driver takes it."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(
+        self, on_trouble: Callable[[str, str], object] = lambda subject, words: None, **settings: Any
+    ) -> None:
         self.store = GateStore()
         self.clock = HandClock()
         self.loop = HandLoop()
@@ -175,6 +177,7 @@ class Room:
             cast("asyncio.AbstractEventLoop", self.loop),
             cast("Clock", self.clock),
             self.failures.append,
+            on_trouble,
         )
 
     async def __aenter__(self) -> Self:
