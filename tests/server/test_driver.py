@@ -206,8 +206,18 @@ async def test_records_stay_small_however_many_lease_at_once(room):
 # --- back-pressure ----------------------------------------------------------------------------
 
 
-async def test_full_commit_queue_is_busy_for_what_changes_something():
-    async with Room(commit_queue_bytes=1_000) as room:
+LOW = 1 << 20
+
+
+def space(free_bytes: int, *, lost: bool = False) -> Space:
+    return Space(free_bytes, reserve_is_lost=lost)
+
+
+@pytest.mark.parametrize("free_bytes", [None, 1 << 40])
+async def test_full_commit_queue_is_busy_for_what_changes_something(free_bytes):
+    room = Room(commit_queue_bytes=1_000)
+    room.store.room = None if free_bytes is None else space(free_bytes)
+    async with room:
         peer = await room.peer()
         room.store.gate.clear()
         peer.say(request(2, "submit", payload=bytes(2_000)))
@@ -223,13 +233,6 @@ async def test_full_commit_queue_is_busy_for_what_changes_something():
         assert "the limit is 1000" in answers[3].body["message"]
         (again,) = await peer.ask(request(6, "submit"))
         assert again.body == {"job_id": 2}
-
-
-LOW = 1 << 20
-
-
-def space(free_bytes: int, *, lost: bool = False) -> Space:
-    return Space(free_bytes, reserve_is_lost=lost)
 
 
 @pytest.fixture
@@ -315,6 +318,8 @@ async def test_near_the_mark_no_more_is_taken_than_was_free(monkeypatch):
         await room.settle()
         statuses = [each.status for peer in peers for each in peer.heard()]
         assert statuses.count("ok") == 10 and statuses.count("storage_full") == 7
+        (answer,) = await peers[0].ask(request(12, "submit", payload=bytes(9_000)))
+        assert answer.status == "ok", "what is on the disk does not wait for it"
 
 
 async def test_requests_in_flight_stop_reading_until_they_are_answered(room, peer):

@@ -58,10 +58,11 @@ class GateStore(MemoryStore):
     def count(self, call: str) -> int:
         return sum(each[0] == call for each in self.log)
 
-    def wait_for_look(self) -> None:
-        """Wait until somebody has looked how much room there is."""
+    def wait_for_looks(self, number: int = 1) -> None:
+        """Wait until somebody has looked that often how much room there is, from now on."""
         with self._news:
-            assert self._news.wait_for(lambda: self.looks, PATIENCE_S), self.log
+            enough = self.looks + number
+            assert self._news.wait_for(lambda: self.looks >= enough, PATIENCE_S), self.log
 
     def wait_for(self, call: str, number: int = 1) -> None:
         with self._news:
