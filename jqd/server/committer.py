@@ -19,8 +19,8 @@ from jqd.storage.base import Record, Space, Store
 
 # How long the log is idle before it says that its last batch is durable (Store.seal).
 SEAL_AFTER_S: Final = 1.0
-# How often it looks how much room the disk has: after so much time, idle or not, and after so many bytes. Not the
-# loop: a file system may let statvfs wait for what it is doing (XFS).
+# How often it looks how much room the disk has: after so much time, idle or not, after so many bytes, and when
+# the reserve was needed. Not the loop: a file system may let statvfs wait for what it is doing (XFS).
 LOOK_EVERY_S: Final = 1.0
 LOOK_AFTER_BYTES: Final = 1 << 20
 # Records joined into one write; more would only delay the first of them.
@@ -62,6 +62,7 @@ class Committer:
         self._on_space = on_space
         self._look_s = time.monotonic() + LOOK_EVERY_S
         self._unlooked_bytes = 0
+        self._reserve_was_lost = store.reserve_is_lost
         self._interval_s = None if sync_interval_ms is None else sync_interval_ms / 1_000
         self._slow_ns = slow_sync_ms * 1_000_000
         self._queue: SimpleQueue[Item] = SimpleQueue()
@@ -124,11 +125,13 @@ class Committer:
 
     def _look_if_due(self) -> None:
         now_s = time.monotonic()
-        if now_s < self._look_s and self._unlooked_bytes < LOOK_AFTER_BYTES:
+        is_news = self._store.reserve_is_lost is not self._reserve_was_lost
+        if now_s < self._look_s and self._unlooked_bytes < LOOK_AFTER_BYTES and not is_news:
             return
         self._look_s = now_s + LOOK_EVERY_S
         self._unlooked_bytes = 0
         space = self._store.space()
+        self._reserve_was_lost = self._store.reserve_is_lost
         if space is not None:
             self._on_space(space)
 

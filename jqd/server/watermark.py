@@ -61,11 +61,12 @@ class Watermark:
     def see(self, space: Space) -> None:
         """Take in what a look at the disk found; say so if it changes what is taken."""
         was_full = self.is_full
+        was_lost = self._space is not None and self._space.reserve_is_lost
         self._space = space
         spare_bytes = 0 if space.reserve_is_lost else max(0, space.free_bytes - self._low_bytes)
         self._spare_bytes = spare_bytes
         self.ask_from_bytes = max(0, spare_bytes - CLOSE_BYTES)
-        if self.is_full and not was_full:
+        if self.is_full and (not was_full or (space.reserve_is_lost and not was_lost)):
             log.warning("storage_full", **self._about(space))
             self._on_change(f"new jobs are refused: {self._reason(space.free_bytes)}")
         elif was_full and not self.is_full:

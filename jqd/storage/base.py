@@ -137,6 +137,11 @@ class Store(Protocol):
         ...
 
     @property
+    def reserve_is_lost(self) -> bool:
+        """Whether a full disk was met and its reserve is not back yet: time for a look at `space`."""
+        ...
+
+    @property
     def recovery(self) -> RecoveryReport:
         """What `load` found; valid once it is exhausted."""
         ...

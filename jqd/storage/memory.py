@@ -83,6 +83,10 @@ class MemoryStore:
         self.sync()
 
     @property
+    def reserve_is_lost(self) -> bool:
+        return False
+
+    @property
     def recovery(self) -> RecoveryReport:
         assert self._recovery is not None, "load comes first, to its end"
         return self._recovery

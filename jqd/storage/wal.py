@@ -319,9 +319,9 @@ class WalStore:
         """See `Store.space`."""
         self._open_writer()  # of a poisoned store nobody asks anything
         try:
-            if self._reserve.is_lost:
+            if self.reserve_is_lost:
                 self._reserve.take()
-            return Space(self._fs.free_bytes(self._directory.path), self._reserve.is_lost)
+            return Space(self._fs.free_bytes(self._directory.path), self.reserve_is_lost)
         except BaseException as error:
             self._poison(error)
             raise
@@ -389,6 +389,11 @@ class WalStore:
             raise write_error(error, self._directory.path) from error
 
     # --- facts --------------------------------------------------------------------------------
+
+    @property
+    def reserve_is_lost(self) -> bool:
+        """See `Store.reserve_is_lost`."""
+        return self._reserve.is_lost
 
     @property
     def recovery(self) -> RecoveryReport:

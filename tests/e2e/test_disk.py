@@ -8,13 +8,14 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.daemon import Daemon, ended
-from tests.support.wire import Wire, request
+from tests.support.wire import PATIENCE_S, Wire, request
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
@@ -23,19 +24,22 @@ IO_ERROR = 74
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Return a directory with 6 MiB of room."""
+    """Return a directory with 8 MiB of room."""
     assert os.geteuid() == 0, "only root can mount a small disk: run the slow suites as root, as CI does"
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
     try:
         yield disk
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def enlarge(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+def enlarge(disk: Path, by: int) -> None:
+    """Give the disk so many MiB more."""
+    about = os.statvfs(disk)
+    size = about.f_blocks * about.f_frsize + (by << 20)
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
 
 
 def fill(disk: Path) -> None:
@@ -80,35 +84,112 @@ def test_full_disk_at_the_start_is_said(small_disk):
     assert "space" in result.complaint and str(small_disk) in result.complaint
 
 
-def test_disk_that_fills_up_loses_nothing_that_was_acknowledged(small_disk):
-    daemon = Daemon(small_disk / "data", "--unix", "off", "--segment-bytes", "1MiB")
+SMALL = ("--unix", "off", "--segment-bytes", "1MiB", "--low-space-bytes", "1MiB")
+
+
+def submit_until(wire: Wire, status: str, payload: bytes = b"x") -> list[int]:
+    """Submit one by one until an answer has this status; return the jobs that were taken."""
+    acknowledged: list[int] = []
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        answer = wire.try_ask("submit", payload=payload)
+        if answer.status == "ok":
+            acknowledged.append(answer.body["job_id"])
+        if answer.status == status:
+            return acknowledged
+    raise AssertionError(f"no {status} within {PATIENCE_S} s, {len(acknowledged)} jobs were taken")
+
+
+def finish_all(wire: Wire) -> list[int]:
+    """Lease and ack until nothing is ready; return the jobs."""
+    done: list[int] = []
+    while (leased := wire.ask("lease", count=7))["jobs"]:
+        ids = [job["job_id"] for job in leased["jobs"]]
+        ranges = [[job_id, 1] for job_id in ids]
+        verdicts = wire.ask("ack", items=[[leased["token"], ranges, None]])["results"]
+        assert {verdict[2] for verdict in verdicts} == {"ok"}
+        done += ids
+    return done
+
+
+def test_full_disk_refuses_new_jobs_finishes_old_ones_and_goes_on_by_itself(small_disk):
+    daemon = Daemon(small_disk / "data", *SMALL)
+    with daemon, daemon.client() as wire:
+        submitted = submit_until(wire, "storage_full", bytes(20_000))
+        assert len(submitted) > 50, "the disk was full before the log had several segments"
+        for _ in range(5):
+            fill(small_disk)
+            assert wire.ask("stats")["process"]["storage_full"] == 1
+            assert finish_all(wire) == submitted, "what was there could not be finished"
+            (small_disk / "other").unlink()
+            enlarge(small_disk, by=1)
+            submitted = submit_until(wire, "ok")
+            submitted += submit_until(wire, "storage_full", bytes(20_000))
+        assert len(daemon.logged("storage_available")) >= 5
+        daemon.kill()
+    enlarge(small_disk, by=20)
+    with daemon, daemon.client() as wire:
+        assert finish_all(wire) == submitted, "a job was lost, or one that was finished is back"
+        assert daemon.stop() == 0
+
+
+def test_reserve_is_used_when_another_program_takes_the_rest(small_disk):
+    daemon = Daemon(small_disk / "data", *SMALL)
+    with daemon, daemon.client() as wire:
+        submitted = [wire.ask("submit", payload=b"x")["job_id"] for _ in range(200)]
+        fill(small_disk)
+        assert os.statvfs(small_disk).f_bavail == 0
+        assert finish_all(wire) == submitted
+        assert not (small_disk / "data" / "reserve").exists(), "there was room all the time"
+        assert len(submit_until(wire, "storage_full")) <= 1, (
+            "new jobs were taken while the reserve was in use"
+        )
+        while not daemon.wait_for("storage_full")["reserve_is_lost"]:
+            pass
+        (small_disk / "other").unlink()
+        more = submit_until(wire, "ok")
+        assert (small_disk / "data" / "reserve").stat().st_blocks * 512 >= 1 << 20
+        assert finish_all(wire) == more
+        assert daemon.stop() == 0
+
+
+def test_disk_that_stays_full_ends_the_daemon_and_loses_nothing_that_was_acknowledged(small_disk):
+    daemon = Daemon(small_disk / "data", *SMALL)
+    acknowledged: list[int] = []
     with daemon:
         with daemon.client() as wire:
-            acknowledged = submit_until_it_ends(wire, bytes(50_000))
+            submitted = [wire.ask("submit", payload=b"x")["job_id"] for _ in range(100)]
+            fill(small_disk)
+            with contextlib.suppress(OSError, EOFError):
+                while True:
+                    leased = wire.ask("lease")
+                    job_id = leased["jobs"][0]["job_id"]
+                    wire.ask("ack", items=[[leased["token"], [[job_id, 1]], bytes(60_000)]])
+                    acknowledged.append(job_id)
         check_died_of_its_disk(daemon)
-    assert len(acknowledged) > 50, "the disk was full before the log had several segments"
-    result = ended(small_disk / "data", "--unix", "off")
+    assert 10 < len(acknowledged) < 100, "the reserve of 1 MiB holds some 17 of them"
+    result = ended(small_disk / "data", *SMALL)
     assert result.code == IO_ERROR, "still full"
-    enlarge(small_disk)
-    with daemon:
-        check_kept(daemon, acknowledged)
+    enlarge(small_disk, by=20)
+    with daemon, daemon.client() as wire:
+        states = {job["job_id"]: job["state"] for job in wire.listed()}
+        assert list(states) == submitted
+        assert {states[job_id] for job_id in acknowledged} == {"done"}
+        assert list(states.values()).count("done") <= len(acknowledged) + 1
 
 
 def test_disk_that_fills_up_under_a_pipeline(small_disk):
-    daemon = Daemon(small_disk / "data", "--unix", "off", "--segment-bytes", "1MiB")
+    daemon = Daemon(small_disk / "data", *SMALL)
     with daemon:
         with daemon.client() as wire:
-            with contextlib.suppress(OSError):
-                wire.write(
-                    b"".join(request(number, "submit", payload=bytes(20_000)) for number in range(2, 602))
-                )
-            with contextlib.suppress(OSError):
-                answers = wire.rest()
-        check_died_of_its_disk(daemon)
-    assert {each.status for each in answers} == {"ok"}
-    enlarge(small_disk)
+            wire.write(b"".join(request(number, "submit", payload=bytes(20_000)) for number in range(2, 602)))
+            answers = [wire.receive() for _ in range(2, 602)]
+        assert {each.status for each in answers} == {"ok", "storage_full"}
+        assert os.statvfs(small_disk).f_bavail * 4096 > 500_000, "more was taken than there was room for"
+        daemon.kill()
     with daemon, daemon.client() as wire:
-        assert {each.body["job_id"] for each in answers} <= {job["job_id"] for job in wire.listed()}
+        taken = [each.body["job_id"] for each in answers if each.status == "ok"]
+        assert taken == [job["job_id"] for job in wire.listed()]
 
 
 # --- failing --------------------------------------------------------------------------------------
@@ -140,7 +221,7 @@ def failing(data: Path, call: str, error: str, when: int) -> Iterator[Daemon]:
 
 
 @pytest.mark.parametrize("when", [2, 3, 30])
-@pytest.mark.parametrize(("call", "error"), [("fdatasync", "EIO"), ("write", "EIO"), ("write", "ENOSPC")])
+@pytest.mark.parametrize(("call", "error"), [("fdatasync", "EIO"), ("fdatasync", "ENOSPC"), ("write", "EIO")])
 def test_failed_call_is_the_last_one_and_nothing_is_acknowledged_by_it(tmp_path, call, error, when):
     data = tmp_path / "data"
     with failing(data, call, error, when) as daemon:
@@ -152,6 +233,17 @@ def test_failed_call_is_the_last_one_and_nothing_is_acknowledged_by_it(tmp_path,
     with Daemon(data, "--unix", "off") as daemon:
         (recovered,) = daemon.logged("recovered")
         assert not recovered["clean"]
+        check_kept(daemon, acknowledged)
+
+
+@pytest.mark.parametrize("when", [2, 3, 30])
+def test_write_that_finds_no_space_once_is_repeated_and_nobody_notices(tmp_path, when):
+    data = tmp_path / "data"
+    with failing(data, "write", "ENOSPC", when) as daemon:
+        with daemon.client() as wire:
+            acknowledged = [wire.ask("submit", payload=b"x")["job_id"] for _ in range(40)]
+        daemon.kill()
+    with Daemon(data, "--unix", "off") as daemon:
         check_kept(daemon, acknowledged)
 
 

@@ -211,6 +211,20 @@ def test_looks_for_room_after_so_many_bytes_and_not_after_every_record(make_room
     assert room.store.looks == 1
 
 
+def test_looks_for_room_when_the_reserve_was_needed(make_room, monkeypatch):
+    monkeypatch.setattr(committer_module, "LOOK_EVERY_S", 60.0)
+    room = make_room()
+    room.store.room = ROOM
+    room.put()
+    room.next_durable()
+    room.store.lost = True
+    for _ in range(3):
+        room.put()
+        room.next_durable()
+    room.committer.stop()
+    assert room.store.looks == 1
+
+
 def test_record_is_durable_before_the_look_that_follows(make_room):
     room = make_room()
     room.store.room = ROOM

@@ -79,6 +79,15 @@ def test_lost_reserve_refuses_however_much_is_free(mark, said):
     mark.admit(1, 0)
 
 
+def test_reserve_that_is_lost_while_new_jobs_are_refused_is_said_too(mark, said, told):
+    mark.see(space(LOW))
+    for _ in range(2):
+        mark.see(space(0, lost=True))
+    mark.see(space(0))
+    assert [fields["reserve_is_lost"] for _, fields in said] == [False, True]
+    assert told[-1].endswith("the reserve for a full disk is used up")
+
+
 def test_what_waits_and_what_was_admitted_counts_against_what_was_free(mark):
     mark.see(space(LOW + 1_000))
     assert "1000900 bytes are free" in refusal(mark, request_bytes=900, waiting_bytes=100)

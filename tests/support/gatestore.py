@@ -24,6 +24,7 @@ class GateStore(MemoryStore):
         self.log: list[tuple[object, ...]] = []
         self.room: Space | None = None
         self.looks = 0
+        self.lost = False
         self.fail: dict[str, int] = {}
         self._news = threading.Condition()
         for _ in self.load():
@@ -40,6 +41,10 @@ class GateStore(MemoryStore):
 
     def seal(self) -> None:
         self._note("seal")
+
+    @property
+    def reserve_is_lost(self) -> bool:
+        return self.lost
 
     def space(self) -> Space | None:
         with self._news:
