@@ -501,6 +501,10 @@ class Engine:
                 body = self._decide(jobs.lease, parked.command, parked.caller, parked.request_id, now)
                 self._answer_parked(parked, body)
 
+    def forgive(self, lag_ms: int) -> None:
+        """From now on judge leases as of lag_ms ago: for that long nobody could be heard. 0: as of now."""
+        self.state.lease_lag_ms = lag_ms
+
     def take_back(self, token: int, now: Now) -> None:
         """Undo a lease whose reply found its socket closed."""
         self._begin(now)
@@ -553,6 +557,8 @@ class Engine:
         if state.overfull or state.result_bytes > model.RESULTS_BYTES_MAX:
             return now.engine_ms
         lease_ms, delay_ms = state.lease_timers.next_ms(), state.delay_timers.next_ms()
+        if lease_ms < NEVER_MS:
+            lease_ms += state.lease_lag_ms
         due_ms = min(
             lease_ms,
             delay_ms,

@@ -339,9 +339,9 @@ def leased_again(token: int, state: State, now: Now) -> Leased:
     Those may have reached the worker the first time, and are never sent twice.
     """
     held = [
-        (part.deadline_ms - now.engine_ms, job)
+        (max(0, part.deadline_ms - now.engine_ms), job)
         for part in state.leases.get(token, {}).values()
-        if part.deadline_ms > now.engine_ms
+        if part.deadline_ms > _judged_ms(state, now)
         for job in live_jobs(part, state)
         if job.options.delivery == "at_least_once"
     ]
@@ -351,6 +351,11 @@ def leased_again(token: int, state: State, now: Now) -> Leased:
         wall_ms=now.wall_ms,
         jobs=[_leased_job(job) for _, job in held],
     )
+
+
+def _judged_ms(state: State, now: Now) -> int:
+    """Return the time by which leases are judged: a deadline at or before it has passed."""
+    return now.engine_ms - state.lease_lag_ms
 
 
 def live_jobs(lease: Lease, state: State) -> Iterator[Job]:
@@ -513,11 +518,12 @@ def _held(
     state: State, now: Now, token: int, ranges: Sequence[tuple[int, int]], results: list[Verdict]
 ) -> list[tuple[int, int]]:
     """Return what of the ranges is held under the token, and add a verdict for all of it."""
+    judged_ms = _judged_ms(state, now)
     held: list[tuple[int, int]] = []
     for first, count in ranges:
         jobs = state.run(first, count)
         lease = jobs[0].lease if jobs[0] is not None else None
-        if lease is not None and lease.token == token and lease.deadline_ms > now.engine_ms:
+        if lease is not None and lease.token == token and lease.deadline_ms > judged_ms:
             for job in jobs:
                 if job is None or job.lease is not lease:
                     break
@@ -527,17 +533,17 @@ def _held(
                 continue
         state.work += count  # what is refused is counted by no change
         for job_id, job in enumerate(jobs, first):
-            verdict = _verdict(job, token, now)
+            verdict = _verdict(job, token, judged_ms)
             if verdict is OK:
                 held.append((job_id, 1))
             _add_verdict(results, job_id, 1, verdict)
     return held
 
 
-def _verdict(job: Job | None, token: int, now: Now) -> str:
+def _verdict(job: Job | None, token: int, judged_ms: int) -> str:
     if job is None:
         return JOB_NOT_FOUND
-    if job.lease is None or job.lease.token != token or job.lease.deadline_ms <= now.engine_ms:
+    if job.lease is None or job.lease.token != token or job.lease.deadline_ms <= judged_ms:
         return LEASE_LOST
     return OK
 
@@ -586,9 +592,10 @@ def expire_leases(state: State, now: Now, emit: Emit, limit: int) -> None:
     one too many is dead. A lease that was live at the daemon's start and not extended since counts
     nothing. An at-most-once job is dead: it may have run.
     """
-    while limit > 0 and state.lease_timers and state.lease_timers.first()[0] <= now.engine_ms:
+    judged_ms = _judged_ms(state, now)
+    while limit > 0 and state.lease_timers and state.lease_timers.first()[0] <= judged_ms:
         _, token = state.lease_timers.first()
-        for part in [part for part in state.leases[token].values() if part.deadline_ms <= now.engine_ms]:
+        for part in [part for part in state.leases[token].values() if part.deadline_ms <= judged_ms]:
             jobs = [job for job, _ in zip(live_jobs(part, state), range(limit), strict=False)]
             limit -= len(jobs)
             if jobs:

@@ -131,6 +131,9 @@ class State:
         self.grant = 0  # last grant number of this epoch
         self.next_id = 1
         self.result_bytes = 0
+        self.lease_lag_ms = (
+            0  # leases are judged by a clock that is so far behind now: Engine.forgive(), not a fact
+        )
         self.work = 0  # jobs touched or looked at since the start: a measure of effort, not a fact
         self.queues: dict[str, Queue] = {}
         self.sessions: dict[bytes, Session] = {}

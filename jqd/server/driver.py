@@ -33,11 +33,13 @@ from jqd.server.config import Config
 from jqd.server.log import get_logger
 from jqd.server.session import Output, Session
 from jqd.server.snapshots import Snapshots
+from jqd.server.standstill import Standstill
 from jqd.server.watermark import Watermark
 from jqd.storage.base import Record, Space, Store
 
-# The wall clock may be set while the loop sleeps; this is how late a run_at can get by that.
-_SLEEP_MS_MAX: Final = SECOND_MS
+# The wall clock may be set while the loop sleeps; this is how late a run_at can get by that. And a loop that is
+# seldom due is seldom late: standstill.py.
+_SLEEP_MS_MAX: Final = SECOND_MS // 2
 # Above this a client is told to come back later; the committer gets there within.
 _BUSY_RETRY_MS: Final = 100
 
@@ -66,6 +68,7 @@ class _Waiting(NamedTuple):
     """Replies that may leave once the log is durable up to `lsn`."""
 
     lsn: int
+    since_ms: int  # engine clock
     record_bytes: int
     outputs: list[tuple["Connection", Output]]
 
@@ -108,6 +111,7 @@ class Driver:
         self.durable_lsn = engine.state.lsn
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
+        self._standstill = Standstill()
         self._turn_bytes = 0  # of requests in the turn under way
         self._turns = 0
         self._watermark = Watermark(config.low_space_bytes, lambda words: on_trouble("disk space", words))
@@ -177,8 +181,21 @@ class Driver:
         """Return this turn's reading of the clocks; the first call takes it and plans the turn's end."""
         if self._now is None:
             self._now = self._clock.now()
+            self._forgive_standstill(self._now.engine_ms)
             self._loop.call_soon(self._end_turn)
         return self._now
+
+    def _forgive_standstill(self, now_ms: int) -> None:
+        """See whether the loop or the disk stood still, before this turn judges any lease."""
+        if self._timer is not None:
+            stood_ms = self._standstill.see(now_ms, self._timer_ms)
+            if stood_ms:
+                self._timer_ms = now_ms  # seen once
+                if stood_ms > SECOND_MS:
+                    log.warning("stood_still", for_ms=stood_ms)
+        if self._waiting:
+            self._standstill.see(now_ms, self._waiting[0].since_ms)
+        self.engine.forgive(self._standstill.lag_ms(now_ms))
 
     def spoke(self, connection: "Connection") -> None:
         """Note what a session left behind: replies to be sent, bytes to be looked at in the next turn."""
@@ -223,13 +240,13 @@ class Driver:
         self._watermark.end_turn()
         if batch is not None:
             self._waiting_bytes += len(batch.payload)
-            self._waiting.append(_Waiting(engine.state.lsn, len(batch.payload), outputs))
+            self._waiting.append(_Waiting(engine.state.lsn, now.engine_ms, len(batch.payload), outputs))
             self._committer.put(Record(batch.first_lsn, batch.count, batch.payload))
             self.snapshots.wrote(len(batch.payload))
         elif not self._waiting:
             self._send(outputs)
         elif outputs:
-            self._waiting.append(_Waiting(engine.state.lsn, 0, outputs))
+            self._waiting.append(_Waiting(engine.state.lsn, now.engine_ms, 0, outputs))
         self.snapshots.turn_ended(now.engine_ms)
         if self._unfinished:
             self._loop.call_soon(self._go_on)
@@ -246,17 +263,17 @@ class Driver:
         due_ms = self.engine.next_deadline(now)
         if due_ms is None or self._draining:
             return
-        due_ms = min(due_ms, now.engine_ms + _SLEEP_MS_MAX)
+        due_ms = max(now.engine_ms, min(due_ms, now.engine_ms + _SLEEP_MS_MAX))
         if self._timer is not None:
             if self._timer_ms <= due_ms:
                 return
             self._timer.cancel()
         self._timer_ms = due_ms
-        self._timer = self._loop.call_later(max(0, due_ms - now.engine_ms) / 1_000, self._time_passed)
+        self._timer = self._loop.call_later((due_ms - now.engine_ms) / 1_000, self._time_passed)
 
     def _time_passed(self) -> None:
+        self.begin_turn()  # first: it sees by the timer whether the loop stood still
         self._timer = None
-        self.begin_turn()
 
     # --- durability ---------------------------------------------------------------------------
 

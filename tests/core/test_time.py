@@ -4,7 +4,7 @@ import pytest
 
 from jqd.core import model
 from jqd.core.changes import JobsDied, JobsRetried, TimeAdvanced
-from jqd.core.commands import Submit
+from jqd.core.commands import Lease, Submit
 from tests.support.core import WALL_MS, Core
 
 
@@ -144,3 +144,68 @@ def test_two_readings_of_the_clock_in_one_turn_are_a_bug(core):
     with pytest.raises(AssertionError, match="one reading of the clocks a turn"):
         core.execute(Submit())
     core.move(-1)
+
+
+# --- time that no lease is charged for ------------------------------------------------------------
+
+
+def test_lease_is_judged_as_of_when_workers_could_be_heard(core):
+    core.submit_jobs(5)
+    token = core.lease(count=5, lease_ms=1_000).token
+    core.submit(delay_ms=3_000)
+    core.move(3_000)
+    core.engine.forgive(2_001)
+    assert core.turn() == [TimeAdvanced(model.PROMOTIONS_PER_TICK)], "a tick for other reasons ends no lease"
+    assert core.ack(token, 2) == [(2, 1, "ok")]
+    assert core.extend(token, 1, 2, 3).results == [(1, 1, "ok"), (2, 1, "lease_lost"), (3, 1, "ok")]
+    assert core.ack(token, 4, 5) == [(4, 2, "ok")]
+    assert core.get(1).lease_ms_left == 1_000, "it counts from when it was heard"
+    core.check()
+
+
+def test_lease_that_had_ended_before_is_lost(core):
+    core.submit()
+    token = core.lease(lease_ms=1_000).token
+    core.move(3_000)
+    core.engine.forgive(2_000)
+    assert core.ack(token, 1) == [(1, 1, "lease_lost")]
+    assert core.states(1) == ["ready"]
+
+
+def test_next_deadline_is_when_the_lease_ends_by_the_clock_that_is_behind(core):
+    core.submit()
+    core.lease(lease_ms=1_000)
+    core.move(3_000)
+    core.engine.forgive(2_500)
+    assert core.engine.next_deadline(core.now) == core.engine_ms + 500
+    assert core.wait(499) == []
+    assert isinstance(core.wait(1)[0], JobsRetried)
+    core.engine.forgive(0)
+
+
+def test_time_that_is_not_charged_holds_up_nothing_else(core):
+    core.submit(delay_ms=1_000)
+    core.move(1_000)
+    core.engine.forgive(5_000)
+    core.turn()
+    assert core.states(1) == ["ready"]
+    assert core.engine.next_deadline(core.now) is None
+
+
+def test_retried_lease_that_is_still_held_is_answered_with_its_jobs(core):
+    caller = core.hello(b"s" * 16)
+    core.submit()
+    first = core.do(Lease(lease_ms=1_000), caller, request_id=5)
+    core.move(3_000)
+    core.engine.forgive(2_500)
+    again = core.execute(Lease(lease_ms=1_000), caller, request_id=5)
+    assert (again.token, again.jobs, again.lease_ms_left) == (first.token, first.jobs, 0)
+
+
+def test_restart_charges_everything_again(core):
+    core.submit()
+    core.lease(lease_ms=1_000)
+    core.engine.forgive(5_000)
+    core.restart()
+    core.wait(1_000)
+    assert core.states(1) == ["ready"]

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from jqd.core import commands, engine, jobs
+from jqd.core import commands, engine, jobs, model
 from jqd.core.engine import FailStop
 from jqd.errors import WriteFailed
 from jqd.server import committer
@@ -446,6 +446,128 @@ async def test_refused_peer_that_takes_nothing_is_cut(room, peer):
     assert peer.transport.closing and not peer.transport.lost
     await room.advance(10.1)
     assert peer.transport.lost
+
+
+# --- while nobody could be heard ----------------------------------------------------------------
+
+
+async def leased(room: Room, lease_ms: int = 1_000) -> tuple[Peer, bytes]:
+    """Return a worker that holds job 1, and what it says to extend it."""
+    peer = await room.peer()
+    _, answer = await peer.ask(request(2, "submit"), request(3, "lease", lease_ms=lease_ms))
+    return peer, request(4, "extend", items=[[answer.body["token"], [[1, 1]]]], lease_ms=lease_ms)
+
+
+def state_of_job(room: Room) -> str:
+    job = room.driver.engine.state.job(1)
+    assert job is not None
+    return job.state.name.lower()
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+@pytest.mark.parametrize("first", ["timer", "socket"])
+@pytest.mark.parametrize("seconds", [1.1, 3, 3_600])
+async def test_heartbeat_that_came_while_the_loop_stood_still_is_heard(room, asleep, first, seconds):
+    worker, extend = await leased(room)
+    await room.advance(0.9)
+    room.jump(seconds, asleep=asleep)
+    if first == "timer":
+        await room.advance(0.5 if asleep else 0)
+    (answer,) = await worker.ask(extend)
+    assert answer.body["results"] == [[1, 1, "ok"]]
+    await room.advance(0.9)
+    (answer,) = await worker.ask(extend.replace(b"\x04", b"\x05", 1))
+    assert answer.body["results"] == [[1, 1, "ok"]], "it counts from when it was heard"
+
+
+async def test_worker_that_stays_silent_after_a_standstill_loses_its_lease(room):
+    await leased(room)
+    await room.advance(0.5)
+    room.jump(3_600)
+    await room.advance(0)
+    assert state_of_job(room) == "leased"
+    await room.advance(0.5 + 2 + 0.6)
+    assert state_of_job(room) == "ready"
+
+
+async def test_long_lease_ends_by_its_own_time_when_the_standstill_was_short(room):
+    await leased(room, lease_ms=60_000)
+    room.jump(3)
+    await room.advance(56.9)
+    assert state_of_job(room) == "leased"
+    await room.advance(0.2)
+    assert state_of_job(room) == "ready"
+
+
+async def test_lease_that_outlives_an_hour_long_standstill_by_nothing_gets_the_grace_of_a_restart(room):
+    await leased(room, lease_ms=600_000)
+    room.jump(3_600)
+    await room.advance(29)
+    assert state_of_job(room) == "leased"
+    await room.advance(2)
+    assert state_of_job(room) == "ready", "as after a restart"
+
+
+async def test_standstill_is_said_once(room, monkeypatch):
+    said = []
+    monkeypatch.setattr("jqd.server.driver.log.warning", lambda event, **fields: said.append((event, fields)))
+    worker, extend = await leased(room)
+    room.jump(10, asleep=True)
+    await worker.ask(extend)
+    await room.advance(5)
+    ((event, fields),) = said
+    assert event == "stood_still" and 9_000 < fields["for_ms"] <= 10_000
+
+
+async def test_much_to_do_is_no_standstill(room, peer, monkeypatch):
+    """Each turn ends one lease and takes 200 ms, so that the last one is due for two seconds before it is looked at."""
+    monkeypatch.setattr(model, "EXPIRIES_PER_TICK", 1)
+    await peer.ask(*(request(2 + n, "submit") for n in range(10)))
+    await peer.ask(*(request(20 + n, "lease", lease_ms=1_000) for n in range(10)))
+    finish_turn = room.driver.engine.finish_turn
+
+    def take_long(now):
+        finish_turn(now)
+        room.clock.engine_ms += 200
+
+    monkeypatch.setattr(room.driver.engine, "finish_turn", take_long)
+    await room.advance(1)
+    assert room.driver.engine.state.counts()[2] == 0
+    assert room.driver.engine.state.lease_lag_ms == 0
+
+
+async def test_no_lease_ends_while_the_disk_stands_still(room):
+    worker, extend = await leased(room)
+    room.store.gate.clear()
+    worker.say(request(9, "submit"))
+    await room.advance(0.9)
+    worker.say(extend)
+    await room.advance(10)
+    assert worker.heard() == [] and state_of_job(room) == "leased"
+    room.store.gate.set()
+    await room.settle()
+    (_, answer) = worker.heard()
+    assert answer.body["results"] == [[1, 1, "ok"]]
+    (answer,) = await worker.ask(extend.replace(b"\x04", b"\x05", 1))
+    assert answer.body["results"] == [[1, 1, "ok"]], "it waited for the answer to the one before"
+    await room.advance(14)
+    assert state_of_job(room) == "ready"
+
+
+async def test_heartbeat_that_a_full_queue_refused_costs_no_lease():
+    async with Room(commit_queue_bytes=1_000) as room:
+        worker, extend = await leased(room)
+        room.store.gate.clear()
+        worker.say(request(9, "submit", payload=bytes(2_000)))
+        await room.advance(0.7)
+        worker.say(extend)
+        await room.advance(10)
+        room.store.gate.set()
+        await room.settle()
+        (_, answer) = worker.heard()
+        assert answer.status == "busy"
+        (answer,) = await worker.ask(extend)
+        assert answer.body["results"] == [[1, 1, "ok"]]
 
 
 # --- connections ------------------------------------------------------------------------------

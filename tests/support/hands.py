@@ -232,6 +232,14 @@ class Room:
             await self.turns()
         self._move_to(end_s)
 
+    def jump(self, seconds: float, *, asleep: bool = False) -> None:
+        """Let time pass while nobody runs. asleep: the machine slept, so that timers do not know of it."""
+        ms = round(seconds * 1_000)
+        self.clock.engine_ms += ms
+        self.clock.wall_ms += ms
+        if not asleep:
+            self.loop.now_s += seconds
+
     def _move_to(self, now_s: float) -> None:
         passed_ms = round((now_s - self.loop.now_s) * 1_000)
         self.loop.now_s = now_s
