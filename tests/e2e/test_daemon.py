@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from jqd.core.changes import JobsDone, encode_batch
+from jqd.core.model import Now
+from jqd.storage.base import Record
+from jqd.storage.wal import WalStore
 from tests.support.daemon import Daemon, ended
 from tests.support.wire import Wire, request
 
@@ -345,6 +349,21 @@ def test_damaged_snapshot_is_replaced_by_the_older_one(data):
         assert daemon.logged("recovered")[0]["snapshot_lsn"] == int(older.stem, 16)
     assert (data / "quarantine" / newest.name).read_bytes() == damaged
     assert jobs_in(data) == [1, 2, 3]
+
+
+def test_record_that_cannot_be_applied_is_refused_with_its_lsn_and_left_alone(data):
+    killed_log(data)
+    store = WalStore(str(data))
+    lsn = [record.last_lsn for record in store.load()][-1] + 1
+    poison = encode_batch(Now(1 << 40, 1_700_000_000_000), [JobsDone([(99, 1)], None, "raw", "")])
+    store.append([Record(lsn, 1, poison)])
+    store.close()
+    before = contents(data)
+    for _ in range(2):
+        result = ended(data)
+        assert result.code == DATA_DAMAGED
+        assert f"LSN {lsn}: JobsDone was refused" in result.complaint and str(data) in result.complaint
+        assert contents(data) == before
 
 
 def test_newer_format_is_refused(data):

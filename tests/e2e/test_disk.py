@@ -273,6 +273,26 @@ def test_failed_sync_leaves_every_client_without_an_answer(tmp_path):
         assert acknowledged <= {job["job_id"] for job in wire.listed()}
 
 
+def test_disk_that_stands_still_for_longer_than_a_lease_costs_nobody_a_lease(tmp_path):
+    strace = shutil.which("strace")
+    assert strace, "strace is not installed: apt-get install strace"
+    slow = ["-e", "inject=fdatasync:delay_enter=2500ms:when=20+5"]
+    wrap = [strace, "-f", "-qq", "-o", os.devnull, "-e", "trace=fdatasync", *slow]
+    with Daemon(tmp_path / "data", "--unix", "off", wrap=wrap) as daemon, daemon.client() as wire:
+        wire.ask("submit")
+        token = wire.ask("lease", lease_ms=1_000)["token"]
+        with daemon.client() as other:
+            while not daemon.logged("slow_sync"):
+                other.write(request(2, "submit"))
+                # The worker asks again when it is answered, which a heartbeat of any client does.
+                for _ in range(2):
+                    results = wire.ask("extend", items=[[token, [[1, 1]]]], lease_ms=1_000)["results"]
+                    assert results == [[1, 1, "ok"]]
+                other.receive()
+        assert wire.ask("get", job_id=1)["attempt"] == 1
+        assert daemon.stop() == 0
+
+
 def test_slow_disk_is_said_and_costs_nobody_a_lease(tmp_path):
     strace = shutil.which("strace")
     assert strace, "strace is not installed: apt-get install strace"

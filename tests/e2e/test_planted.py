@@ -64,8 +64,8 @@ PLANTED = {
     ),
     "accept a stale token": Planted(
         "jqd/core/jobs.py",
-        "    if job.lease is None or job.lease.token != token or job.lease.deadline_ms <= now.engine_ms:\n",
-        "    if job.lease is None or job.lease.deadline_ms <= now.engine_ms:\n",
+        "    if job.lease is None or job.lease.token != token or job.lease.deadline_ms <= judged_ms:\n",
+        "    if job.lease is None or job.lease.deadline_ms <= judged_ms:\n",
         (STALE, KILL_LOOP),
     ),
     "end leases at a restart": Planted(
