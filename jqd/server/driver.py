@@ -112,6 +112,9 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._standstill = Standstill()
+        self._on_trouble = on_trouble
+        self._disk_timer: asyncio.TimerHandle | None = None  # while something waits for the disk
+        self._disk_is_slow = False
         self._turn_bytes = 0  # of requests in the turn under way
         self._turns = 0
         self._watermark = Watermark(config.low_space_bytes, lambda words: on_trouble("disk space", words))
@@ -243,6 +246,8 @@ class Driver:
             self._waiting.append(_Waiting(engine.state.lsn, now.engine_ms, len(batch.payload), outputs))
             self._committer.put(Record(batch.first_lsn, batch.count, batch.payload))
             self.snapshots.wrote(len(batch.payload))
+            if self._disk_timer is None:
+                self._watch_disk()
         elif not self._waiting:
             self._send(outputs)
         elif outputs:
@@ -286,6 +291,9 @@ class Driver:
                 done = waiting.popleft()
                 self._waiting_bytes -= done.record_bytes
                 self._send(done.outputs)
+            if self._disk_is_slow:
+                self._disk_is_slow = False
+                self._on_trouble("disk speed", "")
             self._note_settled()
         except BaseException as error:
             self._on_failure(error)
@@ -294,6 +302,22 @@ class Driver:
     def _note_settled(self) -> None:
         if self._draining and self._now is None and not self._waiting:
             self._settled.set()
+
+    def _watch_disk(self) -> None:
+        after_s = self.config.slow_sync_ms / 1_000
+        self._disk_timer = self._loop.call_later(after_s, self._check_disk)
+
+    def _check_disk(self) -> None:
+        """Say that a sync takes long while it does: nobody can ask, since every answer waits for it."""
+        self._disk_timer = None
+        if not self._waiting:
+            return
+        waiting_ms = self._clock.now().engine_ms - self._waiting[0].since_ms
+        if waiting_ms >= self.config.slow_sync_ms and not self._disk_is_slow:
+            self._disk_is_slow = True
+            log.warning("sync_waits", for_ms=waiting_ms, unsynced_bytes=self._waiting_bytes)
+            self._on_trouble("disk speed", "the disk is slow: answers wait for a sync that has not come back")
+        self._watch_disk()
 
     def _see_space(self, space: Space) -> None:
         self._watermark.see(space)

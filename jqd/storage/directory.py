@@ -21,6 +21,7 @@ Sources: reliability.md 2.1 and fault table rows 13, 14, 28; ALICE (OSDI 2014); 
 
 import re
 from collections.abc import Iterable
+from copy import copy
 from posixpath import dirname
 
 from jqd.errors import Corruption, DataDirLocked, UnsupportedFormat
@@ -87,6 +88,12 @@ class Directory:
     def path_of(self, name: str) -> str:
         """Return the path of a name in the directory."""
         return f"{self.path}/{name}"
+
+    def through(self, fs: FileSystem) -> "Directory":
+        """Return the same directory, reached through another file system; the lock stays with this one."""
+        twin = copy(self)
+        twin._fs = fs
+        return twin
 
     def unlock(self) -> None:
         """Let others have the directory."""

@@ -60,6 +60,7 @@ class Reserve:
         self.sync_directory = fs.sync_directory
         self.lock = fs.lock
         self.open = fs.open
+        self.size_of = fs.size_of
         self.read = fs.read
         self.sync = fs.sync
         self.unlink = fs.unlink

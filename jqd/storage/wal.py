@@ -86,6 +86,7 @@ class WalStore:
         segment_bytes: int = SEGMENT_BYTES,
         reserve_bytes: int = 0,
     ) -> None:
+        self._plain_fs = fs
         self._fs = self._reserve = Reserve(fs, f"{directory}/{RESERVE_NAME}", reserve_bytes)
         self._segment_bytes = segment_bytes
         self._chain = Chain()
@@ -282,7 +283,9 @@ class WalStore:
 
     def begin_snapshot(self, cut: Base) -> "SnapshotInWal":
         """See `Store.begin_snapshot`."""
-        return SnapshotInWal(self, SnapshotWriter(self._fs, self._directory, self._store.store_id, cut))
+        # Past the reserve: a snapshot that finds the disk full is given up, and nothing is given up for it.
+        directory = self._directory.through(self._plain_fs)
+        return SnapshotInWal(self, SnapshotWriter(self._plain_fs, directory, self._store.store_id, cut))
 
     def _published(self, snapshot: Snapshot) -> None:
         """Take in a snapshot that has its name, and let go of what it replaces."""

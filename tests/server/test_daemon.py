@@ -126,3 +126,25 @@ def test_failure_ends_the_process_at_once_with_its_code(monkeypatch, error, code
     daemon._die(error)
     assert codes == [code]
     assert said[0]["exit_code"] == code and said[0]["exc_info"] is error
+
+
+# --- the status line --------------------------------------------------------------------------
+
+
+def test_status_says_what_is_done_and_what_keeps_it_from_being_all():
+    told = Told()
+    status = daemon._Status(told)
+    status.trouble("disk space", "new jobs are refused")
+    assert told.messages == [], "nothing is served yet"
+    assert status.begin("Serving x") == "STATUS=Serving x; new jobs are refused"
+    status.trouble("disk speed", "the disk is slow")
+    status.trouble("disk space", "")
+    status.trouble("disk space", "")
+    status.trouble("disk speed", "")
+    assert [line for (line,) in told.messages] == [
+        "STATUS=Serving x; new jobs are refused; the disk is slow",
+        "STATUS=Serving x; the disk is slow",
+        "STATUS=Serving x; the disk is slow",
+        "STATUS=Serving x",
+    ]
+    assert status.begin("Draining") == "STATUS=Draining"

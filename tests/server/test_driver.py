@@ -540,8 +540,10 @@ async def test_no_lease_ends_while_the_disk_stands_still(room):
     worker, extend = await leased(room)
     room.store.gate.clear()
     worker.say(request(9, "submit"))
+    await room.turns()
     await room.advance(0.9)
     worker.say(extend)
+    await room.turns()
     await room.advance(10)
     assert worker.heard() == [] and state_of_job(room) == "leased"
     room.store.gate.set()
@@ -559,8 +561,10 @@ async def test_heartbeat_that_a_full_queue_refused_costs_no_lease():
         worker, extend = await leased(room)
         room.store.gate.clear()
         worker.say(request(9, "submit", payload=bytes(2_000)))
+        await room.turns()
         await room.advance(0.7)
         worker.say(extend)
+        await room.turns()
         await room.advance(10)
         room.store.gate.set()
         await room.settle()
@@ -785,3 +789,46 @@ async def test_slow_sync_is_said_with_its_limit(room, monkeypatch):
     monkeypatch.setattr("jqd.server.driver.log.warning", lambda event, **fields: said.append((event, fields)))
     room.driver._slow_sync(1_500)
     assert said == [("slow_sync", {"took_ms": 1_500, "limit_ms": 1_000, "unsynced_bytes": 0})]
+
+
+async def test_sync_that_does_not_come_back_is_said_while_it_does_not(monkeypatch):
+    said, told = [], []
+    monkeypatch.setattr("jqd.server.driver.log.warning", lambda event, **fields: said.append((event, fields)))
+    async with Room(slow_sync_ms=1_000, on_trouble=lambda *words: told.append(words)) as room:
+        peer = await room.peer()
+        await room.advance(5)
+        room.store.gate.clear()
+        peer.say(request(2, "submit", payload=bytes(1_000)))
+        await room.turns()
+        await room.advance(0.9)
+        assert said == told == []
+        await room.advance(1.1)
+        peer.say(request(3, "submit"))
+        await room.turns()
+        await room.advance(10)
+        ((event, fields),) = said
+        assert (
+            event == "sync_waits" and 1_000 <= fields["for_ms"] <= 2_000 and fields["unsynced_bytes"] > 1_000
+        )
+        ((subject, words),) = told
+        assert subject == "disk speed" and "the disk is slow" in words
+        room.store.gate.set()
+        await room.settle()
+        assert told[1:] == [("disk speed", "")]
+        await room.advance(10)
+        assert len(said) == 1 and len(room.loop.timers) <= 2
+
+
+async def test_fast_disk_is_not_complained_about(room, peer, monkeypatch):
+    monkeypatch.setattr("jqd.server.driver.log.warning", lambda *args, **fields: pytest.fail(str(args)))
+    await room.advance(5)
+    for number in range(2, 12):
+        await peer.ask(request(number, "submit"))
+        await room.advance(0.09)
+    assert len([timer for timer in room.loop.timers if not timer.cancelled]) <= 1
+    room.store.gate.clear()
+    peer.say(request(12, "submit"))
+    await room.turns()
+    await room.advance(0.5)  # it is looked at, and has waited for less than a second
+    room.store.gate.set()
+    await room.settle()
