@@ -51,7 +51,8 @@ def run(args: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return error.exit_code
     except JqdError as error:
-        _complain(f"{error.code}: {error}")
+        after = "" if error.retry_after_ms is None else f" (try again in {error.retry_after_ms / 1_000:g} s)"
+        _complain(f"{error.code}: {error}{after}")
         return UNREACHABLE if isinstance(error, ConnectionLost | RequestTimeout) else REFUSED
     except Unreadable as error:
         _complain(str(error))

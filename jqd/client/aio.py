@@ -78,7 +78,7 @@ class AsyncClient:
 
     A lost connection is made again, and what was not answered is sent again under its id, so that the
     server carries it out once. An error reply is raised as it is, never asked again: after `busy`,
-    `overloaded` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
+    `overloaded`, `storage_full` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
 
     Args:
         url: `jqd://HOST[:PORT]` or `unix:///PATH`.

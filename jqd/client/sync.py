@@ -77,7 +77,7 @@ class Client:
 
     A lost connection is made again, and what was not answered is sent again under its id, so that the
     server carries it out once. An error reply is raised as it is, never asked again: after `busy`,
-    `overloaded` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
+    `overloaded`, `storage_full` or `draining` (`error.retryable`, `error.retry_after_ms`) that is for the caller to do.
 
     After Ctrl-C in a verb the client is usable: the interrupted request's outcome is unknown, and in a
     rare case (the exception came in the middle of a write or read) what other threads were waiting for

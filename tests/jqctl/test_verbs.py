@@ -43,7 +43,7 @@ from jqd.core.commands import (
     Swept,
     Verdicts,
 )
-from jqd.errors import EXIT_IO_ERROR, Busy, JobNotFound, QueueNotFound
+from jqd.errors import EXIT_IO_ERROR, Busy, JobNotFound, QueueNotFound, StorageFull
 from tests.support.fakeserver import Asked, FakeServer
 from tests.support.shell import Shell
 
@@ -345,6 +345,15 @@ def test_a_refusal_exits_1_with_its_code(shell):
     shell.server.answers |= {"get": JobNotFound("job_id = 7"), "list": QueueNotFound("queue = 'x\x1b[0m'")}
     assert shell("job", "7") == (1, "", "jqctl: job_not_found: job_id = 7\n")
     assert shell("jobs", "--queue", "x")[2] == "jqctl: queue_not_found: queue = 'x\\x1b[0m'\n"
+
+
+def test_a_refusal_that_a_retry_can_help_says_when(shell):
+    shell.server.answers["submit"] = StorageFull("7 bytes are free", retry_after_ms=1_500)
+    assert shell("submit", "q", "x") == (
+        1,
+        "",
+        "jqctl: storage_full: 7 bytes are free (try again in 1.5 s)\n",
+    )
 
 
 @pytest.mark.parametrize(
