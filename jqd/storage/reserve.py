@@ -24,6 +24,9 @@ stands in the file once. A crash in between leaves half a frame at the end: a to
 **Giving up** removes the file and syncs the directory: the blocks of a removed file are free for others only
 when the removal is committed (ext4, XFS). If that sync fails, it is a failed sync, and final.
 
+beanstalkd sets room aside for the end of each job when it takes it. Here one record ends many jobs, and nobody
+knows before how many heartbeats and retries come first, so there is one reserve for all.
+
 The file is allocated, not written, and not synced: after a power loss it may be short. The next start
 allocates it again. Where a file system cannot set blocks aside (ZFS), or shares them between files, the
 reserve is worth less than it says, and a full disk ends the daemon as without it: exit 74, nothing lost.
