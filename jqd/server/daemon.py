@@ -70,7 +70,9 @@ def run(config: Config, environ: MutableMapping[str, str] = os.environ) -> int:
         str(Path(each)) for each in environ.get("RUNTIME_DIRECTORY", "").split(":") if each
     }
     if notifier.watchdog_s is not None:
-        faulthandler.enable(2)  # the watchdog ends a stuck daemon by SIGABRT: stderr then says where it was
+        # The watchdog ends a stuck daemon by SIGABRT: stderr then says where it was. Only the loop's thread: the commit
+        # thread may go on while its frames are read, and then the reading itself ends by SIGSEGV.
+        faulthandler.enable(2, all_threads=False)
     _make_parents(config.data_dir)
     store = WalStore(
         config.data_dir,
