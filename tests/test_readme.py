@@ -131,10 +131,13 @@ def test_flags_and_settings_exist():
 
 # Row of "What happens when" -> tests that show it.
 SHOWN = {
-    "the disk is full": "e2e/test_disk.py::test_disk_that_fills_up_loses_nothing_that_was_acknowledged "
+    "the disk is nearly full": "e2e/test_disk.py::test_full_disk_refuses_new_jobs_finishes_old_ones_and_goes_on_by_itself",
+    "the disk is full": "e2e/test_disk.py::test_reserve_is_used_when_another_program_takes_the_rest "
+    "e2e/test_disk.py::test_disk_that_stays_full_ends_the_daemon_and_loses_nothing_that_was_acknowledged "
     "e2e/test_disk.py::test_full_disk_at_the_start_is_said",
     "the disk is slow": "e2e/test_disk.py::test_slow_disk_is_said_and_costs_nobody_a_lease "
     "server/test_driver.py::test_full_commit_queue_is_busy_for_what_changes_something",
+    "daemon or machine stand still": "e2e/test_disk.py::test_disk_that_stands_still_for_longer_than_a_lease_costs_nobody_a_lease",
     "a write or sync fails": "e2e/test_disk.py::test_failed_call_is_the_last_one_and_nothing_is_acknowledged_by_it "
     "e2e/test_disk.py::test_failed_sync_leaves_every_client_without_an_answer",
     "the daemon is killed, or breaks": "e2e/test_kill.py::test_nothing_that_was_said_is_lost_or_undone_by_kills "
@@ -172,12 +175,22 @@ def test_codes_of_what_happens_when_exist():
     assert {int(code) for code in re.findall(r"exit (\d+)", text)} == {0, *EXIT_CODES}
     words = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", text))
     # What the daemon logs.
-    events = {"failed", "slow_sync", "snapshot_damaged", "torn_tail_cut"}
+    events = {"failed", "slow_sync", "snapshot_damaged", "stood_still", "sync_waits", "torn_tail_cut"}
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "jqd" / "server").glob("*.py"))
     assert all(f'"{event}"' in sources for event in events)
-    others = {"commit_queue_bytes", "retry_after_ms", "run_at", "crashes", "dead", "timeout"}
+    others = {
+        "commit_queue_bytes",
+        "low_space_bytes",
+        "retry_after_ms",
+        "run_at",
+        "crashes",
+        "dead",
+        "timeout",
+    }
     assert words - events - others == words & CODES
-    assert words & CODES == {"busy", "draining", "lease_lost", "connection_lost", "request_timeout"}
+    assert words & CODES == {
+        *("busy", "draining", "lease_lost", "connection_lost", "request_timeout", "storage_full"),
+    }
 
 
 def test_numbers_are_those_of_the_code():

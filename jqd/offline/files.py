@@ -92,6 +92,15 @@ class Overlay:
     def unlink(self, path: str) -> None:
         self._files[path] = None
 
+    def cut(self, handle: int, size: int) -> None:
+        del self._open[handle][size:]
+
+    def allocate(self, path: str, size: int) -> None:  # noqa: ARG002
+        self._files[path] = bytearray()
+
+    def free_bytes(self, path: str) -> int:
+        return self._base.free_bytes(path)
+
     def random_bytes(self, count: int) -> bytes:
         return self._base.random_bytes(count)
 
