@@ -1,7 +1,7 @@
 """Small verbs for tests of the log: a disk, a store on it, records, frames, and the one oracle."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -13,6 +13,8 @@ from tests.support.faultfs import FaultDisk
 
 DATA = "/data"
 STORE = f"{DATA}/store"
+
+_RECORDS = msgspec.msgpack.Decoder(list[Record])
 
 
 def segment(number: int) -> str:
@@ -39,15 +41,23 @@ def opened(disk: FaultDisk, **options: int) -> WalStore:
 
 def all_of(store: WalStore) -> list[Record]:
     """Read snapshot and log of a store: the snapshots here hold the records that they stand for."""
-    found = [Record(*msgspec.msgpack.decode(part)) for part in store.load_snapshot()]
+    found = [record for part in store.load_snapshot() for record in _RECORDS.decode(part)]
     return [*found, *store.load()]
+
+
+def parts_of(batches: Iterable[Record]) -> Iterator[tuple[int, bytes]]:
+    """Return the parts of a snapshot of these records: a few, of some records each."""
+    left = list(batches)
+    while left:
+        part, left = left[:8], left[8:]
+        yield sum(record.count for record in part), msgspec.msgpack.encode(part)
 
 
 def snap(store: WalStore, batches: Iterable[Record]) -> int:
     """Make a snapshot of these records, which are all that the store has; return its LSN."""
     sink = store.begin_snapshot(store.cut())
-    for record in batches:
-        sink.write(record.count, msgspec.msgpack.encode(record))
+    for part in parts_of(batches):
+        sink.write(*part)
     sink.finish()
     return store.snapshot_lsn
 
@@ -114,8 +124,8 @@ class Ledger:
         cut = store.cut()
         self.acknowledged = len(appended)
         sink = store.begin_snapshot(cut)
-        for record in appended:
-            sink.write(record.count, msgspec.msgpack.encode(record))
+        for part in parts_of(appended):
+            sink.write(*part)
         sink.finish()
 
     def recovered(self, found: Sequence[Record]) -> None:

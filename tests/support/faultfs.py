@@ -108,10 +108,24 @@ class FaultDisk:
 
     def clone(self) -> "FaultDisk":
         """Return an independent copy."""
-        on_call, self.on_call = self.on_call, None
-        twin = copy.deepcopy(self)
-        self.on_call = on_call
+        twin = copy.copy(self)
+        twins: dict[int, File | Directory] = {}  # by the id of what they are of: a file can have two names
+        root = _twin_of(self.root, twins)
+        assert isinstance(root, Directory)
+        twin.root = root
+        twin.on_call = None
+        twin.calls = list(self.calls)
+        twin._handles = {
+            handle: (_file_twin_of(file, twins), path) for handle, (file, path) in self._handles.items()
+        }
+        twin._locks = dict(self._locks)
+        twin._rng = random.Random()
+        twin._rng.setstate(self._rng.getstate())
         return twin
+
+    def state(self) -> object:
+        """Return all that is on the disk or under way to it, hashable: two disks of one state behave alike."""
+        return _state_of(self.root, {})
 
     def file(self, path: str) -> File:
         """Return the file at `path`, as processes see it."""
@@ -132,6 +146,11 @@ class FaultDisk:
         directory, name = self._parent(path)
         file = File(bytearray(data), bytearray(data))
         directory.cache[name] = directory.durable[name] = file
+
+    @property
+    def open_paths(self) -> list[str]:
+        """Return the path of each open handle, the lock's too."""
+        return sorted(path for _, path in self._handles.values())
 
     def remove(self, path: str) -> None:
         """Damage: remove a file durably."""
@@ -233,14 +252,20 @@ class FaultDisk:
         self._call("rename", new)
         directory, old_name = self._parent(old)
         to, new_name = self._parent(new)
-        assert directory is to, "renames across directories are not modelled"
-        self._link(directory, old_name, new_name, directory.cache[old_name])
+        node = directory.cache[old_name]
+        if directory is to:
+            self._link(directory, old_name, new_name, node)
+            return
+        # Each directory keeps its own half: after a power loss both names may be there, or neither.
+        self._link(to, "", new_name, node)
+        self._unlink(directory, old_name)
 
     def unlink(self, path: str) -> None:
         self._call("unlink", path)
         directory, name = self._parent(path)
-        del directory.cache[name]
-        directory.pending.append((name, "", None))
+        if name not in directory.cache:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        self._unlink(directory, name)
 
     def cut(self, handle: int, size: int) -> None:
         file, path = self._handles[handle]
@@ -309,6 +334,10 @@ class FaultDisk:
         nodes = directory.cache.values()
         return sum(len(n.cache) if isinstance(n, File) else self._used_bytes(n) for n in nodes)
 
+    def _unlink(self, directory: Directory, name: str) -> None:
+        del directory.cache[name]
+        directory.pending.append((name, "", None))
+
     def _made(self, path: str) -> File:
         directory, name = self._parent(path)
         if name not in directory.cache:
@@ -365,6 +394,46 @@ class FaultDisk:
             case _:
                 # The end is there, the beginning is not.
                 return bytes(cut) + data[cut:]
+
+
+def _twin_of(node: "File | Directory", twins: dict[int, "File | Directory"]) -> "File | Directory":
+    """Copy a file or a tree of them; a node that was copied before keeps its one copy."""
+    if isinstance(node, File):
+        return _file_twin_of(node, twins)
+    if id(node) in twins:
+        return twins[id(node)]
+    twins[id(node)] = twin = Directory()
+    twin.cache = {name: _twin_of(each, twins) for name, each in node.cache.items()}
+    twin.durable = {name: _twin_of(each, twins) for name, each in node.durable.items()}
+    twin.pending = [(removed, added, each and _twin_of(each, twins)) for removed, added, each in node.pending]
+    return twin
+
+
+def _file_twin_of(file: File, twins: dict[int, "File | Directory"]) -> File:
+    twin = twins.get(id(file))
+    if twin is None:
+        twins[id(file)] = twin = File(bytearray(file.cache), bytearray(file.durable), list(file.pending))
+    assert isinstance(twin, File)
+    return twin
+
+
+def _state_of(node: "File | Directory | None", seen: dict[int, int]) -> object:
+    if node is None:
+        return None
+    if id(node) in seen:
+        return seen[id(node)]
+    seen[id(node)] = len(seen)
+    if isinstance(node, File):
+        return bytes(node.cache), bytes(node.durable), tuple(node.pending)
+    return (
+        tuple((name, _state_of(each, seen)) for name, each in sorted(node.cache.items(), key=_first)),
+        tuple((name, _state_of(each, seen)) for name, each in sorted(node.durable.items(), key=_first)),
+        tuple((removed, added, _state_of(each, seen)) for removed, added, each in node.pending),
+    )
+
+
+def _first(pair: "tuple[str, File | Directory]") -> str:
+    return pair[0]
 
 
 def _apply(content: bytearray, offset: int, data: bytes) -> None:
