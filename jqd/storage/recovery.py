@@ -6,15 +6,19 @@ Must not know: files, frames, what a change means.
 A state can be rebuilt from a whole snapshot and all of the log behind it, or from nothing and all of the log. Of the
 ways that are there the one with the newest snapshot is taken; all of them give the same state.
 
-    the newest snapshot   the older one        the log begins        recovery begins
-    whole, log follows    any                  anywhere              with the newest
-    damaged               whole, log follows   anywhere              with the older, and says so
-    damaged or none       damaged or none      with segment 1        with nothing, and says so if one is damaged
+    the newest snapshot   the older one        the log               recovery begins
+    whole, log follows    any                  any                   with the newest
+    damaged               whole, log follows   any                   with the older, and says so
+    damaged or none       damaged or none      whole                 with nothing, and says so if one is damaged
     anything else                                                    not at all: refused (Corruption)
 
-"log follows": the segment in which it goes on is there, and none behind it is missing. A whole snapshot whose log
-is gone is of no use: what was acknowledged after it would be missing. Three and more snapshots, which a crash during
-a trim can leave, are tried like the first two, newest first.
+- "log follows": the segment in which it goes on is there, and none behind it is missing. A whole snapshot whose log
+  is gone is of no use: what was acknowledged after it would be missing. An older one cannot help then: its log is
+  the same and more.
+- A log is whole if segment 1 is there and none behind it is missing. A new store, which has neither a segment nor a
+  snapshot yet, has a whole log.
+- Of three and more snapshots, which a crash during a trim can leave, the newest is left aside while the two newest
+  are damaged.
 
 Source: TigerBeetle's journal recovery cases: every combination matches exactly one row.
 """
@@ -52,20 +56,16 @@ def choose(snapshots: Iterable[Snapshot | Damaged], segments: list[int], last_no
     """
     there = set(segments)
     passed_over: list[Damaged] = []
-    missing: int | None = None
+    base, taken = BEGINNING, None
     for each in snapshots:
-        if isinstance(each, Damaged):
-            passed_over.append(each)
-            continue
-        gap = _first_missing(each.base.segment_no, last_no, there)
-        if gap is None:
-            return Plan(each.base, each, passed_over)
-        missing = gap if missing is None else missing
-    gap = _first_missing(BEGINNING.segment_no, last_no, there)
-    if gap is None:
-        return Plan(BEGINNING, None, passed_over)
-    return NoPlan(gap if missing is None else missing, passed_over)
-
-
-def _first_missing(first_no: int, last_no: int, there: set[int]) -> int | None:
-    return next((number for number in range(first_no, last_no + 1) if number not in there), None)
+        if isinstance(each, Snapshot):
+            base, taken = each.base, each
+            break
+        passed_over.append(each)
+    is_new = last_no == 0 and taken is None and not passed_over
+    # A snapshot knows of a segment that must exist, whatever else is known: the one that it goes on in.
+    needed = range(base.segment_no, max(last_no, base.segment_no) + 1)
+    missing = next((number for number in needed if number not in there), None)
+    if missing is None or is_new:
+        return Plan(base, taken, passed_over)
+    return NoPlan(missing, passed_over)
