@@ -22,6 +22,7 @@ Sources: reliability.md 2.1 and fault table rows 13, 14, 28; ALICE (OSDI 2014); 
 import re
 from collections.abc import Iterable
 from copy import copy
+from contextlib import suppress
 from posixpath import dirname
 
 from jqd.errors import Corruption, DataDirLocked, UnsupportedFormat
@@ -134,14 +135,21 @@ class Directory:
         return self._fs.create(self.temporary_path_of(name))
 
     def remove_temporary(self, name: str) -> None:
-        """Remove what was to become `name`."""
-        self._fs.unlink(self.temporary_path_of(name))
+        """Remove what was to become `name`; it may have become it already."""
+        self._unlink(self.temporary_path_of(name))
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files, durably, in the order given: none of them before the one before it."""
+        """Remove files, durably, in the order given: none of them before the one before it.
+
+        When a call fails it can be repeated: files that are gone are fine.
+        """
         for name in names:
-            self._fs.unlink(self.path_of(name))
+            self._unlink(self.path_of(name))
             self._fs.sync_directory(self.path)
+
+    def _unlink(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.unlink(path)
 
     def replace(self, name: str, data: bytes) -> None:
         """Make `data` the content of a file, durably: after a crash it is the old or the new one."""
@@ -165,8 +173,7 @@ class Directory:
         The name tells where they stood. A crash between copy and cut leads to the same name again, so
         that crash loops do not fill the disk.
         """
-        self._fs.make_directory(self.path_of(QUARANTINE_NAME))
-        self._fs.sync_directory(self.path)
+        self._make_quarantine()
         name = f"{QUARANTINE_NAME}/{segment_no:016x}-{offset}.torn"
         self.replace(name, tail)
         return self.path_of(name)
@@ -177,9 +184,14 @@ class Directory:
 
     def move_to_quarantine(self, name: str) -> None:
         """Put away a file that is damaged: nobody but an operator may remove what cannot be read."""
-        self._fs.make_directory(self.path_of(QUARANTINE_NAME))
+        self._make_quarantine()
         self._fs.rename(self.path_of(name), self.path_of(f"{QUARANTINE_NAME}/{name}"))
         self._fs.sync_directory(self.path_of(QUARANTINE_NAME))
+        self._fs.sync_directory(self.path)
+
+    def _make_quarantine(self) -> None:
+        # Durable before anything is in it: what is moved into it leaves its old place for good.
+        self._fs.make_directory(self.path_of(QUARANTINE_NAME))
         self._fs.sync_directory(self.path)
 
     def remove_temporary_files(self) -> None:
@@ -194,8 +206,10 @@ class Directory:
         """Return what the file `store` says; make a new store if the directory holds none."""
         path = self.path_of(STORE_NAME)
         if STORE_NAME not in self._fs.list_directory(self.path):
-            if numbers := self.segment_numbers():
-                message = f"{path} is missing, but {segment_name(numbers[0])} exists; {WHAT_TO_DO}"
+            held = [segment_name(number) for number in self.segment_numbers()]
+            held += [snapshot_name(lsn) for lsn in self.snapshot_lsns()]
+            if held:
+                message = f"{path} is missing, but {held[0]} exists; {WHAT_TO_DO}"
                 raise Corruption(message, file=path, offset=0)
             return self._create_store()
         store = decode_store_file(self.read(STORE_NAME))

@@ -21,7 +21,7 @@ Sources: reliability.md 2.1; design.md 7; Redis' and etcd's snapshots (verify be
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from jqd.errors import WriteFailed
+from jqd.errors import Corruption, WriteFailed
 from jqd.storage.directory import Directory, snapshot_name
 from jqd.storage.fs import FileSystem
 from jqd.storage.record import (
@@ -162,10 +162,15 @@ def read_base(fs: FileSystem, path: str, store_id: bytes, lsn: int) -> Snapshot 
 
 
 def read_parts(fs: FileSystem, path: str, store_id: bytes, lsn: int) -> Iterator[bytes]:
-    """Yield the payloads of a snapshot that was verified before."""
+    """Yield the payloads of a snapshot that was verified before.
+
+    Raises: Corruption: it reads otherwise now. The next start will see it damaged, and fall back.
+    """
     walk = _Walk(fs, path, store_id, lsn)
     yield from walk.payloads()
-    assert not walk.fault, f"{path}: it was whole a moment ago: {walk.fault}"
+    if walk.fault:
+        message = f"{path}: byte {walk.offset}: {walk.fault}; it was whole a moment ago: start again"
+        raise Corruption(message, file=path, offset=walk.offset)
 
 
 class _Walk:
