@@ -289,7 +289,9 @@ class WalStore:
 
     def _published(self, snapshot: Snapshot) -> None:
         """Take in a snapshot that has its name, and let go of what it replaces."""
-        self._snapshots = [snapshot, *self._snapshots]
+        # One of the same LSN has taken the other's file: it counts once, or its file would go as a surplus one.
+        others = [each for each in self._snapshots if each.base.lsn != snapshot.base.lsn]
+        self._snapshots = [snapshot, *others]
         self._trim()
 
     def _trim(self) -> None:
