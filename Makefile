@@ -52,10 +52,10 @@ test-all: test test-slow ## `test`, then the slow suites
 test-slow: setup ## the slow suites alone: kill -9 loop, installation from the wheel
 	$(BIN)/pytest -m slow $(ARGS)
 
-cover: setup ## branch coverage; 100 % where a bug loses jobs: core, protocol, record, segment
+cover: setup ## branch coverage; 100 % where a bug loses jobs: core, protocol, record, segment, snapshot, recovery
 	$(BIN)/pytest -q -m 'not slow and not e2e' --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report
-	$(BIN)/coverage report --fail-under=100 --include='jqd/core/*,jqd/protocol/*,jqd/storage/record.py,jqd/storage/segment.py'
+	$(BIN)/coverage report --fail-under=100 --include='jqd/core/*,jqd/protocol/*,jqd/storage/record.py,jqd/storage/segment.py,jqd/storage/snapshot.py,jqd/storage/recovery.py'
 
 bench: setup ## what jqd costs, and its speed beside beanstalkd and Redis; docs/performance.md (never a test)
 	$(BIN)/python -m tests.bench $(ARGS)
