@@ -160,6 +160,25 @@ def test_what_goes_goes_one_by_one_the_oldest_first_and_the_snapshot_before_its_
     ]
 
 
+def test_start_removes_what_is_too_much_in_the_same_order():
+    disk, ledger, store = lived(0)
+    everything: dict[str, bytes] = {}
+    for _ in range(4):
+        ledger.snap(store)
+        work(store, ledger, 4)
+        everything |= disk.listing(DATA)
+    store.close()
+    first = segments(disk)[0]
+    for name, data in (everything | disk.listing(DATA)).items():
+        disk.overwrite(f"{DATA}/{name}", data)
+    assert (snapshots(disk), segments(disk)[0]) == ([4, 8, 12, 16], 1)
+    before = len(disk.calls)
+    store = ledger.recover(disk, segment_bytes=SEGMENT_BYTES)
+    removals = [path for name, path in disk.calls[before:] if name == "unlink"]
+    assert removals == [snap_path(4), snap_path(8), *map(segment, range(1, first))]
+    check_figures(store, disk)
+
+
 def test_crash_between_any_two_removals_recovers_without_a_hole():
     begins = set()
     for fate in (KEEP, DROP, *(tear(random.Random(seed)) for seed in range(4))):
@@ -364,6 +383,24 @@ def test_damaged_newest_is_put_away_and_the_older_one_tells_the_same(kind):
     assert segments(disk)[0] == first
     disk.kill()
     ledger.recover(disk)
+
+
+def test_quarantine_is_durable_before_a_snapshot_is_moved_into_it():
+    disk, ledger, store = lived(2)
+    store.close()
+    newest = snapshots(disk)[1]
+    damage(disk, newest)
+    before = len(disk.calls)
+    ledger.recover(disk)
+    calls = disk.calls[before:]
+    begin = calls.index(("make_directory", f"{DATA}/quarantine"))
+    assert calls[begin : begin + 5] == [
+        ("make_directory", f"{DATA}/quarantine"),
+        ("sync_directory", DATA),
+        ("rename", f"{DATA}/quarantine/{newest:016x}.snap"),
+        ("sync_directory", f"{DATA}/quarantine"),
+        ("sync_directory", DATA),
+    ]
 
 
 def test_newest_that_cannot_be_read_is_put_away():
