@@ -49,3 +49,22 @@ def test_rules_of_a_store_are_asserted():
         list(store.load())
     with pytest.raises(AssertionError):
         store.append([Record(2, 1, b"")])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_snapshot_counts_like_one_on_a_disk_and_is_kept_only_if_asked_for(keep):
+    store = MemoryStore(keep=keep)
+    assert not [*store.load_snapshot(), *store.load()]
+    store.append(records(2))
+    store.sync()
+    sink = store.begin_snapshot(store.cut())
+    sink.write(2, b"four")
+    sink.abort()
+    assert (store.snapshot_lsn, store.snapshot_bytes, store.unsnapped_bytes) == (0, 0, 40)
+    sink = store.begin_snapshot(store.cut())
+    sink.write(2, b"four")
+    sink.finish()
+    assert (store.snapshot_lsn, store.snapshot_bytes, store.unsnapped_bytes) == (3, 4, 0)
+    assert store.parts == ([b"four"] if keep else [])
+    store.append(records(1, 4))
+    assert (store.snapshot_lsn, store.unsnapped_bytes, store.size_bytes) == (3, 20, 60)

@@ -104,6 +104,9 @@ def test_frame_that_continues_the_chain_is_in_place():
     [
         ({"segment_no": 4}, "a frame of segment 4 stands here"),
         ({"type": FrameType.HEAD}, "a second head stands here"),
+        ({"type": FrameType.SNAPSHOT_HEAD}, "a frame of a snapshot stands here"),
+        ({"type": FrameType.SNAPSHOT_PART}, "a frame of a snapshot stands here"),
+        ({"type": FrameType.SNAPSHOT_END}, "a frame of a snapshot stands here"),
         ({"lsn": 7}, "LSN 8 is missing, LSN 7 stands here"),
         ({"lsn": 9}, "LSN 8 is missing, LSN 9 stands here"),
         ({"prev_crc": 98}, "the frame before is not the one"),
