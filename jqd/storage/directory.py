@@ -21,8 +21,8 @@ Sources: reliability.md 2.1 and fault table rows 13, 14, 28; ALICE (OSDI 2014); 
 
 import re
 from collections.abc import Iterable
-from copy import copy
 from contextlib import suppress
+from copy import copy
 from posixpath import dirname
 
 from jqd.errors import Corruption, DataDirLocked, UnsupportedFormat
