@@ -37,7 +37,8 @@ from jqd.offline.walk import Log
 from jqd.storage.base import RecoveryReport
 from jqd.storage.directory import QUARANTINE_NAME, STORE_NAME, Directory
 from jqd.storage.fs import FileSystem, open_error
-from jqd.storage.segment import segment_name
+from jqd.storage.segment import SegmentWriter, segment_name
+from jqd.storage.snapshot import Base
 from jqd.storage.store_file import PUBLIC_ID_BYTES, StoreFile
 from jqd.storage.wal import WalStore
 
@@ -62,13 +63,20 @@ class Cut(NamedTuple):
     size: int
 
 
+class Begin(NamedTuple):
+    """Make the segment that a snapshot goes on in, without a batch: without it the snapshot is not taken."""
+
+    store_id: bytes
+    base: Base
+
+
 class WriteStore(NamedTuple):
     """Write the file `store`."""
 
     store: StoreFile
 
 
-Step = Keep | Remove | Cut | WriteStore
+Step = Keep | Remove | Cut | Begin | WriteStore
 
 
 @dataclass
@@ -161,9 +169,17 @@ def _steps(fs: FileSystem, log: Log, cut: tuple[int, int] | None) -> Iterator[St
     if shortened is not None:
         yield Keep(shortened.name, shortened.size)
     yield from (Keep(segment_name(number), 0) for number in removed)
+    # With nothing left to begin with, a damaged snapshot would vouch for what is gone.
+    surplus = log.damaged_snapshots if log.snapshot is None and last_no == 0 else []
+    for name in surplus:
+        yield Keep(name, 0)
+        yield Remove(name)
     yield from (Remove(segment_name(number)) for number in reversed(removed))
     if shortened is not None:
         yield shortened
+    if log.store_id and log.base.lsn and last_no < log.base.segment_no:
+        yield Begin(log.store_id, log.base)
+        last_no = log.base.segment_no
     if log.store_id:
         old = log.store if isinstance(log.store, StoreFile) and log.store.store_id == log.store_id else None
         public_id = old.public_id if old is not None else fs.random_bytes(PUBLIC_ID_BYTES)
@@ -200,6 +216,12 @@ def _carry_out(fs: FileSystem, directory: Directory, steps: Sequence[Step]) -> I
             case Cut(name, size):
                 data, _ = read_what_can_be_read(fs, directory.path_of(name))
                 directory.replace(name, data[:size])
+            case Begin(store_id, base):
+                name = segment_name(base.segment_no)
+                handle = directory.create(name)
+                SegmentWriter(fs, handle, store_id, base.segment_no, base.chain).sync()
+                fs.close(handle)
+                directory.publish(name)
             case WriteStore(store):
                 directory.write_store_file(store)
 

@@ -70,6 +70,7 @@ class Log:
         store: what the file `store` says; a word where it says nothing.
         store_id: of the frames: as `store` says, or, where that is of no use, as the segments say themselves.
         snapshot: the newest one that is whole, if there is one.
+        damaged_snapshots: names of those that are newer than that one.
         stop: set by `entries`; None: all is good.
 
     Raises: DataDirUnusable: it cannot be read, or is not a data directory of jqd.
@@ -91,6 +92,7 @@ class Log:
             self.store_id = self._find_store_id(
                 [*map(snapshot_name, lsns), *map(segment_name, self.segments)]
             )
+            self.damaged_snapshots: list[str] = []
             self.snapshot = self._find_snapshot(lsns)
         except OSError as error:
             raise open_error(error, path) from error
@@ -166,6 +168,7 @@ class Log:
             found = verify(self.fs, self.directory.path_of(snapshot_name(lsn)), self.store_id, lsn)
             if isinstance(found, Snapshot):
                 return found
+            self.damaged_snapshots.append(snapshot_name(lsn))
         return None
 
     def _find_store_id(self, names: Iterable[str]) -> bytes:
