@@ -23,6 +23,12 @@ from typing import Any
 ERRORS_MAX = 3
 
 
+def payload_of(marker: str) -> bytes:
+    """Return the payload of the job that a marker names: a job's own, and as long as `+N` at its end says."""
+    _, _, fill_bytes = marker.partition("+")
+    return marker.encode() + bytes(int(fill_bytes or 0))
+
+
 @dataclass
 class Grant:
     """One lease of one job, and what its holder did with it."""
@@ -119,7 +125,7 @@ class Ledger:
         """A reply handed out a job."""
         with self.progress:
             record = self._record(job["job_id"], job["metadata"]["marker"])
-            if job["payload"] != record.marker.encode():
+            if job["payload"] != payload_of(record.marker):
                 self.faults.append(f"job {record.job_id}: the payload is not the one of {record.marker}")
             known = record.grants.get(token)
             if known is not None:
