@@ -18,7 +18,7 @@ import pytest
 from tests.support.daemon import Daemon, ended, environment
 from tests.support.wire import Wire
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.e2e]
 
 CONFIGURATION = 78
 SECOND_S, HOUR_S, DAY_S, YEAR_S = 1, 3_600, 86_400, 31_536_000

@@ -17,7 +17,7 @@ import pytest
 from tests.support.daemon import ROOT, Daemon, command, environment
 from tests.support.wire import PATIENCE_S, Wire
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(120)]
 
 DIRECTORY_LOCKED = 75
 STARTS = 50

@@ -22,7 +22,7 @@ from tests.support.strace import attached, last_segment, wrap
 from tests.support.systemd import Manager
 from tests.support.wire import PATIENCE_S, Answer, Wire, request
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(180)]
 
 IO_ERROR = 74
 NUMBERS = [*range(1, 11), 15, 20, 30, 40, 50]

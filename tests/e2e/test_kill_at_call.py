@@ -32,7 +32,7 @@ from tests.support.killing import KillLoop
 from tests.support.parallel import two_at_a_time
 from tests.support.strace import attached, files_of, last_segment, wrap
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(180)]
 
 SEED = int(os.environ.get("JQD_KILL_SEED") or random.randrange(1 << 32))
 FLAGS = ("--unix", "off", "--segment-bytes", "1MiB")

@@ -21,6 +21,10 @@ KILL_LOOP = "tests/e2e/test_kill.py"
 DISK = "tests/e2e/test_disk.py::test_failed_call_is_the_last_one_and_nothing_is_acknowledged_by_it[fdatasync-EIO-3]"
 DAMAGE = "tests/e2e/test_daemon.py::test_damaged_log_is_refused_and_left_alone[damage_middle-False]"
 STALE = "tests/e2e/test_bad_input.py::test_token_that_is_not_the_jobs_is_refused"
+FAILED_WRITE = DISK.replace("fdatasync-EIO-3", "write-EIO-3")
+HELD = "tests/e2e/test_directory.py::test_fifty_starts_on_a_held_directory_change_nothing[True]"
+RESTORED = "tests/e2e/test_directory.py::test_restored_backup_never_gives_out_a_token_again"
+CLOCK = "tests/e2e/test_clock.py::test_jumps_of_the_wall_clock_move_dates_and_nothing_else"
 COMMITTER = "tests/server/test_committer.py"
 DRIVER = "tests/server/test_driver.py"
 

@@ -38,14 +38,8 @@ def wrap(injection: str, paths: Iterable[Path] = ()) -> list[str]:
 
 
 @contextlib.contextmanager
-def attached(
-    pid: int, injection: str, paths: Iterable[Path] = (), *, main_thread_only: bool = False
-) -> Iterator[None]:
-    """Look at a running process and all its threads, or the main one alone. Counting begins here."""
-    threads = [] if main_thread_only else ["-f"]
-    with subprocess.Popen(
-        [_strace(), *threads, *_options(injection, paths), "-p", str(pid)], stderr=subprocess.PIPE, text=True
-    ) as tracer:
+def _attached(pid: int, options: list[str]) -> Iterator[None]:
+    with subprocess.Popen([_strace(), *options, "-p", str(pid)], stderr=subprocess.PIPE, text=True) as tracer:
         try:
             assert tracer.stderr is not None
             said = tracer.stderr.readline()
@@ -54,6 +48,22 @@ def attached(
         finally:
             tracer.terminate()
             tracer.communicate(timeout=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def attached(
+    pid: int, injection: str, paths: Iterable[Path] = (), *, main_thread_only: bool = False
+) -> Iterator[None]:
+    """Look at a running process and all its threads, or the main one alone. Counting begins here."""
+    with _attached(pid, [*([] if main_thread_only else ["-f"]), *_options(injection, paths)]):
+        yield
+
+
+@contextlib.contextmanager
+def strace_of(pid: int, calls: str, report: Path) -> Iterator[Path]:
+    """Write down, a line each, which of these calls a running process makes; the file is whole at the end."""
+    with _attached(pid, ["-f", "-o", str(report), "-e", f"trace={calls}"]):
+        yield report
 
 
 def files_of(data: Path, segments: Sequence[int]) -> list[Path]:
