@@ -1,8 +1,11 @@
 """One directory and more daemons, or more lives, than it should have. Faults 28 and 29 of docs/faults.md."""
 
+import contextlib
 import fcntl
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -77,12 +80,23 @@ def many_starts(data: Path, winners: int) -> Iterator[Race]:
         text=True,
         env=environment(),
         cwd=ROOT,
+        start_new_session=True,
     )
+
+    def ends(count: int) -> list[int]:
+        lines = [racing.stdout.readline() for _ in range(count)]
+        assert all(lines), f"not all of {STARTS} starts ended within {PATIENCE_S} s: {lines}"
+        return [int(line) for line in lines]
+
+    def kill_all() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(racing.pid, signal.SIGKILL)
+
     with racing:
-        guard = threading.Timer(PATIENCE_S, racing.kill)
+        guard = threading.Timer(PATIENCE_S, kill_all)
         guard.start()
         try:
-            race = Race([], 0, [], [int(racing.stdout.readline()) for _ in range(STARTS - winners)])
+            race = Race([], 0, [], ends(STARTS - winners))
             recovered = 0
             while len(race.complaints) < STARTS - winners or len(race.ready) < winners:
                 line = racing.stderr.readline()
@@ -95,10 +109,10 @@ def many_starts(data: Path, winners: int) -> Iterator[Race]:
                     recovered += told["event"] == "recovered"
             yield race._replace(recovered=recovered)
             racing.stdin.close()
-            assert [int(racing.stdout.readline()) for _ in range(winners)] == [0] * winners
+            assert ends(winners) == [0] * winners
         finally:
             guard.cancel()
-            racing.kill()
+            kill_all()
 
 
 def looks(data: Path) -> dict[str, tuple[int, ...]]:

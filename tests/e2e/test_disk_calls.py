@@ -43,7 +43,7 @@ def submit_until_it_ends(wire: Wire, first_id: int) -> Told:
     acknowledged: list[int] = []
     asked = 0
     with contextlib.suppress(OSError, EOFError):
-        while True:
+        while asked < 1_000:
             wire.write(
                 b"".join(
                     request(first_id + index, "submit", payload=b"%d" % (asked + index))
@@ -55,6 +55,7 @@ def submit_until_it_ends(wire: Wire, first_id: int) -> Told:
                 answer = wire.receive()
                 assert answer.status == "ok", answer
                 acknowledged.append(answer.body["job_id"])
+        raise AssertionError("the daemon goes on after its disk has failed")
     return Told(acknowledged, asked)
 
 

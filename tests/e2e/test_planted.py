@@ -25,6 +25,9 @@ FAILED_WRITE = DISK.replace("fdatasync-EIO-3", "write-EIO-3")
 HELD = "tests/e2e/test_directory.py::test_fifty_starts_on_a_held_directory_change_nothing[True]"
 RESTORED = "tests/e2e/test_directory.py::test_restored_backup_never_gives_out_a_token_again"
 CLOCK = "tests/e2e/test_clock.py::test_jumps_of_the_wall_clock_move_dates_and_nothing_else"
+KILLED_IN_ROTATION = (
+    "tests/e2e/test_kill_at_call.py::test_daemon_that_serves_may_be_killed_at_any_call[rotation]"
+)
 COMMITTER = "tests/server/test_committer.py"
 DRIVER = "tests/server/test_driver.py"
 
@@ -100,6 +103,52 @@ PLANTED = {
         "                if True:\n                    del unsent[token]\n",
         (DRIVER,),
     ),
+    "try a failed sync again": Planted(
+        "jqd/storage/segment.py",
+        "        self._fs.sync(self._handle)\n",
+        "        try:\n"
+        "            self._fs.sync(self._handle)\n"
+        "        except OSError:\n"
+        "            self._fs.sync(self._handle)\n",
+        (DISK,),
+    ),
+    "try a failed write again": Planted(
+        "jqd/storage/segment.py",
+        "    written = fs.write(handle, data)\n",
+        "    try:\n"
+        "        written = fs.write(handle, data)\n"
+        "    except OSError:\n"
+        "        written = fs.write(handle, data)\n",
+        (FAILED_WRITE,),
+    ),
+    "name a segment in `store` before it is there": Planted(
+        "jqd/storage/wal.py",
+        "            self._directory.publish(name)\n"
+        "            self._store = self._store._replace(segment_no=segment_no, clean_bytes=0)\n"
+        "            self._directory.write_store_file(self._store)\n",
+        "            self._store = self._store._replace(segment_no=segment_no, clean_bytes=0)\n"
+        "            self._directory.write_store_file(self._store)\n"
+        "            self._directory.publish(name)\n",
+        (KILLED_IN_ROTATION,),
+    ),
+    "serve a directory that another has": Planted(
+        "jqd/storage/fs.py",
+        "        except BlockingIOError:\n            os.close(handle)\n            return None\n",
+        "        except BlockingIOError:\n            return handle\n",
+        (HELD,),
+    ),
+    "count epochs from the log alone": Planted(
+        "jqd/core/jobs.py",
+        "    return max(state.epoch + 1, now.wall_ms // 1_000)\n",
+        "    return state.epoch + 1\n",
+        (RESTORED,),
+    ),
+    "measure durations by the wall clock": Planted(
+        "jqd/server/driver.py",
+        "    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000\n",
+        "    return time.time_ns() // 1_000_000\n",
+        (CLOCK,),
+    ),
 }
 GUARDS = sorted({guard for planted in PLANTED.values() for guard in planted.guards})
 
@@ -130,7 +179,7 @@ def run(copy: Path, *guards: str) -> "subprocess.CompletedProcess[str]":
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=200,
     )
 
 
