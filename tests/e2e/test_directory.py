@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.daemon import ROOT, Daemon, command, environment
+from tests.support.daemon import ROOT, Daemon, Line, command, environment
 from tests.support.wire import PATIENCE_S, Wire
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -62,7 +62,7 @@ while children:
 class Race(NamedTuple):
     """What many starts at once came to."""
 
-    ready: list[dict[str, object]]  # lines of the log
+    ready: list[Line]  # lines of the log
     recovered: int  # how many got as far as reading the log
     complaints: list[str]
     losers: list[int]  # exit codes
@@ -134,9 +134,9 @@ def test_of_fifty_starts_at_once_one_wins_and_the_others_change_nothing(tmp_path
             assert all(str(data) in line for line in race.complaints)
             assert race.recovered == 1, "a loser has read the log"
             (ready,) = race.ready
-            epochs.append(int(str(ready["epoch"])))
+            epochs.append(ready["epoch"])
             (url,) = ready["listen"]
-            host, _, port = str(url).removeprefix("jqd://").rpartition(":")
+            host, _, port = url.removeprefix("jqd://").rpartition(":")
             with Wire.connect((host, int(port))) as wire:
                 assert [job["job_id"] for job in wire.listed()] == jobs
                 jobs.append(wire.ask("submit")["job_id"])

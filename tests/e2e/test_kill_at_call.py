@@ -110,6 +110,7 @@ def kill_first_starts(directory: Path, calls: Sequence[str]) -> None:
             with Daemon(data, *FLAGS) as daemon, daemon.client() as wire:
                 assert wire.listed() == []
                 assert wire.ask("submit")["job_id"] == 1
+        print(f"first {call}: {number - 1} kills")
         assert number > 1, f"a first start makes no {call}"
 
 

@@ -40,7 +40,7 @@ def stop_again_and_again(directory: Path, numbers: Sequence[int]) -> None:
     ledger = loop.ledger
     with loop:
         for _ in numbers:
-            loop.wait_for_work(loop.random.randrange(10, 150))
+            loop.wait_for_work(loop.random.randrange(10, 80))
             loop.daemon.signal(signal.SIGTERM)
             loop.daemon.process.wait(DRAIN_S_MAX)
             loop.gate.clear()
@@ -70,7 +70,7 @@ CRASHES_MAX = 2
 # A process that takes the job and is gone: what it was told goes to stdout first.
 _DYING_WORKER = """
 import os, signal, sys
-from tests.support.wire import PATIENCE_S
+from tests.support.wire import Wire
 wire = Wire.connect((sys.argv[1], int(sys.argv[2])))
 (job,) = wire.ask("lease", lease_ms=1_000, wait_ms=20_000)["jobs"]
 print(job["attempt"], flush=True)
