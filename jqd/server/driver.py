@@ -147,9 +147,11 @@ class Driver:
     def refuse(self, command: Command[Any], request_bytes: int) -> None:
         if self._draining:
             raise Draining("the server is shutting down", retry_after_ms=SECOND_MS)
-        if command.writes and self._waiting_bytes >= self.config.commit_queue_bytes:
+        # What ends or extends a lease has as much room again: a flood of submits must not cost workers their leases.
+        limit = self.config.commit_queue_bytes * (2 if command.scope == "jobs:ack" else 1)
+        if command.writes and self._waiting_bytes >= limit:
             raise Busy(
-                f"{self._waiting_bytes} bytes wait for the disk: the limit is {self.config.commit_queue_bytes}",
+                f"{self._waiting_bytes} bytes wait for the disk: the limit of {command.verb} is {limit}",
                 retry_after_ms=_BUSY_RETRY_MS,
             )
         if command.adds_jobs:

@@ -208,15 +208,16 @@ class _Thread:
         sink: SnapshotSink | None = None
         full: DiskFull | None = None
         try:
+            is_made = False
             try:
                 sink = self._store.begin_snapshot(self._cut)
-                self._write(sink)
+                is_made = self._write(sink)
             except OSError as error:
                 failure = write_error(error, "snapshot")
                 if not isinstance(failure, DiskFull):
                     raise failure from error
                 full = failure
-            if sink is not None and (full is not None or self._given_up):
+            if sink is not None and not is_made:
                 sink.abort()
         except BaseException as error:  # noqa: BLE001 - the disk cannot be trusted any more
             self._on_failure(error)
@@ -224,11 +225,14 @@ class _Thread:
         if not self._given_up:
             self._on_end((time.monotonic_ns() - self._begun_ns) // 1_000_000, full)
 
-    def _write(self, sink: SnapshotSink) -> None:
+    def _write(self, sink: SnapshotSink) -> bool:
+        """Write all parts and make the snapshot; False: it was given up."""
         while (part := self._queue.get()) is not None:
             if self._given_up:
-                return
+                return False
             sink.write(*part)
             self._on_written()
-        if not self._given_up:
-            sink.finish()
+        if self._given_up:
+            return False
+        sink.finish()
+        return True

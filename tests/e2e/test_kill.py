@@ -45,7 +45,9 @@ def interrupt_a_start(loop: KillLoop) -> None:
 
 def test_nothing_that_was_said_is_lost_or_undone_by_kills(tmp_path):
     print(f"JQD_KILL_SEED={SEED} JQD_KILLS={KILLS}")
-    loop = KillLoop(tmp_path / "data", SEED, producers=PRODUCERS, workers=WORKERS, readers=READERS)
+    loop = KillLoop(
+        tmp_path / "data", SEED, producers=PRODUCERS, workers=WORKERS, readers=READERS, snapshots=True
+    )
     ledger = loop.ledger
     with loop:
         while loop.kills < KILLS and not ledger.faults:

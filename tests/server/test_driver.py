@@ -1,6 +1,8 @@
 """The driver over a disk, a clock and sockets that are moved by hand."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -230,9 +232,39 @@ async def test_full_commit_queue_is_busy_for_what_changes_something(free_bytes):
         answers = {each.request_id: each for each in peer.heard()}
         assert [answers[number].status for number in (2, 3, 4, 5)] == ["ok", "busy", "ok", "ok"]
         assert answers[3].body["retryable"] and answers[3].body["retry_after_ms"] == 100
-        assert "the limit is 1000" in answers[3].body["message"]
+        assert "the limit of submit is 1000" in answers[3].body["message"]
         (again,) = await peer.ask(request(6, "submit"))
         assert again.body == {"job_id": 2}
+
+
+@contextlib.contextmanager
+def waiting(room: Room, more_bytes: int) -> Iterator[None]:
+    """Let so many more bytes seem to wait for the disk."""
+    room.driver._waiting_bytes += more_bytes
+    yield
+    room.driver._waiting_bytes -= more_bytes
+
+
+@pytest.mark.parametrize("verb", ["extend", "ack", "fail", "release"])
+async def test_what_ends_or_extends_a_lease_has_as_much_room_again_in_the_commit_queue(verb):
+    async with Room(commit_queue_bytes=1_000) as room:
+        peer = await room.peer()
+        _, leased = await peer.ask(request(2, "submit"), request(3, "lease"))
+        item = [leased.body["token"], [[1, 1]], None][: 3 if verb == "ack" else 2]
+        room.store.gate.clear()
+        peer.say(request(4, "submit", payload=bytes(1_200)))
+        await room.turns()
+        peer.say(request(5, verb, items=[item]))
+        await room.turns()
+        peer.say(request(6, "submit") + request(7, "lease"))
+        await room.turns()
+        with waiting(room, 2_000):
+            peer.say(request(9, "extend", items=[item[:2]]))
+        await room.turns()
+        room.store.gate.set()
+        await room.settle()
+        answers = {each.request_id: each.status for each in peer.heard()}
+        assert [answers[number] for number in (4, 5, 6, 7, 9)] == ["ok", "ok", "busy", "busy", "busy"]
 
 
 @pytest.fixture

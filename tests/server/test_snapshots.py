@@ -2,16 +2,18 @@
 
 import asyncio
 import errno
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from jqd.core import dump
 from jqd.errors import WriteFailed
+from jqd.server import snapshots
 from jqd.storage.memory import MemorySink
 from tests.support.core import restored_from
 from tests.support.hands import Room
-from tests.support.wire import request
+from tests.support.wire import PATIENCE_S, request
 
 MIB = 1 << 20
 
@@ -22,8 +24,8 @@ def submit_many(request_id: int, count: int, payload_bytes: int) -> bytes:
 
 async def made(room: Room, count: int = 1) -> None:
     """Wait until so many snapshots were made and none is under way."""
-    snapshots = room.driver.snapshots
-    await room.until(lambda: snapshots.count >= count and not snapshots.is_under_way)
+    made = room.driver.snapshots
+    await room.until(lambda: made.count >= count and not made.is_under_way)
 
 
 def noted_in(aborted: list[MemorySink]) -> Callable[[MemorySink], None]:
@@ -210,3 +212,30 @@ async def test_figures_tell_of_it():
         assert (process["snapshots"], process["snapshot_under_way"]) == (1, 0)
         assert process["snapshot_lsn"] == room.store.snapshot_lsn > 0
         assert process["snapshot_bytes"] == room.store.snapshot_bytes > 0
+
+
+async def test_a_drain_that_comes_while_it_gets_its_name_leaves_it_made(monkeypatch):
+    begun, release = threading.Event(), threading.Event()
+    aborted: list[MemorySink] = []
+    finish, give_up = MemorySink.finish, snapshots._Thread.give_up
+
+    def slow_finish(sink: MemorySink) -> None:
+        begun.set()
+        assert release.wait(PATIENCE_S)
+        finish(sink)
+
+    def noted_give_up(thread: snapshots._Thread) -> None:
+        thread._given_up = True
+        release.set()
+        give_up(thread)
+
+    monkeypatch.setattr(MemorySink, "finish", slow_finish)
+    monkeypatch.setattr(MemorySink, "abort", noted_in(aborted))
+    monkeypatch.setattr(snapshots._Thread, "give_up", noted_give_up)
+    async with Room() as room:
+        peer = await room.peer()
+        await peer.ask(request(2, "submit"), request(3, "snapshot"))
+        await room.until(begun.is_set)
+        room.driver.snapshots.stop()
+        assert (aborted, room.failures) == ([], [])
+        assert room.store.snapshot_lsn > 0

@@ -216,7 +216,8 @@ class Reader(Client):
             # Around the newest: jobs whose submit is only being answered, and some that do not exist yet.
             job_id = max(1, self.newest + self.random.randrange(-40, 20))
             self.ask("get", self.seen(job_id, self.ledger.tick()), job_id=job_id)
-        self.ask("snapshot", self.begun)
+        if self.loop.snapshots:
+            self.ask("snapshot", self.begun)
 
     def begun(self, answer: Answer, told: int) -> None:
         assert answer.status == "ok", answer
@@ -241,11 +242,20 @@ class KillLoop:
 
     Args:
         flags: of the daemon, beyond those that every such test needs.
+        snapshots: readers ask for one all the time; each begins a new segment.
     """
 
     def __init__(
-        self, data: Path, seed: int | str, *flags: str, producers: int, workers: int, readers: int
+        self,
+        data: Path,
+        seed: int | str,
+        *flags: str,
+        producers: int,
+        workers: int,
+        readers: int,
+        snapshots: bool = False,
     ) -> None:
+        self.snapshots = snapshots
         self.ledger = Ledger()
         self.seed = seed
         self.data = data
