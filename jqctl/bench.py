@@ -22,13 +22,14 @@ import click
 from jqctl import output
 from jqctl.group import QUEUE as QUEUE_NAME
 from jqctl.group import Settings, cli, common, verb
+from jqctl.queues import find
 from jqd.errors import ConnectionLost, InvalidArgument, JqdError, QueueNotFound, WrongState
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
     from jqctl.process import Cpu
     from jqd.client.load import Kind, Load, Plan, Span
-    from jqd.client.requests import QueueInfo, ServerStats
+    from jqd.client.requests import ServerStats
 
 QUEUE: Final = "jqctl-bench"
 # Above this share of a core the generator decides the rate, not the daemon.
@@ -266,7 +267,7 @@ def _check_queue(connection: "Connection", plan: "Plan") -> None:
 
     Raises: QueueNotFound, WrongState.
     """
-    queue = _look_up(connection, plan.queue)
+    queue = find(connection, plan.queue)
     if plan.existing:
         if queue is None or not queue.ready:
             raise QueueNotFound(f"queue = {plan.queue}: it has no ready jobs to take")
@@ -282,20 +283,6 @@ def _check_queue(connection: "Connection", plan: "Plan") -> None:
             "; remove what an earlier run has left with `jqctl bench lease --destroy-existing`" if own else ""
         )
         raise WrongState(f"queue = {plan.queue}: has {counts}: a benchmark takes a queue without jobs{hint}")
-
-
-def _look_up(connection: "Connection", name: str) -> "QueueInfo | None":
-    from jqd.client import requests
-
-    cursor: str | None = ""
-    while cursor is not None:
-        page = connection.call(requests.queues(cursor=cursor))
-        for queue in page.queues:
-            if queue.queue == name:
-                found: QueueInfo = queue
-                return found
-        cursor = page.cursor
-    return None
 
 
 def _daemon_pid(url: str, stats: "ServerStats") -> int:
@@ -327,7 +314,7 @@ def _clean_up(settings: Settings, load: "Load", *, keep: bool) -> str:
             if load.plan.kind == "submit" or load.done < load.plan.jobs:
                 for ids in load.own_ids():
                     purged += connection.call(requests.purge(ids, {})).count
-            left = _look_up(connection, queue)
+            left = find(connection, queue)
     except JqdError as error:
         return f"jobs may be left in the queue {queue}: it could not be cleaned up ({error.code})"
     if left is not None:

@@ -58,6 +58,17 @@ def _pages(connection: "Connection") -> Iterator[list["QueueInfo"]]:
         cursor = page.cursor
 
 
+def find(connection: "Connection", name: str) -> "QueueInfo | None":
+    """Return one queue with its counts; None: it has no jobs."""
+    for page in _pages(connection):
+        for info in page:
+            if info.queue == name:
+                return info
+        if page and page[-1].queue > name:
+            break
+    return None
+
+
 def _show_all(settings: Settings, pages: Iterable[list["QueueInfo"]], wall_ms: int | None = None) -> None:
     """Print all queues; with a date, the JSON of all of them is one line."""
     if wall_ms is not None and settings.format == "json":
@@ -100,14 +111,10 @@ def show_(settings: Settings, connection: "Connection", name: str) -> None:
       jqctl queue show emails
       jqctl queue show emails -o json
     """
-    for page in _pages(connection):
-        for info in page:
-            if info.queue == name:
-                show_one(settings, info, ("queue",))
-                return
-        if page and page[-1].queue > name:
-            break
-    raise QueueNotFound(f"queue = {name!r}: it has no jobs")
+    info = find(connection, name)
+    if info is None:
+        raise QueueNotFound(f"queue = {name!r}: it has no jobs")
+    show_one(settings, info, ("queue",))
 
 
 @of_queue

@@ -147,7 +147,7 @@ class ClientConnection:
             return answers
         self._reader.feed(data)
         try:
-            while (frame := self._reader.next_frame()) is not None:
+            for frame in self._reader.frames():
                 self._take(messages.decode_reply(frame), answers)
         except JqdError as error:
             self.failure = error

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from jqd.core.changes import encode_part
 from jqd.core.dump import Dump
@@ -41,12 +41,6 @@ WINDOW: Final = 8
 log = get_logger()
 
 
-class Loop(Protocol):
-    """What is needed of an event loop."""
-
-    def call_soon_threadsafe(self, callback: Callable[..., object], *args: object) -> object: ...
-
-
 class Snapshots:
     """See the file's card. All of it runs in the loop's thread."""
 
@@ -56,7 +50,7 @@ class Snapshots:
         store: Store,
         committer: Committer,
         config: Config,
-        loop: Loop | asyncio.AbstractEventLoop,
+        loop: asyncio.AbstractEventLoop,
         on_failure: Callable[[BaseException], object],
     ) -> None:
         self._engine = engine
@@ -65,9 +59,8 @@ class Snapshots:
         self._config = config
         self._loop = loop
         self._on_failure = on_failure
-        self._since_bytes = (
-            store.unsnapped_bytes
-        )  # of the log, behind the newest snapshot or the one under way
+        # Of the log, behind the newest snapshot or the one under way.
+        self._since_bytes = store.unsnapped_bytes
         self._since_ms = engine.state.now.engine_ms
         self._asked = False
         self._stopped = False

@@ -25,7 +25,6 @@ from jqd.errors import Corruption, WriteFailed
 from jqd.storage.directory import Directory, snapshot_name
 from jqd.storage.fs import FileSystem
 from jqd.storage.record import (
-    FRAME_CRC_BYTES,
     HEADER_BYTES,
     PAYLOAD_BYTES_MAX,
     Chain,
@@ -275,6 +274,3 @@ class _Walk:
             position += len(data)
             missing -= len(data)
         self._buffer = b"".join(parts)
-
-
-assert HEADER_BYTES > FRAME_CRC_BYTES  # a header is looked at before its payload is there
