@@ -162,7 +162,7 @@ class Server(Program):
 
     def log_bytes(self) -> int:
         """Return the size of its log files."""
-        return sum(path.stat().st_size for path in Path(self.dir, "data").rglob("*") if path.is_file())
+        return sum(path.stat().st_size for path in Path(self.dir, "data").glob("*.wal"))
 
 
 def file_system(path: str) -> str:
