@@ -1,7 +1,7 @@
 """What can be said to jqd and what it answers: one Struct per command and per reply.
 
 Knows:         the fields of every request and reply, their types and ranges, the scope each needs.
-Must not know: what a command does (jobs.py, queues.py), how it travels (protocol/).
+Must not know: what a command does (deciding.py), how it travels (protocol/).
 
 A field's range is declared where the decoder can check it; what depends on the state, or on
 several fields, is checked by the decision. Requests are decoded strictly: an unknown field is an

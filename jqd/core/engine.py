@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from jqd.core import commands, jobs, model, queues
+from jqd.core import commands, holding, leasing, model, passing, queues, reading, submitting, sweeping
 from jqd.core.changes import (
     Change,
     DaemonStarted,
@@ -46,6 +46,7 @@ from jqd.core.commands import (
     Welcome,
 )
 from jqd.core.commands import Lease as LeaseCommand
+from jqd.core.deciding import Emit
 from jqd.core.dump import Dump
 from jqd.core.model import Caller, Now
 from jqd.core.ordered import NEVER_MS, TimerHeap
@@ -61,24 +62,24 @@ from jqd.errors import (
 )
 
 Body = Struct | Raw
-Decision = Callable[[Any, State, Caller, Now, jobs.Emit], Struct]
+Decision = Callable[[Any, State, Caller, Now, Emit], Struct]
 # Whatever the driver wants back with the answer to a parked request.
 Ticket = Hashable
 
 # Commands whose decision needs nothing but the state. The engine itself answers hello, ping, stats and snapshot,
-# and lease, which may have to wait (jobs.lease decides).
+# and lease, which may have to wait (leasing.lease decides).
 DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
-    commands.Submit: jobs.submit,
-    commands.SubmitMany: jobs.submit_many,
-    commands.Extend: jobs.extend,
-    commands.Ack: jobs.ack,
-    commands.Fail: jobs.fail,
-    commands.Release: jobs.release,
-    commands.Cancel: jobs.cancel,
-    commands.Requeue: jobs.requeue,
-    commands.Purge: jobs.purge,
-    commands.Get: jobs.get,
-    commands.ListJobs: jobs.list_jobs,
+    commands.Submit: submitting.submit,
+    commands.SubmitMany: submitting.submit_many,
+    commands.Extend: holding.extend,
+    commands.Ack: holding.ack,
+    commands.Fail: holding.fail,
+    commands.Release: holding.release,
+    commands.Cancel: sweeping.cancel,
+    commands.Requeue: sweeping.requeue,
+    commands.Purge: sweeping.purge,
+    commands.Get: reading.get,
+    commands.ListJobs: reading.list_jobs,
     commands.Queues: queues.queues,
 }
 
@@ -216,7 +217,7 @@ class Engine:
         assert now.engine_ms >= self.state.now.engine_ms, "the engine clock never goes back"
         self._started_ms = now.engine_ms
         self._begin(now)
-        self._emit(DaemonStarted(jobs.next_epoch(self.state, now), version))
+        self._emit(DaemonStarted(leasing.next_epoch(self.state, now), version))
         self._detached = dict.fromkeys(self.state.sessions, now.engine_ms)
 
     def stop(self, now: Now) -> None:
@@ -336,7 +337,7 @@ class Engine:
             ]
         before = len(self._changes)
         try:
-            answers = jobs.submit_run(run, self.state, caller, now, self._emit)
+            answers = submitting.submit_run(run, self.state, caller, now, self._emit)
             if session is None:
                 return answers
             return [
@@ -356,7 +357,7 @@ class Engine:
             answer = self._answered(caller.session, request_id, now)
             if answer is not None:
                 return answer
-            return self._decide(jobs.submit, command, caller, request_id, now)
+            return self._decide(submitting.submit, command, caller, request_id, now)
         except JqdError as error:
             return error
 
@@ -425,7 +426,7 @@ class Engine:
                 )
             return None
         if isinstance(answer, int):
-            return jobs.leased_again(answer, self.state, now)
+            return leasing.leased_again(answer, self.state, now)
         return Raw(answer)
 
     # --- parked leases ------------------------------------------------------------------------
@@ -442,7 +443,7 @@ class Engine:
             raise InvalidArgument(
                 f"wait_ms = {command.wait_ms}: this connection has a lease parked, and only one can wait at a time"
             )
-        body = self._decide(jobs.lease, command, caller, request_id, now)
+        body = self._decide(leasing.lease, command, caller, request_id, now)
         if not command.wait_ms or not isinstance(body, Leased) or body.jobs:
             return body
         self._park(command, caller, request_id, ticket, now)
@@ -498,7 +499,7 @@ class Engine:
                 heapreplace(heads, (next(iter(waiting)), name))
             else:
                 parked = waiting[serial]
-                body = self._decide(jobs.lease, parked.command, parked.caller, parked.request_id, now)
+                body = self._decide(leasing.lease, parked.command, parked.caller, parked.request_id, now)
                 self._answer_parked(parked, body)
 
     def forgive(self, lag_ms: int) -> None:
@@ -508,7 +509,7 @@ class Engine:
     def take_back(self, token: int, now: Now) -> None:
         """Undo a lease whose reply found its socket closed."""
         self._begin(now)
-        jobs.take_back(token, self.state, self._emit)
+        leasing.take_back(token, self.state, self._emit)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -533,10 +534,10 @@ class Engine:
         timed = state.lease_timers or state.delay_timers
         if self._promotion_due(now) or (timed and self._high_water_due_ms() <= now.engine_ms):
             self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
-        jobs.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
-        jobs.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        passing.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        passing.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
         if state.result_bytes > model.RESULTS_BYTES_MAX:
-            jobs.forget_oldest_results(state, self._emit, model.RESULTS_PER_TICK)
+            passing.forget_oldest_results(state, self._emit, model.RESULTS_PER_TICK)
         old: list[bytes] = []
         for session, since_ms in self._detached.items():
             if since_ms + model.SESSION_RETENTION_MS > now.engine_ms or len(old) >= model.EXPIRIES_PER_TICK:

@@ -1,7 +1,7 @@
 """What a job, a lease and a queue are, in which states a job can be, and every limit.
 
 Knows:         the nouns of jqd, the transition table, each limit with its unit and its reason.
-Must not know: which command moves a job (jobs.py), where jobs are kept (state.py), bytes, sockets, clocks.
+Must not know: which command moves a job, where jobs are kept (state.py), bytes, sockets, clocks.
 
 Units are the suffix: `_ms` integer milliseconds, `_bytes`, `_count`. A time without a date is
 `engine_ms`, which never jumps; a date is `wall_ms`, which may (design: the two clocks never mix).

@@ -1,13 +1,13 @@
 """What can be asked about queues and the whole daemon.
 
 Knows:         how State counts.
-Must not know: how a job moves (jobs.py), sockets.
+Must not know: how a job moves, sockets.
 """
 
 from msgspec import Struct
 
 from jqd.core.commands import QueueInfo, QueueList, Queues, ServerStats
-from jqd.core.jobs import Emit
+from jqd.core.deciding import Emit
 from jqd.core.model import STATE_NAMES, Caller, JobState, Now
 from jqd.core.state import Queue, State
 

@@ -1,7 +1,7 @@
 """Everything that is true at one LSN: jobs, queues, leases, timers, sessions.
 
 Knows:         the containers, the indexes over them, and how to keep these in step.
-Must not know: why anything happens (jobs.py, queues.py decide), records, sockets, clocks.
+Must not know: why anything happens (deciding.py says who decides), records, sockets, clocks.
 
 Who may touch it: decisions read; only the apply() of a change (changes.py) calls the methods below
 "writing". No code outside this file touches a container.

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from jqd.core import commands as c
-from jqd.core import jobs, model
+from jqd.core import leasing, model
 from jqd.core.changes import AnyChange, Change, JobsDone, TimeAdvanced, decode_batch, encode_batch
 from jqd.core.engine import DECISIONS, Batch, Engine, FailStop, ReplayFailed
 from jqd.core.model import Now
@@ -218,7 +218,7 @@ def test_failure_while_a_parked_lease_is_served_stops_the_process(monkeypatch):
     core = Core()
     core.do(c.Lease(wait_ms=9))
     core.execute(c.Submit())
-    monkeypatch.setattr(jobs, "_leased_job", lambda _: 1 // 0)
+    monkeypatch.setattr(leasing, "_leased_job", lambda _: 1 // 0)
     with pytest.raises(FailStop, match="lease failed after its first change"):
         core.turn()
 

@@ -70,7 +70,7 @@ PLANTED = {
         (DAMAGE,),
     ),
     "accept a stale token": Planted(
-        "jqd/core/jobs.py",
+        "jqd/core/holding.py",
         "    if job.lease is None or job.lease.token != token or job.lease.deadline_ms <= judged_ms:\n",
         "    if job.lease is None or job.lease.deadline_ms <= judged_ms:\n",
         (STALE, KILL_LOOP),
@@ -138,7 +138,7 @@ PLANTED = {
         (HELD,),
     ),
     "count epochs from the log alone": Planted(
-        "jqd/core/jobs.py",
+        "jqd/core/leasing.py",
         "    return max(state.epoch + 1, now.wall_ms // 1_000)\n",
         "    return state.epoch + 1\n",
         (RESTORED,),

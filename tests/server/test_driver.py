@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from jqd.core import commands, engine, jobs, model
+from jqd.core import commands, engine, model, submitting
 from jqd.core.engine import FailStop
 from jqd.errors import WriteFailed
 from jqd.server import committer
@@ -791,7 +791,7 @@ async def test_empty_server_drains_at_once(room):
 @pytest.mark.parametrize("entry", ["data_received", "go_on", "_finish_turn"])
 async def test_broken_invariant_ends_the_daemon(room, peer, monkeypatch, entry):
     def broken(command, state, caller, now, emit):
-        jobs.submit(command, state, caller, now, emit)
+        submitting.submit(command, state, caller, now, emit)
         raise ZeroDivisionError
 
     monkeypatch.setitem(engine.DECISIONS, commands.Submit, broken)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jqd.core import commands, engine, jobs, model
+from jqd.core import commands, engine, model, submitting
 from jqd.core.changes import JobsSubmitted
 from jqd.core.engine import Engine, FailStop
 from jqd.core.model import Now
@@ -389,7 +389,7 @@ def test_failure_before_the_first_change_is_internal_and_changes_nothing(house, 
 
 def test_failure_after_the_first_change_is_not_survived(peer, monkeypatch):
     def broken(command, state, caller, now, emit):
-        jobs.submit(command, state, caller, now, emit)
+        submitting.submit(command, state, caller, now, emit)
         raise ZeroDivisionError
 
     monkeypatch.setitem(engine.DECISIONS, commands.Submit, broken)
@@ -682,7 +682,7 @@ def test_a_run_that_fails_before_its_first_change_is_answered_and_reported(house
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(jobs, "submit_run", broken)
+    monkeypatch.setattr(submitting, "submit_run", broken)
     answers = peer.ask(*submits(2, 3), request(5, "ping"))
     assert [answer.status for answer in answers] == ["internal"] * 3 + ["ok"]
     assert [event for event, _ in house.reports] == ["command_failed"]

@@ -1,0 +1,77 @@
+"""What the decisions have in common: verdicts on jobs that are named, and the time by which leases are judged.
+
+Knows:         how a request names jobs, how an answer says what became of each.
+Must not know: any one command.
+
+A decision validates all it needs, which may raise, and only then emits changes. Each change is
+applied before the next one is emitted, so a decision may look at the state in between. After the
+first change nothing may raise: the process would have to stop.
+
+    decide(command, state, caller, now, emit) -> reply body
+
+submitting.py, leasing.py, holding.py, passing.py, sweeping.py, reading.py and queues.py decide; protocol.md
+says their rules to the user.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from jqd.core import model
+from jqd.core.changes import Change
+from jqd.core.commands import Verdict
+from jqd.core.model import Job, Lease, Now
+from jqd.core.state import State
+from jqd.errors import InvalidArgument
+
+Emit = Callable[[Change], None]
+
+OK: Final = "ok"
+JOB_NOT_FOUND: Final = "job_not_found"
+LEASE_LOST: Final = "lease_lost"
+WRONG_STATE: Final = "wrong_state"
+
+# What a job costs in a reply besides its payload: keys, numbers, a queue's name. An estimate.
+REPLY_JOB_BYTES: Final = 160
+
+
+def judged_at_ms(state: State, now: Now) -> int:
+    """Return the time by which leases are judged: a deadline at or before it has passed."""
+    return now.engine_ms - state.lease_lag_ms
+
+
+def live_jobs(lease: Lease, state: State) -> Iterator[Job]:
+    """Yield the jobs that a lease still holds, in the order of its ranges."""
+    for first, count in lease.ranges:
+        state.work += count
+        for job in state.run(first, count):
+            if job is not None and job.lease is lease:
+                yield job
+
+
+def check_ranges(items: Iterable[Sequence[tuple[int, int]]]) -> None:
+    """Refuse requests that name too many jobs, or one job twice.
+
+    A job named twice would be judged twice before its first change; so it is an error.
+    """
+    ranges = [one for ranges in items for one in ranges]
+    if len(ranges) == 1:
+        return
+    ranges.sort()
+    total = sum(count for _, count in ranges)
+    if total > model.JOBS_PER_REQUEST_MAX:
+        raise InvalidArgument(f"{total} jobs: the limit is {model.JOBS_PER_REQUEST_MAX} a request")
+    end = 0
+    for first, count in ranges:
+        if first < end:
+            raise InvalidArgument(f"job_id = {first} is named twice in one request")
+        end = first + count
+
+
+def add_verdict(results: list[Verdict], first: int, count: int, code: str) -> None:
+    """Add what became of consecutive ids, joined to the run before where that goes on."""
+    if results:
+        last_first, last_count, last_code = results[-1]
+        if last_code == code and last_first + last_count == first:
+            results[-1] = (last_first, last_count + count, code)
+            return
+    results.append((first, count, code))

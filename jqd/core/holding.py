@@ -1,0 +1,182 @@
+"""What the holder of a lease says of its jobs: extend, ack, fail, release.
+
+Knows:         who holds a job, what each verb makes of it, when a retry follows.
+Must not know: leases that run out (passing.py), the wire.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from jqd.core import backoff, model, settings
+from jqd.core.changes import JobsDied, JobsDone, JobsReleased, JobsRetried, LeasesExtended
+from jqd.core.commands import Ack, Extend, Extended, Fail, Release, Verdict, Verdicts, to_ranges
+from jqd.core.deciding import JOB_NOT_FOUND, LEASE_LOST, OK, Emit, add_verdict, check_ranges, judged_at_ms
+from jqd.core.model import Caller, DeadReason, Job, Now
+from jqd.core.state import State
+from jqd.errors import InvalidArgument, PayloadTooLarge
+
+
+def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) -> Extended:
+    """Move the deadline of held jobs to now + lease_ms; without it, to now + what each lease was given.
+
+    State:   leased -> leased.
+    Returns: a verdict per run: ok, job_not_found, lease_lost (token not current, or deadline passed);
+             lease_ms_left is the shortest of those extended, 0 if there is none.
+    Source:  protocol.md "extend"; beanstalkd touch; SQS ChangeMessageVisibility.
+    """
+    check_ranges(ranges for _, ranges in command.items)
+    results: list[Verdict] = []
+    left_ms: list[int] = []
+    for token, ranges in command.items:
+        held = _held(state, now, token, ranges, results)
+        for lease_ms, part in _by_lease_ms(held, command.lease_ms, state):
+            emit(LeasesExtended(token, lease_ms, part, caller.principal))
+            left_ms.append(lease_ms)
+    return Extended(results=results, lease_ms_left=min(left_ms, default=0))
+
+
+def _by_lease_ms(
+    held: list[tuple[int, int]], lease_ms: int | None, state: State
+) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Group held ranges by the lease time they get."""
+    if not held:
+        return []
+    if lease_ms is not None:
+        return [(lease_ms, held)]
+    groups: dict[int, list[int]] = {}
+    for first, count in held:
+        for job in state.run(first, count):
+            assert job is not None
+            assert job.lease is not None
+            groups.setdefault(job.lease.lease_ms, []).append(job.id)
+    return [(ms, to_ranges(ids)) for ms, ids in groups.items()]
+
+
+def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:
+    """Finish held jobs: done, or with result_error dead without another attempt.
+
+    State:   leased -> done | dead (refused).
+    Returns: a verdict per run: ok, job_not_found, lease_lost.
+    Raises:  InvalidArgument, PayloadTooLarge (result).
+    """
+    check_ranges(ranges for _, ranges, _ in command.items)
+    for index, (_, _, result) in enumerate(command.items):
+        if result is not None and len(result) > model.RESULT_BYTES_MAX:
+            raise PayloadTooLarge(
+                f"items[{index}] result = {len(result)} bytes: the limit is {model.RESULT_BYTES_MAX}"
+            )
+        if result is not None and command.result_error is not None:
+            raise InvalidArgument(
+                f"items[{index}] result = {len(result)} bytes: with result_error there is none"
+            )
+    results: list[Verdict] = []
+    plain: list[
+        tuple[int, int]
+    ] = []  # all that end alike are one fact; ranges are disjoint, so they can wait
+    for token, ranges, result in command.items:
+        held = _held(state, now, token, ranges, results)
+        if result is None:
+            plain += held
+        elif held:
+            emit(JobsDone(held, result, command.encoding, caller.principal))
+    if plain and command.result_error is not None:
+        error = _cut_text(command.result_error)
+        emit(JobsDied(plain, "refused", "error", error, caller.principal))
+    elif plain:
+        emit(JobsDone(plain, None, "raw", caller.principal))
+    return Verdicts(results=results)
+
+
+def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:
+    """Give held jobs back as failed: another attempt after the backoff, or dead after the last one.
+
+    State:   leased -> delayed | ready (retry_in_ms 0) | dead (retries; killed with `dead`).
+    Returns: a verdict per run: ok, job_not_found, lease_lost.
+    """
+    if command.dead and command.retry_in_ms is not None:
+        raise InvalidArgument(f"retry_in_ms = {command.retry_in_ms}: with dead there is no retry")
+    check_ranges(ranges for _, ranges in command.items)
+    results: list[Verdict] = []
+    retried: list[tuple[int, int]] = []
+    dead: list[int] = []
+    for token, ranges in command.items:
+        for job in _jobs(state, _held(state, now, token, ranges, results)):
+            if command.dead or job.errors + 1 > settings.max_retries(job, state):
+                dead.append(job.id)
+            elif command.retry_in_ms is None:
+                delay_ms = backoff.retry_delay_ms(job.errors + 1, job.id, job.attempt)
+                retried.append((job.id, now.engine_ms + delay_ms))
+            else:
+                retried.append((job.id, now.engine_ms + command.retry_in_ms if command.retry_in_ms else 0))
+    error = _cut_text(command.error)
+    if retried:
+        emit(JobsRetried(retried, "error", error, caller.principal))
+    if dead:
+        reason: DeadReason = "killed" if command.dead else "retries"
+        emit(JobsDied(to_ranges(dead), reason, "error", error, caller.principal))
+    return Verdicts(results=results)
+
+
+def release(command: Release, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:
+    """Give held jobs back unworked, ready at once or after delay_ms; the attempt does not count.
+
+    State:   leased -> ready | delayed.
+    Returns: a verdict per run: ok, job_not_found, lease_lost.
+    """
+    check_ranges(ranges for _, ranges in command.items)
+    results: list[Verdict] = []
+    held: list[tuple[int, int]] = []
+    for token, ranges in command.items:
+        held += _held(state, now, token, ranges, results)
+    if held:
+        due_ms = now.engine_ms + command.delay_ms if command.delay_ms else 0
+        emit(JobsReleased(held, due_ms, caller.principal))
+    return Verdicts(results=results)
+
+
+def _held(
+    state: State, now: Now, token: int, ranges: Sequence[tuple[int, int]], results: list[Verdict]
+) -> list[tuple[int, int]]:
+    """Return what of the ranges is held under the token, and add a verdict for all of it."""
+    judged_ms = judged_at_ms(state, now)
+    held: list[tuple[int, int]] = []
+    for first, count in ranges:
+        jobs = state.run(first, count)
+        lease = jobs[0].lease if jobs[0] is not None else None
+        if lease is not None and lease.token == token and lease.deadline_ms > judged_ms:
+            for job in jobs:
+                if job is None or job.lease is not lease:
+                    break
+            else:
+                held.append((first, count))
+                add_verdict(results, first, count, OK)
+                continue
+        state.work += count  # what is refused is counted by no change
+        for job_id, job in enumerate(jobs, first):
+            verdict = _verdict(job, token, judged_ms)
+            if verdict is OK:
+                held.append((job_id, 1))
+            add_verdict(results, job_id, 1, verdict)
+    return held
+
+
+def _verdict(job: Job | None, token: int, judged_ms: int) -> str:
+    if job is None:
+        return JOB_NOT_FOUND
+    if job.lease is None or job.lease.token != token or job.lease.deadline_ms <= judged_ms:
+        return LEASE_LOST
+    return OK
+
+
+def _jobs(state: State, ranges: Sequence[tuple[int, int]]) -> Iterator[Job]:
+    for first, count in ranges:
+        for job in state.run(first, count):
+            assert job is not None
+            yield job
+
+
+def _cut_text(text: str) -> str:
+    """Cut an error text to its limit in bytes: losing its end is better than losing the report."""
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= model.ERROR_TEXT_BYTES_MAX:
+        return raw.decode()
+    return raw[: model.ERROR_TEXT_BYTES_MAX].decode("utf-8", "ignore")

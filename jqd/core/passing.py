@@ -1,0 +1,91 @@
+"""What time alone does: leases run out, old jobs and results are forgotten.
+
+Knows:         what a crash costs, how long finished and dead jobs are kept.
+Must not know: when it is asked (engine.py), what the clock is.
+"""
+
+from jqd.core import backoff, model, settings
+from jqd.core.changes import JobsDied, JobsForgotten, JobsRetried
+from jqd.core.commands import to_ranges
+from jqd.core.deciding import Emit, judged_at_ms, live_jobs
+from jqd.core.model import Job, Lease, Now
+from jqd.core.state import State
+
+
+def expire_leases(state: State, now: Now, emit: Emit, limit: int) -> None:
+    """End leases whose deadline has come, up to `limit` jobs.
+
+    An expired lease is a crash: the first one is retried at once, later ones after the backoff,
+    one too many is dead. A lease that was live at the daemon's start and not extended since counts
+    nothing. An at-most-once job is dead: it may have run.
+    """
+    judged_ms = judged_at_ms(state, now)
+    while limit > 0 and state.lease_timers and state.lease_timers.first()[0] <= judged_ms:
+        _, token = state.lease_timers.first()
+        for part in [part for part in state.leases[token].values() if part.deadline_ms <= judged_ms]:
+            jobs = [job for job, _ in zip(live_jobs(part, state), range(limit), strict=False)]
+            limit -= len(jobs)
+            if jobs:
+                _expire(jobs, state, now, emit, "restart" if part.restarted else "crash", part)
+
+
+def _expire(jobs: list[Job], state: State, now: Now, emit: Emit, cause: model.Cause, lease: Lease) -> None:
+    retried: list[tuple[int, int]] = []
+    crashed: list[int] = []
+    abandoned: list[int] = []
+    for job in jobs:
+        if job.options.delivery == "at_most_once":
+            abandoned.append(job.id)
+        elif cause == "restart" or (job.crashes == 0 and settings.max_crashes(job, state) > 0):
+            retried.append((job.id, 0))
+        elif job.crashes + 1 > settings.max_crashes(job, state):
+            crashed.append(job.id)
+        else:
+            delay_ms = backoff.retry_delay_ms(job.crashes, job.id, job.attempt)
+            retried.append((job.id, now.engine_ms + delay_ms))
+    error = f"lease of {lease.lease_ms} ms ran out"
+    if retried:
+        emit(JobsRetried(retried, cause, error))
+    if crashed:
+        emit(JobsDied(to_ranges(crashed), "crashes", cause, error))
+    if abandoned:
+        emit(JobsDied(to_ranges(abandoned), "abandoned", cause, error))
+
+
+def forget_old_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
+    """Apply retention by age and by count, up to `limit` jobs."""
+    for timers, shelf, retention_ms in (
+        (state.finished_timers, "finished", model.FINISHED_RETENTION_MS),
+        (state.dead_timers, "dead", model.DEAD_RETENTION_MS),
+    ):
+        while limit > 0 and timers and timers.first()[0] <= now.engine_ms:
+            ids: list[int] = []
+            for job_id in getattr(state.queues[timers.first()[1]], shelf):
+                job = state.known_job(job_id)
+                if len(ids) >= limit or job.changed.engine_ms + retention_ms > now.engine_ms:
+                    break
+                ids.append(job_id)
+            emit(JobsForgotten(to_ranges(ids)))
+            limit -= len(ids)
+    while limit > 0 and state.overfull:
+        ids = state.queues[next(iter(state.overfull))].excess()[:limit]
+        emit(JobsForgotten(to_ranges(ids)))
+        limit -= len(ids)
+
+
+def forget_oldest_results(state: State, emit: Emit, limit: int) -> None:
+    """Keep the results of all jobs within their bytes: the oldest jobs with one go, up to `limit`.
+
+    Cost: O(finished jobs of the queue) each, since such a job stands in the middle of its queue's shelf.
+    """
+    excess = state.result_bytes - model.RESULTS_BYTES_MAX
+    ids: list[int] = []
+    for job in state.oldest_results():
+        if excess <= 0 or len(ids) >= limit:
+            break
+        assert job.outcome is not None
+        assert job.outcome.result is not None
+        ids.append(job.id)
+        excess -= len(job.outcome.result)
+    if ids:
+        emit(JobsForgotten(to_ranges(ids)))

@@ -1,0 +1,26 @@
+"""What holds for a job: its own option, or else jqd's default.
+
+Knows:         which default stands behind which option.
+Must not know: which command asks, the wire.
+"""
+
+from jqd.core import model
+from jqd.core.model import Job
+from jqd.core.state import State
+
+
+def max_retries(job: Job, state: State) -> int:  # noqa: ARG001
+    """Return how many errors a job survives."""
+    limit = job.options.max_retries
+    return model.MAX_RETRIES_DEFAULT if limit is None else limit
+
+
+def max_crashes(job: Job, state: State) -> int:  # noqa: ARG001
+    """Return how many crashes a job survives."""
+    limit = job.options.max_crashes
+    return model.MAX_CRASHES_DEFAULT if limit is None else limit
+
+
+def lease_ms(job: Job, state: State) -> int:  # noqa: ARG001
+    """Return the lease time of a job where the lease command names none."""
+    return job.options.lease_ms or model.LEASE_MS_DEFAULT

@@ -1,0 +1,118 @@
+"""What is done to many jobs at once, by ids or by filter: cancel, requeue, purge.
+
+Knows:         which states each verb takes, how far one call goes.
+Must not know: who holds a job (holding.py), the wire.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from jqd.core import model
+from jqd.core.changes import JobsCancelled, JobsForgotten, JobsRequeued
+from jqd.core.commands import Cancel, JobFilter, Purge, Requeue, Sweep, Swept, Verdict, to_ranges
+from jqd.core.deciding import JOB_NOT_FOUND, OK, WRONG_STATE, Emit, add_verdict, check_ranges
+from jqd.core.model import Caller, JobState, Now
+from jqd.core.reading import scan
+from jqd.core.state import DEAD, DELAYED, READY, State
+from jqd.errors import InvalidArgument, WrongState
+
+_WAITING: Final = (DELAYED, READY)
+
+
+def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
+    """End waiting jobs for good.
+
+    State:  delayed | ready -> cancelled.
+    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
+    """
+    return _sweep(
+        command, state, _WAITING, _WAITING, lambda ranges: emit(JobsCancelled(ranges, caller.principal))
+    )
+
+
+def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
+    """Make dead jobs ready again: new budgets of errors and crashes, same history, a higher token.
+
+    State:  dead -> ready.
+    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
+    """
+    return _sweep(
+        command, state, (DEAD,), (DEAD,), lambda ranges: emit(JobsRequeued(ranges, caller.principal))
+    )
+
+
+def purge(command: Purge, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
+    """Remove waiting jobs without a trace; dead ones where ids or filter.state name them.
+
+    State:  delayed | ready | dead -> gone.
+    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
+    """
+    accepted = (*_WAITING, DEAD)
+    return _sweep(
+        command, state, accepted, _WAITING, lambda ranges: emit(JobsForgotten(ranges, caller.principal))
+    )
+
+
+def _sweep(
+    command: Sweep,
+    state: State,
+    accepted: tuple[JobState, ...],
+    default: tuple[JobState, ...],
+    act: Callable[[list[tuple[int, int]]], None],
+) -> Swept:
+    """Find the jobs that `ids` or `filter` mean, and act on them unless it is a dry run.
+
+    accepted: states that may be named; default: those meant by a filter without a state.
+    """
+    results: list[Verdict] = []
+    cursor: int | None = None
+    if (command.ids is None) == (command.filter is None):
+        raise InvalidArgument(f"{command.verb} takes either ids or filter")
+    if command.ids is not None and command.cursor:
+        raise InvalidArgument(f"cursor = {command.cursor}: with ids there is nothing to go on with")
+    if command.ids is not None and command.limit != model.LIST_LIMIT_MAX:
+        raise InvalidArgument(f"limit = {command.limit}: with ids all of them are meant")
+    if command.ids is not None:
+        found = _by_ids(command.ids, state, accepted, results)
+    else:
+        assert command.filter is not None
+        found, cursor = _by_filter(command, command.filter, state, accepted, default)
+    if found and not command.dry_run:
+        act(to_ranges(found))
+    return Swept(count=len(found), cursor=cursor, results=results)
+
+
+def _by_ids(
+    ids: Sequence[tuple[int, int]], state: State, accepted: tuple[JobState, ...], results: list[Verdict]
+) -> list[int]:
+    check_ranges([ids])
+    found: list[int] = []
+    for first, count in ids:
+        state.work += count
+        for job_id, job in enumerate(state.run(first, count), first):
+            if job is None:
+                code = JOB_NOT_FOUND
+            elif job.state in accepted:
+                code = OK
+                found.append(job_id)
+            else:
+                code = WRONG_STATE
+            add_verdict(results, job_id, 1, code)
+    return found
+
+
+def _by_filter(
+    command: Sweep,
+    wanted: JobFilter,
+    state: State,
+    accepted: tuple[JobState, ...],
+    default: tuple[JobState, ...],
+) -> tuple[list[int], int | None]:
+    states = default
+    if wanted.state is not None:
+        states = (model.STATES_BY_NAME[wanted.state],)
+        if states[0] not in accepted:
+            names = " ".join(one.wire_name for one in accepted)
+            raise WrongState(f"filter.state = {wanted.state}: {command.verb} takes {names}")
+    jobs, cursor = scan(state, wanted.queue, states, command.cursor, command.limit)
+    return [job.id for job in jobs], cursor
