@@ -112,6 +112,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._standstill = Standstill()
+        self._is_lagging = False  # after a standstill: the engine judges leases by a clock that is behind
         self._on_trouble = on_trouble
         self._disk_timer: asyncio.TimerHandle | None = None  # while something waits for the disk
         self._disk_is_slow = False
@@ -196,11 +197,15 @@ class Driver:
             stood_ms = self._standstill.see(now_ms, self._timer_ms)
             if stood_ms:
                 self._timer_ms = now_ms  # seen once
+                self._is_lagging = True
                 if stood_ms > SECOND_MS:
                     log.warning("stood_still", for_ms=stood_ms)
-        if self._waiting:
-            self._standstill.see(now_ms, self._waiting[0].since_ms)
-        self.engine.forgive(self._standstill.lag_ms(now_ms))
+        if self._waiting and self._standstill.see(now_ms, self._waiting[0].since_ms):
+            self._is_lagging = True
+        if self._is_lagging:
+            lag_ms = self._standstill.lag_ms(now_ms)
+            self._is_lagging = lag_ms > 0
+            self.engine.forgive(lag_ms)
 
     def spoke(self, connection: "Connection") -> None:
         """Note what a session left behind: replies to be sent, bytes to be looked at in the next turn."""
@@ -242,7 +247,7 @@ class Driver:
         self._now = None
         self._turn_bytes = 0
         self._turns += 1
-        self._watermark.end_turn()
+        self._watermark.admitted_bytes = 0  # they are among those that wait for the disk now
         if batch is not None:
             self._waiting_bytes += len(batch.payload)
             self._waiting.append(_Waiting(engine.state.lsn, now.engine_ms, len(batch.payload), outputs))

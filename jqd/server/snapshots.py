@@ -61,7 +61,8 @@ class Snapshots:
         self._on_failure = on_failure
         # Of the log, behind the newest snapshot or the one under way.
         self._since_bytes = store.unsnapped_bytes
-        self._since_ms = engine.state.now.engine_ms
+        self._due_bytes = self._due_after_bytes()
+        self._due_ms = engine.state.now.engine_ms + config.snapshot_interval_ms
         self._asked = False
         self._stopped = False
         self._dump: Dump | None = None
@@ -82,23 +83,23 @@ class Snapshots:
 
     def turn_ended(self, engine_ms: int) -> None:
         """Begin a snapshot if it is time. To be called when a turn's record was handed over."""
-        if self.is_under_way or self._stopped or not self._is_due(engine_ms):
+        # The first look is every turn's: it compares what was computed before.
+        if self._since_bytes < self._due_bytes and engine_ms < self._due_ms and not self._asked:
+            return
+        if self.is_under_way or self._stopped or not (self._since_bytes or self._asked):
             return
         self._asked = False
         self._since_bytes = 0
-        self._since_ms = engine_ms
+        self._due_ms = engine_ms + self._config.snapshot_interval_ms
         if self._engine.state.lsn == self._store.snapshot_lsn:
             return  # nothing has changed
         self._dump = self._engine.begin_dump()
         log.info("snapshot_begun", lsn=self._dump.lsn)
         self._committer.put_cut(lambda cut: self._loop.call_soon_threadsafe(self._cut, cut))
 
-    def _is_due(self, engine_ms: int) -> bool:
-        if self._asked:
-            return True
-        if self._since_bytes >= max(self._config.snapshot_bytes, self._store.snapshot_bytes):
-            return True
-        return self._since_bytes > 0 and engine_ms - self._since_ms >= self._config.snapshot_interval_ms
+    def _due_after_bytes(self) -> int:
+        """Return how much log calls for the next one."""
+        return max(self._config.snapshot_bytes, self._store.snapshot_bytes)
 
     def stop(self) -> None:
         """Give up the snapshot under way. Blocks until its thread has ended."""
@@ -151,6 +152,7 @@ class Snapshots:
             log.warning("snapshot_given_up", error=str(error), took_ms=took_ms)
             return
         self.count += 1
+        self._due_bytes = self._due_after_bytes()
         log.info(
             "snapshot_made",
             lsn=self._store.snapshot_lsn,

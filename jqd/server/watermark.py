@@ -50,7 +50,7 @@ class Watermark:
         self._on_change = on_change
         self._space: Space | None = None  # of a store that has no bound
         self._spare_bytes = sys.maxsize  # what new jobs may take, as of the last look
-        self._admitted_bytes = 0  # of submits in the turn under way
+        self.admitted_bytes = 0  # of submits in the turn under way; the driver sets it back at its end
         self.ask_from_bytes = sys.maxsize  # with that many bytes waiting for the disk, each submit has to ask
 
     @property
@@ -79,7 +79,7 @@ class Watermark:
         Args:   waiting_bytes: what waits for the disk, without the turn under way.
         Raises: StorageFull.
         """
-        promised_bytes = waiting_bytes + self._admitted_bytes
+        promised_bytes = waiting_bytes + self.admitted_bytes
         if promised_bytes + request_bytes >= self._spare_bytes:
             assert self._space is not None, "a store without a bound has room for everything"
             free_bytes = max(0, self._space.free_bytes - promised_bytes)
@@ -87,11 +87,7 @@ class Watermark:
                 f"{self._reason(free_bytes)}; the request has {request_bytes} bytes",
                 retry_after_ms=SECOND_MS,  # looks are as far apart while nothing is written
             )
-        self._admitted_bytes += request_bytes
-
-    def end_turn(self) -> None:
-        """What was admitted is now among what waits for the disk."""
-        self._admitted_bytes = 0
+        self.admitted_bytes += request_bytes
 
     def figures(self) -> dict[str, int]:
         """Return what `stats` shows."""

@@ -50,7 +50,7 @@ def test_store_without_a_bound_takes_everything(mark):
 def test_submit_is_refused_below_the_mark_and_taken_again_above_it(mark, said, told):
     mark.see(space(LOW + 1_000))
     mark.admit(100, 0)
-    mark.end_turn()
+    mark.admitted_bytes = 0
     mark.see(space(LOW))
     assert refusal(mark) == (
         "1000000 bytes are free on the disk: new jobs need 1000000 (low_space_bytes); the request has 1 bytes"
@@ -94,7 +94,7 @@ def test_what_waits_and_what_was_admitted_counts_against_what_was_free(mark):
     mark.admit(600, 100)
     assert "1000300 bytes are free" in refusal(mark, request_bytes=300, waiting_bytes=100)
     mark.admit(200, 100)
-    mark.end_turn()
+    mark.admitted_bytes = 0
     mark.admit(200, 0)
 
 
