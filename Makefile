@@ -16,7 +16,7 @@ LOCK := $(LOCK_ENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --n
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check test test-all test-slow test-faults cover bench golden docs lock release clean
+.PHONY: help setup demo check test test-all test-slow test-faults flips cover bench golden docs lock release clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ test-slow: setup ## the slow suites alone: kill -9 loop, installation from the w
 
 test-faults: setup ## real faults on real daemons (docs/faults.md): needs root, strace and faketime, as CI has them
 	$(BIN)/pytest -m faults $(ARGS)
+
+flips: setup ## each bit of reference logs and snapshots flipped once, 450,000 starts (docs/faults.md)
+	$(BIN)/python -m tests.sim.flips $(ARGS)
 
 cover: setup ## branch coverage; 100 % where a bug loses jobs: core, protocol, record, segment, snapshot, recovery
 	$(BIN)/pytest -q -m 'not slow and not e2e' --cov --cov-report= $(ARGS)

@@ -111,8 +111,7 @@ def signatures(state: State) -> dict[int, tuple[Any, ...]]:
 
 def made(*, clean: bool, segment_bytes: int = 700) -> History:
     """Write the life of jobs as a daemon does, each record synced by itself, over several segments."""
-    core = life()
-    records = [Record(batch.first_lsn, batch.count, batch.payload) for batch in core.log]
+    records = records_of(life())
     disk = FaultDisk()
     store = opened(disk, segment_bytes=segment_bytes)
     for record in records:
@@ -121,8 +120,19 @@ def made(*, clean: bool, segment_bytes: int = 700) -> History:
     if clean:
         store.close()
     disk.kill()
-    history = History(disk, records, disk.listing(DATA))
+    history = history_of(disk, records)
     assert len(history.segments) >= 4
+    return history
+
+
+def records_of(core: Core) -> list[Record]:
+    """Return what a core has logged, as a store takes it."""
+    return [Record(batch.first_lsn, batch.count, batch.payload) for batch in core.log]
+
+
+def history_of(disk: FaultDisk, records: list[Record]) -> History:
+    """Return the history that a log of these records, on this disk, is."""
+    history = History(disk, records, disk.listing(DATA))
     state = State()
     for record in records:
         touched: dict[int, str] = {}

@@ -127,8 +127,11 @@ def told_jobs(loss: Loss) -> dict[int, tuple[str | None, str]]:
     }
 
 
-def check_report(history: History, files: dict[str, bytes], loss: Loss, *, clean: bool) -> int:
-    kept = history.good_records(files)
+def check_report(
+    history: History, files: dict[str, bytes], loss: Loss, *, clean: bool, kept: int | None = None
+) -> int:
+    """Hold a report against the history; return how many records are kept. kept: where that is known otherwise."""
+    kept = history.good_records(files) if kept is None else kept
     left = history.left(files, kept)
     last_lsn = history.records[-1].last_lsn
     assert loss.first_lsn == (

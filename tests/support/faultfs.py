@@ -63,14 +63,26 @@ def tear(rng: random.Random) -> Fate:
     return lambda: rng.choice((0.0, 0.0, 1.0, 1.0, rng.random()))
 
 
-@dataclass
+@dataclass(slots=True)
 class File:
     cache: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
     pending: list[tuple[int, bytes]] = field(default_factory=list)  # offset -1: the file was emptied
+    shares: bool = False  # cache and durable are another disk's too, until one of the two writes to them
+
+    def own(self) -> "File":
+        """Return this file, free to be changed in place."""
+        if self.shares:
+            self.cache, self.durable, self.shares = bytearray(self.cache), bytearray(self.durable), False
+        return self
+
+    def twin(self) -> "File":
+        """Return an independent copy, whose bytes are not copied before one of the two changes them."""
+        self.shares = True
+        return File(self.cache, self.durable, list(self.pending), True)
 
 
-@dataclass
+@dataclass(slots=True)
 class Directory:
     cache: dict[str, "File | Directory"] = field(default_factory=dict)
     durable: dict[str, "File | Directory"] = field(default_factory=dict)
@@ -90,7 +102,9 @@ class FaultDisk:
         self._handles: dict[int, tuple[File, str]] = {}
         self._locks: dict[str, int] = {}
         self._next_handle = 3
-        self._rng = random.Random(seed)
+        self._seed = seed
+        self._clone_count = 0
+        self._made_rng: random.Random | None = None
         self._dead = False
 
     # --- what tests do ------------------------------------------------------------------------
@@ -107,7 +121,7 @@ class FaultDisk:
         self._lose(self.root, fate)
 
     def clone(self) -> "FaultDisk":
-        """Return an independent copy."""
+        """Return an independent copy, with chances of its own; no file's bytes are copied before they change."""
         twin = copy.copy(self)
         twins: dict[int, File | Directory] = {}  # by the id of what they are of: a file can have two names
         root = _twin_of(self.root, twins)
@@ -119,8 +133,10 @@ class FaultDisk:
             handle: (_file_twin_of(file, twins), path) for handle, (file, path) in self._handles.items()
         }
         twin._locks = dict(self._locks)
-        twin._rng = random.Random()
-        twin._rng.setstate(self._rng.getstate())
+        self._clone_count += 1
+        twin._seed = self._seed * 1_000_003 + self._clone_count
+        twin._clone_count = 0
+        twin._made_rng = None
         return twin
 
     def state(self) -> object:
@@ -128,7 +144,10 @@ class FaultDisk:
         return _state_of(self.root, {})
 
     def file(self, path: str) -> File:
-        """Return the file at `path`, as processes see it."""
+        """Return the file at `path`, as processes see it; it may be changed in place."""
+        return self._file(path).own()
+
+    def _file(self, path: str) -> File:
         directory, name = self._parent(path)
         found = directory.cache.get(name)
         if found is None:
@@ -139,7 +158,7 @@ class FaultDisk:
 
     def content(self, path: str) -> bytes:
         """Return the bytes at `path`, as processes see them."""
-        return bytes(self.file(path).cache)
+        return bytes(self._file(path).cache)
 
     def overwrite(self, path: str, data: bytes) -> None:
         """Damage: put other bytes, durably, where a file is or is to be."""
@@ -193,17 +212,17 @@ class FaultDisk:
         self._call("create", path)
         file = self._made(path)
         if file.cache:
-            file.cache.clear()
+            file.own().cache.clear()
             file.pending.append((-1, b""))
         return self._open(file, path)
 
     def open(self, path: str) -> int:
         self._call("open", path)
-        return self._open(self.file(path), path)
+        return self._open(self._file(path), path)
 
     def size_of(self, path: str) -> int:
         self._call("size_of", path)
-        return len(self.file(path).cache)
+        return len(self._file(path).cache)
 
     def read(self, handle: int, offset: int, count: int) -> bytes:
         file, path = self._handles[handle]
@@ -236,11 +255,13 @@ class FaultDisk:
             if self.sync_failure is not SyncFailure.REPORTED_ONCE:
                 file.pending.clear()
             if self.sync_failure is SyncFailure.REVERTED:
-                file.cache = bytearray(file.durable)
+                file.own().cache = bytearray(file.durable)
             raise
-        for offset, data in file.pending:
-            _apply(file.durable, offset, data)
-        file.pending.clear()
+        if file.pending:
+            durable = file.own().durable
+            for offset, data in file.pending:
+                _apply(durable, offset, data)
+            file.pending.clear()
 
     def close(self, handle: int) -> None:
         # A double close must not pass: on a real system it closes somebody else's file.
@@ -271,7 +292,7 @@ class FaultDisk:
         file, path = self._handles[handle]
         self._call("cut", path)
         assert size <= len(file.cache), "cut makes no file longer"
-        del file.cache[size:]
+        del file.own().cache[size:]
         # What lies behind the cut is as if it had never been written; it was not synced.
         assert len(file.durable) <= size, "synced bytes are never cut"
         file.pending = [
@@ -297,6 +318,13 @@ class FaultDisk:
         return self._rng.randbytes(count)
 
     # --- inside -------------------------------------------------------------------------------
+
+    @property
+    def _rng(self) -> random.Random:
+        # Made when it is first needed: it costs as much as a clone.
+        if self._made_rng is None:
+            self._made_rng = random.Random(self._seed)
+        return self._made_rng
 
     def _call(self, name: str, path: str) -> None:
         if self._dead:
@@ -342,7 +370,7 @@ class FaultDisk:
         directory, name = self._parent(path)
         if name not in directory.cache:
             self._link(directory, "", name, File())
-        return self.file(path)
+        return self._file(path)
 
     def _open(self, file: File, path: str) -> int:
         self._next_handle += 1
@@ -351,7 +379,7 @@ class FaultDisk:
 
     def _append(self, file: File, data: bytes) -> None:
         file.pending.append((len(file.cache), data))
-        file.cache += data
+        file.own().cache += data
 
     def _lose(self, directory: Directory, fate: Fate) -> None:
         names = dict(directory.durable)
@@ -372,6 +400,7 @@ class FaultDisk:
                 self._lose_pages(node, fate)
 
     def _lose_pages(self, file: File, fate: Fate) -> None:
+        file.own()
         for offset, data in file.pending:
             kept = fate()
             if kept == 1.0:
@@ -412,7 +441,7 @@ def _twin_of(node: "File | Directory", twins: dict[int, "File | Directory"]) -> 
 def _file_twin_of(file: File, twins: dict[int, "File | Directory"]) -> File:
     twin = twins.get(id(file))
     if twin is None:
-        twins[id(file)] = twin = File(bytearray(file.cache), bytearray(file.durable), list(file.pending))
+        twins[id(file)] = twin = file.twin()
     assert isinstance(twin, File)
     return twin
 
