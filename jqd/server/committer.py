@@ -1,4 +1,4 @@
-"""The one thread that writes and syncs the log.
+"""The one thread that writes and syncs the log, as steps (threads.py).
 
 Knows:         when a record is durable, which records share one sync, when to seal an idle log, when to
                look how much room the disk has.
@@ -9,12 +9,10 @@ commit): the loop decodes the next requests while the disk works, which is why t
 of its own. Any failure is final: nothing later may be called durable, and nobody retries a sync.
 """
 
-import threading
-import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from jqd.server.threads import IDLE, Steps, Threads
 from jqd.storage.base import Record, Space, Store
 
 # How long the log is idle before it says that its last batch is durable (Store.seal).
@@ -54,79 +52,78 @@ class Committer:
         on_space: Callable[[Space], object],
         sync_interval_ms: int | None,
         slow_sync_ms: int,
+        threads: Threads,
     ) -> None:
         self._store = store
         self._on_durable = on_durable
-        self._on_failure = on_failure
         self._on_slow_sync = on_slow_sync
         self._on_space = on_space
-        self._look_s = time.monotonic() + LOOK_EVERY_S
+        self._monotonic_s = threads.monotonic_s
+        self._look_s = self._monotonic_s() + LOOK_EVERY_S
         self._unlooked_bytes = 0
         self._reserve_was_lost = store.reserve_is_lost
         self._interval_s = None if sync_interval_ms is None else sync_interval_ms / 1_000
-        self._slow_ns = slow_sync_ms * 1_000_000
-        self._queue: SimpleQueue[Item] = SimpleQueue()
+        self._slow_s = slow_sync_ms / 1_000
         self._unsynced_since_s: float | None = None
         self._unsealed = False
         self.sync_count = 0
-        self._thread = threading.Thread(target=self._run, name="jqd-commit", daemon=True)
+        self._thread = threads.make("jqd-commit", on_failure)
+        self._queue = self._thread.queue
+        self._put = self._thread.put
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread.start(self._steps())
 
     def put(self, record: Record) -> None:
         """Hand over the next record."""
-        self._queue.put(record)
+        self._put(record)
 
     def put_cut(self, on_cut: Cut) -> None:
         """End the log so far behind the last record that was put; `on_cut` is called in this thread with the cut."""
-        self._queue.put(on_cut)
+        self._put(on_cut)
 
     def stop(self) -> None:
         """Write and sync all that was handed over, then end. Blocks until it is done."""
-        self._queue.put(_LAST)
+        self._put(_LAST)
         self._thread.join()
 
-    def _run(self) -> None:
-        try:
-            while self._turn():
-                pass
-        except BaseException as error:  # noqa: BLE001 - whatever it was, nothing after it may be called durable
-            self._on_failure(error)
-
-    def _turn(self) -> bool:
-        """Wait for records and make them durable, or do what idleness asks for. False: the end."""
-        try:
-            first = self._queue.get(timeout=self._patience_s())
-        except Empty:
-            if self._unsynced_since_s is not None:
-                self._sync_if_due()
-            elif self._unsealed:
-                self._store.seal()
+    def _steps(self) -> Steps:
+        """Make durable what comes, and do what idleness asks for. Whatever fails, nothing after it is durable."""
+        end: Cut | str | None = None
+        while end is not _LAST:
+            item = yield self._patience_s()
+            end = None
+            if item is IDLE:
+                self._idle()
+                continue
+            records, end = self._gather(item)
+            if records:
+                self._commit(records)
+                self._look_if_due()
+            if end is not None and self._unsynced_since_s is not None:
+                self._sync()
+            if callable(end):
+                end(self._store.cut())
                 self._unsealed = False
-            self._look_if_due()
-            return True
-        records, end = self._gather(first)
-        if records:
-            self._commit(records)
-            self._look_if_due()
-        if end is not None and self._unsynced_since_s is not None:
-            self._sync()
-        if callable(end):
-            end(self._store.cut())
+
+    def _idle(self) -> None:
+        if self._unsynced_since_s is not None:
+            self._sync_if_due()
+        elif self._unsealed:
+            self._store.seal()
             self._unsealed = False
-        return end is not _LAST
+        self._look_if_due()
 
     def _patience_s(self) -> float:
         if self._unsynced_since_s is not None and self._interval_s is not None:
-            left_s = max(0.0, self._unsynced_since_s + self._interval_s - time.monotonic())
+            left_s = max(0.0, self._unsynced_since_s + self._interval_s - self._monotonic_s())
             return min(left_s, LOOK_EVERY_S)
         return SEAL_AFTER_S if self._unsealed else LOOK_EVERY_S
 
     def _look_if_due(self) -> None:
-        now_s = time.monotonic()
-        is_news = self._store.reserve_is_lost is not self._reserve_was_lost
-        if now_s < self._look_s and self._unlooked_bytes < LOOK_AFTER_BYTES and not is_news:
+        now_s = self._monotonic_s()
+        is_due = now_s >= self._look_s or self._unlooked_bytes >= LOOK_AFTER_BYTES
+        if not is_due and self._store.reserve_is_lost is self._reserve_was_lost:
             return
         self._look_s = now_s + LOOK_EVERY_S
         self._unlooked_bytes = 0
@@ -155,7 +152,7 @@ class Committer:
         if self._interval_s is None:
             self._sync()
         elif self._unsynced_since_s is None:
-            self._unsynced_since_s = time.monotonic()
+            self._unsynced_since_s = self._monotonic_s()
         else:
             self._sync_if_due()
         last = records[-1]
@@ -163,14 +160,14 @@ class Committer:
 
     def _sync_if_due(self) -> None:
         assert self._unsynced_since_s is not None and self._interval_s is not None
-        if time.monotonic() - self._unsynced_since_s >= self._interval_s:
+        if self._monotonic_s() - self._unsynced_since_s >= self._interval_s:
             self._sync()
 
     def _sync(self) -> None:
-        begun_ns = time.monotonic_ns()
+        begun_s = self._monotonic_s()
         self._store.sync()
         self.sync_count += 1
         self._unsynced_since_s = None
-        took_ns = time.monotonic_ns() - begun_ns
-        if took_ns >= self._slow_ns:
-            self._on_slow_sync(took_ns // 1_000_000)
+        took_s = self._monotonic_s() - begun_s
+        if took_s >= self._slow_s:
+            self._on_slow_sync(int(took_s * 1_000))

@@ -34,6 +34,7 @@ from jqd.server.log import get_logger
 from jqd.server.session import Output, Session
 from jqd.server.snapshots import Snapshots
 from jqd.server.standstill import Standstill
+from jqd.server.threads import Threads
 from jqd.server.watermark import Watermark
 from jqd.storage.base import Record, Space, Store
 
@@ -79,6 +80,7 @@ class Driver:
     Args:
         clock: tests hand in their own.
         on_trouble: called with a subject and what is wrong with it, in words; "": nothing any more.
+        threads: where those beside the loop come from; default: the real ones.
     """
 
     def __init__(
@@ -90,7 +92,9 @@ class Driver:
         clock: Clock,
         on_failure: Any,  # noqa: ANN401 - Callable[[BaseException], NoReturn] in the daemon
         on_trouble: Callable[[str, str], object] = lambda subject, words: None,  # noqa: ARG005
+        threads: Threads | None = None,
     ) -> None:
+        threads = threads or Threads()
         self.engine = engine
         self.config = config
         self.output_bytes_max = config.output_bytes_max
@@ -128,8 +132,9 @@ class Driver:
             on_space=lambda space: loop.call_soon_threadsafe(self._see_space, space),
             sync_interval_ms=config.sync_interval_ms,
             slow_sync_ms=config.slow_sync_ms,
+            threads=threads,
         )
-        self.snapshots = Snapshots(engine, store, self._committer, config, loop, on_failure)
+        self.snapshots = Snapshots(engine, store, self._committer, config, loop, on_failure, threads)
 
     def start(self, version: str) -> None:
         """Begin a run of the engine; that it began is the first record."""

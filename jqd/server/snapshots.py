@@ -19,10 +19,7 @@ what it is for the log: the end.
 """
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable
-from queue import SimpleQueue
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from jqd.core.changes import encode_part
@@ -32,6 +29,7 @@ from jqd.errors import DiskFull
 from jqd.server.committer import Committer
 from jqd.server.config import Config
 from jqd.server.log import get_logger
+from jqd.server.threads import Steps, Threads
 from jqd.storage.base import SnapshotSink, Store
 from jqd.storage.fs import write_error
 
@@ -52,6 +50,7 @@ class Snapshots:
         config: Config,
         loop: asyncio.AbstractEventLoop,
         on_failure: Callable[[BaseException], object],
+        threads: Threads,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -59,6 +58,7 @@ class Snapshots:
         self._config = config
         self._loop = loop
         self._on_failure = on_failure
+        self._threads = threads
         # Of the log, behind the newest snapshot or the one under way.
         self._since_bytes = store.unsnapped_bytes
         self._due_bytes = self._due_after_bytes()
@@ -123,6 +123,7 @@ class Snapshots:
             on_written=lambda: self._loop.call_soon_threadsafe(self._step),
             on_end=lambda *how: self._loop.call_soon_threadsafe(self._ended, *how),
             on_failure=self._on_failure,
+            threads=self._threads,
         )
         for _ in range(WINDOW):
             self._loop.call_soon_threadsafe(self._step)
@@ -173,56 +174,53 @@ class _Thread:
         on_written: Callable[[], object],
         on_end: Callable[[int, DiskFull | None], object],
         on_failure: Callable[[BaseException], object],
+        threads: Threads,
     ) -> None:
         self._store = store
         self._cut = cut
         self._on_written = on_written
         self._on_end = on_end
-        self._on_failure = on_failure
-        self._queue: SimpleQueue[tuple[int, bytes] | None] = SimpleQueue()
         self._given_up = False
-        self._begun_ns = time.monotonic_ns()
-        self._thread = threading.Thread(target=self._run, name="jqd-snapshot", daemon=True)
-        self._thread.start()
+        self._monotonic_s = threads.monotonic_s
+        self._begun_s = self._monotonic_s()
+        self._thread = threads.make("jqd-snapshot", on_failure)
+        self._thread.start(self._steps())
 
     def put(self, count: int, payload: bytes) -> None:
         """Hand over the next part."""
-        self._queue.put((count, payload))
+        self._thread.put((count, payload))
 
     def finish(self) -> None:
         """Say that the last part was handed over."""
-        self._queue.put(None)
+        self._thread.put(None)
 
     def give_up(self) -> None:
         """Remove the file, and end; blocks until then."""
         self._given_up = True
-        self._queue.put(None)
+        self._thread.put(None)
         self._thread.join()
 
-    def _run(self) -> None:
+    def _steps(self) -> Steps:
+        """Open the file, write it, end it. Any failure but a full disk is final: the disk cannot be trusted any more."""
         sink: SnapshotSink | None = None
         full: DiskFull | None = None
+        is_made = False
         try:
-            is_made = False
-            try:
-                sink = self._store.begin_snapshot(self._cut)
-                is_made = self._write(sink)
-            except OSError as error:
-                failure = write_error(error, "snapshot")
-                if not isinstance(failure, DiskFull):
-                    raise failure from error
-                full = failure
-            if sink is not None and not is_made:
-                sink.abort()
-        except BaseException as error:  # noqa: BLE001 - the disk cannot be trusted any more
-            self._on_failure(error)
-            return
+            sink = self._store.begin_snapshot(self._cut)
+            is_made = yield from self._write(sink)
+        except OSError as error:
+            failure = write_error(error, "snapshot")
+            if not isinstance(failure, DiskFull):
+                raise failure from error
+            full = failure
+        if sink is not None and not is_made:
+            sink.abort()
         if not self._given_up:
-            self._on_end((time.monotonic_ns() - self._begun_ns) // 1_000_000, full)
+            self._on_end(int((self._monotonic_s() - self._begun_s) * 1_000), full)
 
-    def _write(self, sink: SnapshotSink) -> bool:
+    def _write(self, sink: SnapshotSink) -> Generator[float | None, tuple[int, bytes] | None, bool]:
         """Write all parts and make the snapshot; False: it was given up."""
-        while (part := self._queue.get()) is not None:
+        while (part := (yield None)) is not None:
             if self._given_up:
                 return False
             sink.write(*part)

@@ -8,6 +8,7 @@ import pytest
 from jqd.errors import WriteFailed
 from jqd.server import committer as committer_module
 from jqd.server.committer import LOOK_AFTER_BYTES, WRITE_BYTES_MAX, Committer
+from jqd.server.threads import Threads
 from jqd.storage.base import Record, Space
 from tests.support.gatestore import GateStore
 from tests.support.wire import PATIENCE_S
@@ -31,6 +32,7 @@ class Room:
             on_space=self.spaces.put,
             sync_interval_ms=sync_interval_ms,
             slow_sync_ms=slow_sync_ms,
+            threads=Threads(),
         )
         self._lsn = 0
 
