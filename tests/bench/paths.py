@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import uvloop
 
-from tests.bench import wire
+from tests.bench import interrupt, wire
 from tests.bench.figures import CLIENT_SHARE_MAX, Figures, figures
 from tests.bench.load import LeaseAck, Replay, Span, new_session, play
 from tests.bench.server import Server
@@ -31,6 +31,8 @@ SUBMIT: Final = wire.request("submit", {"payload": PAYLOAD})
 MANY: Final = 1_000
 SUBMIT_MANY: Final = wire.request("submit_many", {"groups": [{"payloads": [PAYLOAD] * MANY}]})
 WINDOW: Final = 500
+# Requests are made beforehand: at most so many jobs' worth of them at a time.
+ROUND: Final = 1_000_000
 GROWTH_SMALL: Final = 10_000
 GROWTH_ROUNDS: Final = 3
 
@@ -116,29 +118,44 @@ def memory(fill_: Callable[..., Span]) -> Callable[[Options], Figures]:
     return measure
 
 
-def restart(fill_: Callable[..., Span]) -> Callable[[Options], Figures]:
-    """Measure the time from the start of a killed daemon to the first lease answered."""
+def restart(fill_: Callable[..., Span], *, snapshot: bool = False) -> Callable[[Options], Figures]:
+    """Measure the time from the start of a killed daemon to the first lease answered.
+
+    Args:
+        snapshot: the daemon reads a snapshot of all jobs; else a log that has none.
+    """
+    settings = {"snapshot_bytes": "1024GiB"}  # the most there is: none is made unasked
 
     def measure(options: Options) -> Figures:
-        with Server(options.data) as server:
-            fill_(server, options.jobs, session=options.session)
+        with Server(options.data, settings) as server:
+            empty = server.rss_bytes()
+            begun_s = time.perf_counter()
+            for begin in range(0, options.jobs, ROUND):
+                fill_(server, min(ROUND, options.jobs - begin), session=options.session)
+            figures_: Figures = {"fill_s": time.perf_counter() - begun_s}
             full = server.rss_bytes()
+            if snapshot:
+                begun_s = time.perf_counter()
+                ask(server, wire.request("snapshot", {}))
+                while not server.snapshot_bytes():
+                    interrupt.check()
+                    time.sleep(0.002)
+                figures_["snapshot_s"] = time.perf_counter() - begun_s
+                figures_["snapshot_bytes_per_job"] = server.snapshot_bytes() / options.jobs
             server.kill()
+            log_bytes = server.log_bytes()
             begun_s = time.perf_counter()
             server.start()
-            with socket.create_connection(("127.0.0.1", server.port)) as connection:
-                connection.sendall(wire.hello(None) + wire.request("lease", {"count": 1}))
-                replies: list[bytes] = []
-                data = b""
-                while len(replies) < 2:
-                    data += connection.recv(1 << 16)
-                    replies, _ = wire.cut(data)
+            reply = ask(server, wire.request("lease", {"count": 1}))
             took_s = time.perf_counter() - begun_s
-            assert len(wire.leased(replies[1]).jobs) == 1
+            assert len(wire.leased(reply).jobs) == 1
             return {
                 "value": took_s,
                 "cpu_s": sum(server.cpu_s()),
-                "log_bytes_per_job": server.log_bytes() / options.jobs,
+                **figures_,
+                "log_bytes_per_job": log_bytes / options.jobs,
+                "rss_bytes_per_job": (server.rss_bytes() - empty) / options.jobs,
+                "rss_peak_to_before": server.rss_bytes_max() / full,
                 "rss_after_to_before": server.rss_bytes() / full,
             }
 
@@ -170,6 +187,19 @@ def growth(connections: int, batch: int) -> Callable[[Options], Figures]:
 
 
 # --- parts of a repetition ----------------------------------------------------------------------
+
+
+def ask(server: Server, request: bytes) -> bytes:
+    """Send one request over a connection of its own; return the body of its reply, which says `ok`."""
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(wire.hello(None) + request)
+        replies: list[bytes] = []
+        data = b""
+        while len(replies) < 2:
+            data += connection.recv(1 << 16)
+            replies, _ = wire.cut(data)
+    wire.check_all(replies)
+    return replies[1]
 
 
 def fill(server: Server, jobs: int, *, session: bool = False) -> Span:
@@ -227,6 +257,14 @@ ROWS: Final = (
     Row("restart_many", "kill -9 to first lease, 1 M by submit_many", "s", 5, 1_000_000, restart(fill)),
     Row(
         "restart_single", "kill -9 to first lease, 1 M by submit", "s", 5, 1_000_000, restart(fill_one_by_one)
+    ),
+    Row(
+        "restart_snapshot",
+        "kill -9 to first lease, 1 M in a snapshot",
+        "s",
+        2,
+        1_000_000,
+        restart(fill, snapshot=True),
     ),
 )
 
