@@ -19,7 +19,7 @@ import click
 
 from jqctl import output
 from jqctl.group import Settings
-from jqd.errors import InvalidArgument, UnavailableError
+from jqd.errors import InvalidArgument, StoreRolledBack, UnavailableError
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
@@ -52,7 +52,7 @@ option = click.option(
     "every_s",
     type=_Interval(),
     help="Read again so often, 100ms to 1d, until Ctrl-C, which is exit code 0. While the daemon is away, "
-    "that is said and tried again.",
+    "that is said and tried again; so it is if an older backup was restored.",
 )
 
 
@@ -91,7 +91,7 @@ def watch(
                 try:
                     reading = read()
                     is_away = False
-                except UnavailableError as error:
+                except (UnavailableError, StoreRolledBack) as error:
                     shown.say_away(f"{error.code}: {error}", date_ms())
     except KeyboardInterrupt:
         return

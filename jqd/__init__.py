@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jqd.client.aio import AsyncClient
     from jqd.client.sync import Client
-    from jqd.errors import JqdError
+    from jqd.errors import JqdError, StoreRolledBack
 
-__all__ = ["AsyncClient", "Client", "JqdError", "__version__", "errors"]
+__all__ = ["AsyncClient", "Client", "JqdError", "StoreRolledBack", "__version__", "errors"]
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ _HOMES = {
     "AsyncClient": "jqd.client.aio",
     "Client": "jqd.client.sync",
     "JqdError": "jqd.errors",
+    "StoreRolledBack": "jqd.errors",
     "errors": "jqd",
 }
 

@@ -8,6 +8,7 @@ Must not know: who raises it, how it is sent, what a job is.
         AuthError       who asks is unknown, or may not
         ProtocolError   what was said does not parse (see `fatal`)
       UnavailableError  the same request may succeed later
+      StoreRolledBack   what the server had acknowledged is gone; raised by clients only
       StorageError      never sent as such: the daemon exits with `exit_code`
 
 Families end in Error, leaves say what happened. A code, once released, keeps its meaning for ever
@@ -250,6 +251,28 @@ class RequestTimeout(UnavailableError):
     def __init__(self, message: str) -> None:
         super().__init__(message, details={"outcome_unknown": True})
         self.outcome_unknown = True
+
+
+# --- the server is not what it was -------------------------------------------------------------
+
+
+class StoreRolledBack(JqdError):
+    """The server's log lies behind what it had acknowledged, or another store answers. Raised by clients only.
+
+    An older backup was restored, or acknowledged work was lost. Jobs that were submitted may be missing, finished ones
+    be there again, tokens of leases be void. Every request that was under way ends in it, once; what is asked
+    afterwards goes to the store as it is now. `outcome_unknown` tells whether the request may have been carried out.
+
+    details: store_id, epoch, lsn: what answers now. seen_store_id, seen_epoch, seen_lsn: what had been heard.
+    """
+
+    code = "store_rolled_back"
+
+    def __init__(
+        self, message: str, *, outcome_unknown: bool, details: Mapping[str, str | int | bool] | None = None
+    ) -> None:
+        super().__init__(message, details={**(details or {}), "outcome_unknown": outcome_unknown})
+        self.outcome_unknown = outcome_unknown
 
 
 # --- storage: the daemon exits ----------------------------------------------------------------

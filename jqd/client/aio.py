@@ -90,6 +90,7 @@ class AsyncClient:
     Raises (every verb):
         RequestTimeout: no reply in time; outcome unknown. A state-changing request may have been carried out.
         ConnectionLost: no connection; `outcome_unknown` says whether the request may have been carried out.
+        StoreRolledBack: an older backup was restored, or another store answers; what was acknowledged may be gone.
         RequestError, UnavailableError: what the server answered, by its code; see jqd.errors.
         RuntimeError: used in another event loop of this process: make a client there.
     """

@@ -66,11 +66,12 @@ class Link:
         """
         if self._connection.state is State.READY:
             return
+        rollbacks = self._shared.session.history.count
         task = self._wake()
         await asyncio.wait([task])  # not the task itself: who is cancelled here leaves it to others
         if task.cancelled():
             raise ConnectionLost("the client was closed", outcome_unknown=False)
-        error = task.result()
+        error = task.result() or self._shared.session.rolled_back_since(rollbacks)
         if error is not None:
             raise error
 

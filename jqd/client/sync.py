@@ -93,6 +93,7 @@ class Client:
     Raises (every verb):
         RequestTimeout: no reply in time; outcome unknown. A state-changing request may have been carried out.
         ConnectionLost: no connection; `outcome_unknown` says whether the request may have been carried out.
+        StoreRolledBack: an older backup was restored, or another store answers; what was acknowledged may be gone.
         RequestError, UnavailableError: what the server answered, by its code; see jqd.errors.
     """
 

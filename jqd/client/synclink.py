@@ -128,11 +128,15 @@ class SyncLink:
                 self._check_open()
                 if self._connection.state is State.READY and not self._cut:
                     return
+                rollbacks = self._shared.session.history.count
                 self._greeters.append(call)
             self._drive(call)
         finally:
             self._leave(call)
-        if isinstance(outcome := call.outcomes[0], JqdError):
+        outcome = call.outcomes[0]
+        if not isinstance(outcome, JqdError):
+            outcome = self._shared.session.rolled_back_since(rollbacks)
+        if outcome is not None:
             raise outcome
 
     def ask(self, command: Command[Any], wait_s: float) -> Struct:

@@ -82,7 +82,8 @@ class Welcome(Answer):
     minor: int
     server: str
     store_id: str  # public; the same for the life of a store
-    epoch: int  # rises with each start of the daemon
+    epoch: int  # that this run of the daemon began with: higher than that of every run before
+    start_lsn: int  # of the first fact of this run: what was acknowledged before lies below it
     engine_ms: int
     wall_ms: int
     limits: dict[str, int]

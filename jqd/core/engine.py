@@ -147,6 +147,9 @@ class Engine:
         self.outbox: list[tuple[Ticket, int, Body | JqdError]] = []  # (ticket, request id, answer)
         self._identity = identity
         self._started_ms = 0
+        # What this run began with: an epoch of its own, even if tokens have used that up since, and its first LSN.
+        self._start_epoch = 0
+        self._start_lsn = 0
         self._changes: list[Change] = []
         self._now = Now(0, 0)
         # Parked requests: by serial, by ticket, and per queue in order of arrival.
@@ -218,6 +221,7 @@ class Engine:
         self._started_ms = now.engine_ms
         self._begin(now)
         self._emit(DaemonStarted(leasing.next_epoch(self.state, now), version))
+        self._start_epoch, self._start_lsn = self.state.epoch, self.state.lsn
         self._detached = dict.fromkeys(self.state.sessions, now.engine_ms)
 
     def stop(self, now: Now) -> None:
@@ -250,7 +254,8 @@ class Engine:
             minor=PROTOCOL_MINOR,
             server=self._identity.server,
             store_id=self._identity.store_id,
-            epoch=self.state.epoch,
+            epoch=self._start_epoch,
+            start_lsn=self._start_lsn,
             engine_ms=now.engine_ms,
             wall_ms=now.wall_ms,
             limits=LIMITS,

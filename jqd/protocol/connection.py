@@ -1,12 +1,14 @@
 """The client's end of the protocol, without I/O: who asked what, what may be sent, which reply is whose.
 
 Knows:         hello first, request ids, the window of unanswered requests, what may be sent again
-               after a connection was lost and what may not.
+               after a connection was lost and what may not; that nothing goes on as if nothing had been when
+               the store was rolled back (history.py).
 Must not know: sockets, asyncio, clocks, threads, how a caller waits, what a reply means.
 
     shell                                connection
     open()                               CLOSED   -> GREETING    a byte stream is there: hello goes out
-    receive_data() with the welcome      GREETING -> READY       requests go out, up to the window
+    receive_data() with the welcome      GREETING -> READY       requests go out, up to the window; if the
+                                                                 store was rolled back, those from before end
     closed()                             any      -> CLOSED      unanswered requests line up again
 
 A shell does three things in turn: it hands over what arrived (`receive_data`) and delivers the
@@ -36,9 +38,11 @@ from jqd.errors import (
     ConnectionLost,
     JqdError,
     PayloadTooLarge,
+    StoreRolledBack,
     VersionMismatch,
 )
 from jqd.protocol import framing, messages
+from jqd.protocol.history import History, Mark, Run
 from jqd.protocol.messages import ReceivedReply
 
 # A request that was under way each time the connection broke may be what breaks it.
@@ -59,32 +63,45 @@ class State(Enum):
 
 
 class Session:
-    """What all connections of one client share: the words of its hello, and request ids that only rise.
+    """What all connections of one client share: the words of its hello, request ids that only rise, and what was
+    heard of the store.
 
     Args:
         hello: sent first on each connection; must carry the client's session (random bytes that the
             shell makes), without which a request cannot be sent again.
     """
 
-    __slots__ = ("hello", "newest_id")
+    __slots__ = ("hello", "history", "newest_id")
 
     def __init__(self, hello: Hello) -> None:
         assert hello.session is not None
         self.hello = hello
+        self.history = History()
         self.newest_id = 0
 
     def next_id(self) -> int:
         self.newest_id += 1
         return self.newest_id
 
+    def rolled_back_since(self, rollbacks: int) -> StoreRolledBack | None:
+        """Return the exception for somebody who has heard of only so many rollbacks, if there were more."""
+        last = self.history.last
+        if last is None or self.history.count == rollbacks:
+            return None
+        return StoreRolledBack(last.reason, outcome_unknown=False, details=last.details)
+
 
 class Request:
-    """One request on its way. `id` is 0 until it is sent for the first time."""
+    """One request on its way. `id` is 0 until it is sent for the first time.
 
-    __slots__ = ("_args", "id", "kind", "sends", "withdrawn")
+    rollbacks: how many its caller could have heard of when it was made.
+    """
 
-    def __init__(self, kind: type[Command[Any]], args: bytes) -> None:
+    __slots__ = ("_args", "id", "kind", "rollbacks", "sends", "withdrawn")
+
+    def __init__(self, kind: type[Command[Any]], args: bytes, rollbacks: int) -> None:
         self.kind = kind
+        self.rollbacks = rollbacks
         self._args = args  # encoded when it was asked: what the caller changes later does not matter
         self.id = 0
         self.sends = 0
@@ -114,6 +131,10 @@ class ClientConnection:
         self.failure: JqdError | None = None  # why the stream is of no use any more; say closed() then
         self._refused = False  # the server found fault with what was sent: the same bytes would find it again
         self._session = session
+        self._history = session.history
+        self._mark: Mark | None = None  # what had been heard when hello was sent
+        self._run: Run | None = None  # whose replies these are
+        self._rollbacks = session.history.count  # that this connection's requests were told of
         self._in_flight_max = in_flight_max
         self._reader = framing.FrameReader(FRAME_BYTES_MAX)
         self._hello_id = 0
@@ -132,6 +153,8 @@ class ClientConnection:
         self.failure = None
         self._refused = False
         self._reader = framing.FrameReader(FRAME_BYTES_MAX)
+        self._run = None
+        self._mark = self._history.mark()
         self._hello_id = self._session.next_id()
         self._hello = framing.to_frame(messages.encode_request(self._hello_id, self._session.hello))
 
@@ -151,6 +174,10 @@ class ClientConnection:
                 self._take(messages.decode_reply(frame), answers)
         except JqdError as error:
             self.failure = error
+        if self._run is not None and self._run is not self._history.newest:
+            self._history.heard(self._run)
+        if self._rollbacks != self._history.count:
+            self._end_history(answers)
         return answers
 
     def data_to_send(self) -> bytes:
@@ -209,7 +236,7 @@ class ClientConnection:
             raise PayloadTooLarge(
                 f"{command.verb} request = {size} bytes: the limit of a frame is {FRAME_BYTES_MAX}"
             )
-        request = Request(type(command), args)
+        request = Request(type(command), args, self._history.count)
         self._waiting.append(request)
         return request
 
@@ -262,6 +289,9 @@ class ClientConnection:
             request = self._unanswered.pop(reply.request_id, None)
             if request is None:
                 raise BadFrame(f"reply to request {reply.request_id}: not asked, or answered before")
+            run = self._run
+            assert run is not None
+            run.seen_lsn = max(run.seen_lsn, reply.lsn)
             answers.append((request, self._body(reply, request)))
 
     def _greeted(self, reply: ReceivedReply) -> None:
@@ -276,6 +306,27 @@ class ClientConnection:
             )
         self.welcome = body
         self.state = State.READY
+        self._run = self._history.welcomed(body, reply.lsn, self._mark)
+
+    def _end_history(self, answers: list[Answered]) -> None:
+        """End every request that was made before a rollback was noticed: what it was about may be gone."""
+        rollback = self._history.last
+        assert rollback is not None
+        self._rollbacks = self._history.count
+        for request in [each for each in self._open_requests() if each.rollbacks < self._rollbacks]:
+            unknown = request.outcome_unknown
+            answers.append(
+                (
+                    request,
+                    StoreRolledBack(
+                        f"{request.kind.verb}: {rollback.reason}; {_outcome(unknown=unknown)}",
+                        outcome_unknown=unknown,
+                        details=rollback.details,
+                    ),
+                )
+            )
+            self.withdraw(request)  # one that is under way keeps its place: its reply will come
+        self._waiting = deque(request for request in self._waiting if not request.withdrawn)
 
     def _body(self, reply: ReceivedReply, request: Request) -> Struct | JqdError:
         try:
@@ -301,5 +352,10 @@ class ClientConnection:
     @staticmethod
     def _lost(request: Request, reason: str) -> ConnectionLost:
         unknown = request.outcome_unknown
-        outcome = "outcome unknown" if unknown else "nothing was changed"
-        return ConnectionLost(f"{request.kind.verb}: {reason} ({outcome})", outcome_unknown=unknown)
+        return ConnectionLost(
+            f"{request.kind.verb}: {reason} ({_outcome(unknown=unknown)})", outcome_unknown=unknown
+        )
+
+
+def _outcome(*, unknown: bool) -> str:
+    return "outcome unknown" if unknown else "nothing was changed"

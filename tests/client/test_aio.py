@@ -5,6 +5,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from jqd.client.aio import AsyncClient
 from jqd.client.retry import Backoff
@@ -31,6 +32,7 @@ from jqd.errors import (
     LeaseLost,
     Overloaded,
     RequestTimeout,
+    StoreRolledBack,
     VersionMismatch,
 )
 from tests.support.fakeserver import WELCOME, Asked, FakeServer
@@ -333,6 +335,52 @@ async def test_a_server_that_talks_nonsense_is_left_and_tried_again():
         first.connection.write(b"HTTP/1.1 400 Bad Request\r\n")
         assert (await task).job_id == 7
         assert first.connection is not server.asked[1].connection
+
+
+# --- a store that went back -------------------------------------------------------------------
+
+RESTORED = structs.replace(WELCOME, epoch=9, start_lsn=50)
+
+
+async def test_what_was_under_way_ends_in_it_once_and_the_client_goes_on():
+    async with FakeServer() as server, AsyncClient(server.url, backoff=AT_ONCE) as client:
+        server.answers["ping"] = PONG
+        server.lsn = 60
+        await client.ping()
+        under_way = [
+            asyncio.create_task(client.submit("q", "1")),
+            asyncio.create_task(client.get(3)),
+            asyncio.create_task(client.lease("q", wait=20)),
+        ]
+        first = list(await server.heard(4))
+        server.welcome, server.lsn = RESTORED, 51
+        server.answers.update(submit=counted, lease=NOTHING)
+        for connection in {asked.connection for asked in first}:
+            connection.cut()
+        errors = [await outcome(task) for task in under_way]
+        assert [type(error) for error in errors] == [StoreRolledBack] * 3
+        assert [error.outcome_unknown for error in errors] == [True, False, True]
+        assert "LSN 60 was there in epoch 1, and epoch 9 began at LSN 50" in str(errors[0])
+        assert (await client.submit("q", "7")).job_id == 7
+        assert (await client.lease("q", wait=20)).jobs == []
+        assert len(server.asked) == 6, "what ended in it was not sent again"
+
+
+async def test_connect_tells_it_too():
+    async with FakeServer() as server:
+        client = AsyncClient(server.url, backoff=AT_ONCE)
+        server.lsn = 60
+        await client.connect()
+        server.welcome, server.lsn = structs.replace(RESTORED, store_id="other"), 70
+        server.connections[0].cut()
+        await server.connections[0].lost.wait()
+        server.answers["ping"] = PONG
+        with pytest.raises(StoreRolledBack, match="another store answers: other, epoch 9, LSN 70"):
+            while True:  # until this side has heard that the connection is gone
+                await client.connect()
+                await asyncio.sleep(0)
+        assert await client.ping() == PONG
+        await client.close()
 
 
 # --- hello ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from jqd.client import requests
 from jqd.client.retry import Backoff
@@ -26,6 +27,7 @@ from jqd.errors import (
     Overloaded,
     PayloadTooLarge,
     RequestTimeout,
+    StoreRolledBack,
     VersionMismatch,
 )
 from tests.support.fakeserver import WELCOME, Asked, FakeServer
@@ -275,6 +277,49 @@ def test_a_request_that_breaks_every_connection_is_given_up(server):
             client.submit("q", b"")
         assert caught.value.outcome_unknown
     assert len(server.asked) == 5
+
+
+RESTORED = structs.replace(WELCOME, epoch=9, start_lsn=50)
+
+
+def test_after_a_rollback_what_was_under_way_ends_in_it_once_and_the_client_goes_on(server, threads):
+    server.answers["ping"] = PONG
+    server.lsn = 60
+    with Client(server.url, backoff=AT_ONCE) as client:
+        client.ping()
+        under_way = [
+            threads.submit(client.submit, "q", "1"),
+            threads.submit(client.get, 3),
+            threads.submit(client.lease, "q", wait=20),
+        ]
+        first = list(heard(server, 4))
+        server.welcome, server.lsn = RESTORED, 51
+        server.answers.update(submit=counted, lease=NOTHING)
+        for connection in {asked.connection for asked in first}:
+            server.do(connection.cut)
+        errors = [failure(future) for future in under_way]
+        assert [type(error) for error in errors] == [StoreRolledBack] * 3
+        assert [error.outcome_unknown for error in errors] == [True, False, True]
+        assert "LSN 60 was there in epoch 1, and epoch 9 began at LSN 50" in str(errors[0])
+        assert client.submit("q", "7").job_id == 7
+        assert client.lease("q", wait=20).jobs == []
+        assert len(server.asked) == 6, "what ended in it was not sent again"
+
+
+def test_connect_tells_of_a_rollback_too(server):
+    server.lsn = 60
+    with Client(server.url, backoff=Backoff(first_ms=0, give_up_ms=0)) as client:
+        port = server.port
+        server.wait(server.leave())
+        with pytest.raises(ConnectionLost):
+            client.ping()
+        server.welcome, server.lsn = structs.replace(RESTORED, store_id="other"), 70
+        server.answers["ping"] = PONG
+        server.wait(server.listen(port))
+        with pytest.raises(StoreRolledBack, match="another store answers: other, epoch 9, LSN 70"):
+            client.connect()
+        client.connect()
+        assert client.ping() == PONG
 
 
 def test_an_idle_connection_that_the_server_closed_is_noticed_before_it_is_used(server, monkeypatch):

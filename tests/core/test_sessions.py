@@ -38,6 +38,22 @@ def test_hello_names_the_server_its_clocks_and_its_limits(core):
     assert welcome.limits["payload_bytes"] == 1 << 20
 
 
+def test_hello_says_where_this_run_began(core, monkeypatch):
+    def said() -> tuple[int, int]:
+        _, welcome = core.engine.hello(c.Hello(version=1), core.now)
+        return welcome.epoch, welcome.start_lsn
+
+    assert said() == (WALL_MS // 1_000, 1)
+    core.submit_jobs(3)
+    acknowledged = core.state.lsn
+    core.restart(down_ms=60_000)
+    assert said() == (WALL_MS // 1_000 + 60, acknowledged + 1)
+    monkeypatch.setattr(model, "GRANT_MAX", 0)
+    core.held()
+    assert core.state.epoch == WALL_MS // 1_000 + 61, "of tokens; the run is the same"
+    assert said() == (WALL_MS // 1_000 + 60, acknowledged + 1)
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [

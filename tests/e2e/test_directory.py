@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.daemon import ROOT, Daemon, Line, command, environment
+from tests.support.daemon import ROOT, Daemon, Line, command, environment, wait_for_the_clock
 from tests.support.wire import PATIENCE_S, Wire
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(120)]
@@ -166,13 +165,6 @@ def test_fifty_starts_on_a_held_directory_change_nothing(tmp_path, torn):
 # --- an older backup ------------------------------------------------------------------------------
 
 COPIES = 10
-
-
-def wait_for_the_clock(beyond: int) -> None:
-    """Wait until the unix time is beyond an epoch, as it is whenever a person restored a backup."""
-    pause = threading.Event()
-    while int(time.time()) <= beyond:
-        pause.wait(0.05)
 
 
 def test_restored_backup_never_gives_out_a_token_again(tmp_path):

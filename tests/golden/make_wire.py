@@ -189,6 +189,7 @@ _WELCOME: dict[str, Any] = {
     "server": "jqd 0.1.0",
     "store_id": "00" * 16,
     "epoch": EPOCH,
+    "start_lsn": LSN,
     "engine_ms": 5_000,
     "wall_ms": WALL_MS,
 }

@@ -12,7 +12,7 @@ from jqctl import watch
 from jqctl.group import STATES, Settings
 from jqctl.output import Format
 from jqd.core.commands import QueueInfo, QueueList
-from jqd.errors import ConnectionLost, Draining, JobNotFound, QueueNotFound
+from jqd.errors import ConnectionLost, Draining, JobNotFound, QueueNotFound, StoreRolledBack
 from tests.support.terminal import Terminal
 
 AWAY = ConnectionLost("cannot reach x: Connection refused", outcome_unknown=False)
@@ -127,6 +127,15 @@ def test_an_outage_is_said_once_and_so_is_its_end(capsys):
 def test_what_no_waiting_mends_ends_it(capsys):
     with pytest.raises(JobNotFound):
         Time(["a", JobNotFound("x"), "b"]).watch()
+
+
+def test_store_that_went_back_is_said_and_shown(capsys):
+    Time(["a", StoreRolledBack("stats: the store went back", outcome_unknown=False), "b"]).watch()
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1::2] == ["a", "b"]
+    assert err == (
+        "jqctl: store_rolled_back: stats: the store went back; trying again\njqctl: it is there again\n"
+    )
 
 
 def test_a_screen_is_drawn_over(screen):

@@ -30,6 +30,7 @@ from jqd.errors import (
     Draining,
     JqdError,
     PayloadTooLarge,
+    StoreRolledBack,
     Unauthenticated,
     VersionMismatch,
 )
@@ -37,8 +38,9 @@ from jqd.protocol import connection, framing, messages
 from jqd.protocol.connection import ClientConnection, Request, Session, State
 
 WELCOME = Welcome(
-    version=PROTOCOL_VERSION, minor=0, server="s", store_id="i", epoch=1, engine_ms=0, wall_ms=0, limits={}
-)
+    version=PROTOCOL_VERSION, minor=0, server="s", store_id="i", epoch=1, start_lsn=1, engine_ms=0, wall_ms=0,
+    limits={},
+)  # fmt: skip
 PONG = Pong(wall_ms=1, engine_ms=1)
 
 
@@ -46,10 +48,10 @@ def session() -> Session:
     return Session(Hello(version=PROTOCOL_VERSION, session=bytes(16)))
 
 
-def reply(request_id: int, body: msgspec.Struct | JqdError) -> bytes:
+def reply(request_id: int, body: msgspec.Struct | JqdError, lsn: int = 1) -> bytes:
     if isinstance(body, JqdError):
-        return framing.to_frame(messages.encode_error(request_id, 0, body))
-    return framing.to_frame(messages.encode_reply(request_id, 0, body))
+        return framing.to_frame(messages.encode_error(request_id, lsn, body))
+    return framing.to_frame(messages.encode_reply(request_id, lsn, body))
 
 
 def sent(data: bytes) -> list[messages.Request]:
@@ -71,10 +73,16 @@ def ids(data: bytes) -> list[int]:
 
 
 def greet(one: ClientConnection) -> None:
+    assert greet_as(one, WELCOME, 1) == []
+
+
+def greet_as(one: ClientConnection, welcome: Welcome, lsn: int) -> list[tuple[Request, Any]]:
+    """Make a stream and let the server say this; return what it ends."""
     one.open()
     (hello,) = sent(one.data_to_send())
-    assert one.receive_data(reply(hello.request_id, WELCOME)) == []
+    answers = one.receive_data(reply(hello.request_id, welcome, lsn))
     assert one.state is State.READY
+    return answers
 
 
 def ready(*, in_flight_max: int = 1_024, of: Session | None = None) -> ClientConnection:
@@ -375,3 +383,121 @@ def test_a_late_reply_to_a_withdrawn_request_is_handed_out():
     late = Leased(token=5, lease_ms_left=1, wall_ms=1, jobs=[])
     assert one.receive_data(reply(lease.id, late)) == [(lease, late)]
     assert len(sent(one.data_to_send())) == 1
+
+
+# --- a store that went back -------------------------------------------------------------------
+
+# A backup from before LSN 50 was restored, or the same daemon was started again.
+RESTORED = msgspec.structs.replace(WELCOME, epoch=9, start_lsn=50)
+RESTARTED = msgspec.structs.replace(WELCOME, epoch=9, start_lsn=61)
+
+
+def seen_60(of: Session) -> ClientConnection:
+    """Return a connection whose session was told LSN 60."""
+    one = ready(of=of)
+    request = one.request(Ping())
+    one.data_to_send()
+    one.receive_data(reply(request.id, PONG, 60))
+    return one
+
+
+def test_every_request_from_before_ends_in_it_once_and_what_comes_after_is_asked():
+    one = seen_60(session())
+    write, read = one.request(Submit()), one.request(Ping())
+    one.data_to_send()
+    unsent = one.request(Submit())
+    withdrawn = one.request(Submit())
+    one.withdraw(withdrawn)
+    assert one.closed() == []
+    ended = dict(greet_as(one, RESTORED, 51))
+    assert ended.keys() == {write, read, unsent}
+    assert {request: error.outcome_unknown for request, error in ended.items()} == {
+        write: True, read: False, unsent: False
+    }  # fmt: skip
+    for error in ended.values():
+        assert type(error) is StoreRolledBack and not error.retryable
+        assert error.details["seen_lsn"] == 60 and error.details["lsn"] == 51
+    assert str(ended[write]) == (
+        "submit: the store went back: LSN 60 was there in epoch 1, and epoch 9 began at LSN 50 and is at 51 "
+        "(an older backup was restored, or acknowledged work was lost); outcome unknown"
+    )
+    assert one.data_to_send() == b"" and not one.wants_stream, "nothing of it is sent to the store of today"
+    again = one.request(Submit())
+    assert ids(one.data_to_send()) == [again.id]
+    assert one.receive_data(reply(again.id, Submitted(job_id=1), 52)) == [(again, Submitted(job_id=1))]
+    one.closed()
+    assert greet_as(one, RESTORED, 53) == []
+
+
+def test_restart_of_the_same_store_ends_nothing():
+    one = seen_60(session())
+    request = one.request(Submit())
+    one.data_to_send()
+    one.closed()
+    assert greet_as(one, RESTARTED, 61) == []
+    assert ids(one.data_to_send()) == [request.id]
+
+
+def test_what_one_connection_was_told_counts_for_all_and_ends_what_waits_on_each():
+    shared = session()
+    other, one = ready(of=shared), seen_60(shared)
+    first, second = one.request(Submit()), other.request(Submit())
+    one.data_to_send(), other.data_to_send()
+    one.closed(), other.closed()
+    ((request, error),) = greet_as(other, RESTORED, 50)
+    assert request is second and type(error) is StoreRolledBack
+    after = one.request(Submit())
+    ((request, error),) = greet_as(one, RESTORED, 50)
+    assert request is first and type(error) is StoreRolledBack
+    assert ids(one.data_to_send()) == [after.id], "whoever asked it had been told"
+
+
+def test_reply_of_the_run_before_that_comes_late_may_be_what_tells():
+    shared = session()
+    one, other = ready(of=shared), ready(of=shared)
+    other.closed()
+    assert greet_as(other, RESTORED, 50) == [], "nothing from LSN 50 on had been heard"
+    first, second = one.request(Ping()), one.request(Submit())
+    one.data_to_send()
+    answers = one.receive_data(reply(first.id, PONG, 55))
+    assert answers[0] == (first, PONG)
+    ((request, error),) = answers[1:]
+    assert request is second and type(error) is StoreRolledBack
+    assert error.details["seen_lsn"] == 55 and error.details["epoch"] == 9
+
+
+def test_parked_request_of_another_connection_ends_when_it_hears_something():
+    shared = session()
+    other, one = ready(of=shared), seen_60(shared)
+    parked, ping = other.request(Lease()), other.request(Ping())
+    other.data_to_send()
+    one.closed()
+    assert greet_as(one, RESTORED, 50) == []
+    answers = other.receive_data(reply(ping.id, PONG, 40))
+    assert answers[0] == (ping, PONG), "what was answered stays answered"
+    ((request, error),) = answers[1:]
+    assert request is parked and type(error) is StoreRolledBack
+    late = Leased(token=5, lease_ms_left=1, wall_ms=1, jobs=[])
+    assert other.receive_data(reply(parked.id, late, 41)) == [(parked, late)]
+    assert shared.history.count == 1
+
+
+def test_welcome_is_compared_with_what_was_known_when_its_hello_went_out():
+    shared = session()
+    one, other = ready(of=shared), ClientConnection(shared)
+    other.open()
+    (hello,) = sent(other.data_to_send())
+    request = one.request(Ping())
+    one.data_to_send()
+    one.receive_data(reply(request.id, PONG, 60))  # said after the welcome, and read before it
+    other.receive_data(reply(hello.request_id, WELCOME, 40))
+    assert other.state is State.READY and shared.rolled_back_since(0) is None
+
+
+def test_somebody_who_has_heard_of_it_is_not_told_again():
+    one = seen_60(shared := session())
+    one.closed()
+    greet_as(one, RESTORED, 50)
+    error = shared.rolled_back_since(0)
+    assert error is not None and not error.outcome_unknown and error.details["seen_lsn"] == 60
+    assert shared.rolled_back_since(1) is None

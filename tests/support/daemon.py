@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -71,6 +72,13 @@ def ended(data_dir: Path | str, *flags: str, python: Sequence[str] = (), cwd: Pa
         cwd=cwd or ROOT,
     )
     return Ended(done.returncode, done.stderr)
+
+
+def wait_for_the_clock(beyond: int) -> None:
+    """Wait until the unix time is beyond an epoch, as it is whenever a person restored a backup."""
+    pause = threading.Event()
+    while int(time.time()) <= beyond:
+        pause.wait(0.05)
 
 
 class Daemon:

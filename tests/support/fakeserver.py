@@ -33,6 +33,7 @@ WELCOME = Welcome(
     server="fake",
     store_id="fake",
     epoch=1,
+    start_lsn=1,
     engine_ms=0,
     wall_ms=1_700_000_000_000,
     limits={},
@@ -51,10 +52,10 @@ Said = Struct | JqdError | None
 Answering = Said | Callable[[Asked], Said]
 
 
-def reply_frame(request_id: int, body: Struct | JqdError) -> bytes:
+def reply_frame(request_id: int, body: Struct | JqdError, lsn: int = 1) -> bytes:
     if isinstance(body, JqdError):
-        return framing.to_frame(messages.encode_error(request_id, 0, body))
-    return framing.to_frame(messages.encode_reply(request_id, 0, body))
+        return framing.to_frame(messages.encode_error(request_id, lsn, body))
+    return framing.to_frame(messages.encode_reply(request_id, lsn, body))
 
 
 class Connection(asyncio.Protocol):
@@ -97,7 +98,7 @@ class Connection(asyncio.Protocol):
         self.lost.set()
 
     def say(self, request_id: int, body: Struct | JqdError) -> None:
-        self.write(reply_frame(request_id, body))
+        self.write(reply_frame(request_id, body, self.server.lsn))
 
     def write(self, data: bytes) -> None:
         self.transport.write(data)
@@ -114,6 +115,7 @@ class FakeServer:
         self.path = path
         self.url = ""
         self.welcome: Said | Callable[[], Said] = WELCOME
+        self.lsn = 1  # what replies say
         self.answers: dict[str, Answering] = {}
         self.refuse_connections = False
         self.linger = False  # keep the socket open after the client closed its side
