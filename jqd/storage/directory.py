@@ -183,11 +183,40 @@ class Directory:
         return self._fs.size_of(self.path_of(name))
 
     def move_to_quarantine(self, name: str) -> None:
-        """Put away a file that is damaged: nobody but an operator may remove what cannot be read."""
+        """Put away a file that is damaged: nobody but an operator may remove what cannot be read.
+
+        Nor may another one of its name replace it: it gets a number. The same file again is no other one: a crash
+        in the middle of the move can leave it at both places, and crash loops must not fill the disk.
+        """
         self._make_quarantine()
-        self._fs.rename(self.path_of(name), self.path_of(f"{QUARANTINE_NAME}/{name}"))
+        there = set(self._fs.list_directory(self.path_of(QUARANTINE_NAME)))
+        kept, number = name, 1
+        while kept in there and not self._is_same(name, f"{QUARANTINE_NAME}/{kept}"):
+            number += 1
+            kept = f"{name}.{number}"
+        self._fs.rename(self.path_of(name), self.path_of(f"{QUARANTINE_NAME}/{kept}"))
         self._fs.sync_directory(self.path_of(QUARANTINE_NAME))
         self._fs.sync_directory(self.path)
+
+    def _is_same(self, name: str, other: str) -> bool:
+        """Tell whether two files have the same content. What cannot be read is like nothing else."""
+        if self.size_of(name) != self.size_of(other):
+            return False
+        handles: list[int] = []
+        try:
+            for each in (name, other):
+                handles.append(self._fs.open(self.path_of(each)))
+            offset = 0
+            while True:
+                part, twin = (self._fs.read(handle, offset, _READ_BYTES) for handle in handles)
+                if part != twin or not part:
+                    return part == twin
+                offset += len(part)
+        except OSError:
+            return False
+        finally:
+            for handle in handles:
+                self._fs.close(handle)
 
     def _make_quarantine(self) -> None:
         # Durable before anything is in it: what is moved into it leaves its old place for good.

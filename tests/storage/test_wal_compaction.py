@@ -385,6 +385,27 @@ def test_damaged_newest_is_put_away_and_the_older_one_tells_the_same(kind):
     ledger.recover(disk)
 
 
+def test_damaged_ones_of_one_name_are_all_kept():
+    """As when a backup was restored over a directory whose newest snapshot had been put away before."""
+    disk, ledger, store = lived(2)
+    store.close()
+    newest = snapshots(disk)[1]
+    kept = [damage(disk, newest)]
+    for number in range(3):
+        ledger.recover(disk, segment_bytes=SEGMENT_BYTES).close()
+        assert list(disk.listing(f"{DATA}/quarantine").values()) == kept
+        if number < 2:
+            # One has another size, one another byte.
+            kept.append([kept[0] + b"x", kept[0][:-1] + b"x"][number])
+            handle = disk.create(snap_path(newest))
+            disk.write(handle, kept[-1])
+            disk.sync(handle)
+            disk.close(handle)
+            disk.sync_directory(DATA)
+    names = [f"{newest:016x}.snap", f"{newest:016x}.snap.2", f"{newest:016x}.snap.3"]
+    assert list(disk.listing(f"{DATA}/quarantine")) == names
+
+
 def test_quarantine_is_durable_before_a_snapshot_is_moved_into_it():
     disk, ledger, store = lived(2)
     store.close()
@@ -394,9 +415,10 @@ def test_quarantine_is_durable_before_a_snapshot_is_moved_into_it():
     ledger.recover(disk)
     calls = disk.calls[before:]
     begin = calls.index(("make_directory", f"{DATA}/quarantine"))
-    assert calls[begin : begin + 5] == [
+    assert calls[begin : begin + 6] == [
         ("make_directory", f"{DATA}/quarantine"),
         ("sync_directory", DATA),
+        ("list_directory", f"{DATA}/quarantine"),
         ("rename", f"{DATA}/quarantine/{newest:016x}.snap"),
         ("sync_directory", f"{DATA}/quarantine"),
         ("sync_directory", DATA),
