@@ -143,13 +143,16 @@ class Snapshots:
             self._on_failure(error)
             raise
 
-    def _ended(self, took_ms: int, error: DiskFull | None) -> None:
-        """The thread has come to its end: the snapshot has its name, or there is none."""
+    def _ended(self, took_ms: int, is_made: bool, error: DiskFull | None) -> None:
+        """The thread has come to its end: the snapshot has its name, or there is none.
+
+        error: of a snapshot that is made: files that it replaces are still there, until the next one.
+        """
         self._thread = None
         if self._dump is not None:
             self._dump.close()
             self._dump = None
-        if error is not None:
+        if not is_made:
             log.warning("snapshot_given_up", error=str(error), took_ms=took_ms)
             return
         self.count += 1
@@ -161,6 +164,8 @@ class Snapshots:
             log_bytes=self._store.size_bytes,
             took_ms=took_ms,
         )
+        if error is not None:
+            log.warning("removal_put_off", error=str(error), until="the next snapshot")
 
 
 class _Thread:
@@ -172,7 +177,7 @@ class _Thread:
         cut: Any,  # noqa: ANN401
         *,
         on_written: Callable[[], object],
-        on_end: Callable[[int, DiskFull | None], object],
+        on_end: Callable[[int, bool, DiskFull | None], object],
         on_failure: Callable[[BaseException], object],
         threads: Threads,
     ) -> None:
@@ -204,28 +209,26 @@ class _Thread:
         """Open the file, write it, end it. Any failure but a full disk is final: the disk cannot be trusted any more."""
         sink: SnapshotSink | None = None
         full: DiskFull | None = None
-        is_made = False
         try:
             sink = self._store.begin_snapshot(self._cut)
-            is_made = yield from self._write(sink)
+            yield from self._write(sink)
         except OSError as error:
             failure = write_error(error, "snapshot")
             if not isinstance(failure, DiskFull):
                 raise failure from error
             full = failure
+        is_made = sink is not None and sink.is_made
         if sink is not None and not is_made:
             sink.abort()
         if not self._given_up:
-            self._on_end(int((self._monotonic_s() - self._begun_s) * 1_000), full)
+            self._on_end(int((self._monotonic_s() - self._begun_s) * 1_000), is_made, full)
 
-    def _write(self, sink: SnapshotSink) -> Generator[float | None, tuple[int, bytes] | None, bool]:
-        """Write all parts and make the snapshot; False: it was given up."""
+    def _write(self, sink: SnapshotSink) -> Generator[float | None, tuple[int, bytes] | None, None]:
+        """Write all parts and make the snapshot, unless it is given up."""
         while (part := (yield None)) is not None:
             if self._given_up:
-                return False
+                return
             sink.write(*part)
             self._on_written()
-        if self._given_up:
-            return False
-        sink.finish()
-        return True
+        if not self._given_up:
+            sink.finish()

@@ -42,12 +42,18 @@ class RecoveryReport:
 class SnapshotSink(Protocol):
     """A snapshot that is being written. All of it in one thread, which need not be that of the log.
 
-    An OSError says that the file is worth nothing: call abort(), and nothing else.
+    An OSError says that the file is worth nothing: call abort(), and nothing else. Unless it `is_made`: then finish()
+    could not remove everything that it replaces, which is done with the next one or at the next start.
     """
 
     @property
     def size_bytes(self) -> int:
         """Bytes written so far."""
+        ...
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is durable and will be used, whatever finish() met afterwards."""
         ...
 
     def write(self, count: int, payload: bytes) -> None:

@@ -21,7 +21,7 @@ Sources: reliability.md 2.1 and fault table rows 13, 14, 28; ALICE (OSDI 2014); 
 
 import re
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from copy import copy
 from posixpath import dirname
 
@@ -202,21 +202,20 @@ class Directory:
         """Tell whether two files have the same content. What cannot be read is like nothing else."""
         if self.size_of(name) != self.size_of(other):
             return False
-        handles: list[int] = []
-        try:
+        with ExitStack() as stack:
+            handles = []
             for each in (name, other):
-                handles.append(self._fs.open(self.path_of(each)))
+                handles.append(handle := self._fs.open(self.path_of(each)))
+                stack.callback(self._fs.close, handle)
             offset = 0
-            while True:
-                part, twin = (self._fs.read(handle, offset, _READ_BYTES) for handle in handles)
-                if part != twin or not part:
-                    return part == twin
-                offset += len(part)
-        except OSError:
-            return False
-        finally:
-            for handle in handles:
-                self._fs.close(handle)
+            try:
+                while True:
+                    part, twin = (self._fs.read(handle, offset, _READ_BYTES) for handle in handles)
+                    if part != twin or not part:
+                        return part == twin
+                    offset += len(part)
+            except OSError:
+                return False
 
     def _make_quarantine(self) -> None:
         # Durable before anything is in it: what is moved into it leaves its old place for good.

@@ -126,6 +126,7 @@ class MemorySink:
         self._keep = keep
         self._parts: list[bytes] = []
         self.size_bytes = 0
+        self.is_made = False
 
     def write(self, count: int, payload: bytes) -> None:
         assert count >= 1
@@ -138,6 +139,7 @@ class MemorySink:
         store._snapshot_lsn, store._snapshot_bytes = self._lsn, self.size_bytes
         store._snapped_bytes = store._size_bytes
         store.parts = self._parts
+        self.is_made = True
 
     def abort(self) -> None:
         """Nothing was written anywhere."""

@@ -445,6 +445,7 @@ class SnapshotInWal:
     def __init__(self, store: WalStore, writer: SnapshotWriter) -> None:
         self._store = store
         self._writer = writer
+        self.is_made = False
 
     @property
     def size_bytes(self) -> int:
@@ -457,7 +458,9 @@ class SnapshotInWal:
 
     def finish(self) -> None:
         """See `SnapshotSink.finish`."""
-        self._store._published(self._writer.finish())
+        snapshot = self._writer.finish()
+        self.is_made = True
+        self._store._published(snapshot)
 
     def abort(self) -> None:
         """See `SnapshotSink.abort`."""

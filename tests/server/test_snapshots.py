@@ -174,6 +174,28 @@ async def test_a_full_disk_ends_the_snapshot_and_nothing_else(monkeypatch):
         await made(room)
 
 
+async def test_snapshot_that_is_made_is_not_given_up_since_what_it_replaces_is_still_there(
+    monkeypatch, capfd
+):
+    finish = MemorySink.finish
+
+    def full(sink: MemorySink) -> None:
+        finish(sink)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    aborted: list[MemorySink] = []
+    monkeypatch.setattr(MemorySink, "finish", full)
+    monkeypatch.setattr(MemorySink, "abort", noted_in(aborted))
+    async with Room() as room:
+        peer = await room.peer()
+        await peer.ask(request(2, "submit"), request(3, "snapshot"))
+        await room.until(lambda: aborted or room.driver.snapshots.count)
+        assert (aborted, room.failures) == ([], [])
+    said = capfd.readouterr()
+    told = said.out + said.err
+    assert "snapshot_made" in told and "removal_put_off" in told and "snapshot_given_up" not in told
+
+
 @pytest.mark.parametrize("call", ["write", "finish"])
 async def test_any_other_failure_of_the_disk_ends_the_daemon(monkeypatch, call):
     def broken(*_: object) -> None:

@@ -233,6 +233,20 @@ def test_removal_that_failed_is_done_with_the_next_snapshot(number):
     ledger.recover(disk)
 
 
+@pytest.mark.parametrize("call", ["unlink", "rename"])
+def test_snapshot_is_made_once_it_has_its_name_durably(call):
+    disk, ledger, store = lived(2)
+    work(store, ledger, 4)
+    sink = store.begin_snapshot(store.cut())
+    for part in parts_of(ledger.appended):
+        sink.write(*part)
+    fail_at(disk, 1, errno.ENOSPC, {call})
+    with pytest.raises(OSError):
+        sink.finish()
+    assert sink.is_made is (call == "unlink")
+    assert (store.snapshot_lsn == store.durable_lsn) is sink.is_made
+
+
 def test_snapshot_that_cannot_be_written_leaves_log_and_store_as_they_are():
     number = failures = 0
     while True:
