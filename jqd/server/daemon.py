@@ -251,8 +251,15 @@ def _callback_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -
 
 
 def _die(error: BaseException) -> NoReturn:
-    """End the process now: no reply may leave any more. Called in whichever thread it happened."""
-    code = error.exit_code if isinstance(error, StorageError) else EXIT_INVARIANT_BROKEN
-    log.critical("failed", error=repr(error), exit_code=code, exc_info=error)
+    """End the process now: no reply may leave any more. Called in whichever thread it happened.
+
+    What the disk did is said in one line, which names file and reason. A traceback is for what nobody foresaw.
+    """
+    if isinstance(error, StorageError):
+        log.critical("failed", error=f"{type(error).__name__}: {error}", exit_code=error.exit_code)
+        code = error.exit_code
+    else:
+        code = EXIT_INVARIANT_BROKEN
+        log.critical("failed", error=repr(error), exit_code=code, exc_info=error)
     logging.flush()
     os._exit(code)

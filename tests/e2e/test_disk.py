@@ -65,6 +65,7 @@ def check_died_of_its_disk(daemon: Daemon) -> None:
     (line,) = daemon.logged("failed")
     assert line["exit_code"] == IO_ERROR
     assert str(daemon.data_dir) in line["error"]
+    assert "Traceback" not in daemon.story()
 
 
 def check_kept(daemon: Daemon, acknowledged: list[int]) -> None:
