@@ -108,6 +108,7 @@ class AsyncClient:
         self._shared = make_shared(Link, url, worker, backoff, self._unclaimed)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._ended = False  # closed, and nothing can be given back any more
         self._main: Link | None = None
         self._idle: list[Link] = []  # lease links that nobody waits on, at most IDLE_LINKS_MAX
         fork.register(self)
@@ -126,6 +127,11 @@ class AsyncClient:
         if self._closed:
             return
         self._closed = True
+        if leaving := [link for link in self._shared.links if link.is_leaving]:
+            for link in leaving:  # jobs that are on their way to a lease that was given up go back at first
+                await link.gone()
+            await asyncio.sleep(0)  # and what gives them back is written
+        self._ended = True
         links = list(self._shared.links)
         for link in links:
             link.end("the client was closed")
@@ -206,7 +212,7 @@ class AsyncClient:
 
     def _unclaimed(self, reply: Struct | JqdError) -> None:
         """Take a reply that nobody waits for any more."""
-        if (release := give_back(reply)) is not None and self._main is not None and not self._closed:
+        if (release := give_back(reply)) is not None and self._main is not None and not self._ended:
             self._main.tell(release)
 
     # --- the verbs, in the order of COMMANDS ----------------------------------------------------

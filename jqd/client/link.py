@@ -261,6 +261,11 @@ class Link:
             self._alarm.cancel()
         self._alarm = self._loop.call_later(CONNECT_S, self._drop)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was retired, and the server may still have something to say."""
+        return self._retired and self._socket is not None
+
     def end(self, reason: str) -> None:
         """Close for good; whoever still waits gets ConnectionLost."""
         self._retired = True

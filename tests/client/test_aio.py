@@ -585,3 +585,22 @@ async def test_a_fatal_error_about_the_stream_is_not_repeated():
         error = await outcome(client.submit("q", b""))
         assert isinstance(error, ConnectionLost) and "out of step" in str(error)
         assert len(server.asked) == 1
+
+
+async def test_jobs_on_their_way_to_a_lease_that_was_given_up_go_back_before_the_client_is_closed():
+    async with FakeServer() as server:
+        server.answers["ping"] = PONG
+        server.linger = True
+        client = AsyncClient(server.url)
+        await client.ping()
+        lease = asyncio.create_task(client.lease("q", wait=10))
+        asked = (await server.heard(2))[-1]
+        lease.cancel()
+        await outcome(lease)
+        closing = asyncio.create_task(client.close())
+        await asked.connection.ended.wait()
+        asked.connection.say(asked.request_id, GRANTED)  # it left the server before it saw that nobody waits
+        asked.connection.transport.close()
+        await closing
+        released = (await server.heard(3))[-1].command
+        assert released == Release(items=[(77, [(4, 2)])])
