@@ -9,20 +9,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jqd import errors
     from jqd.client.aio import AsyncClient
+    from jqd.client.app import App
+    from jqd.client.current import CurrentJob, current_job
+    from jqd.client.outcomes import Fail, Retry, Snooze
     from jqd.client.sync import Client
     from jqd.errors import JqdError, StoreRolledBack
 
-__all__ = ["AsyncClient", "Client", "JqdError", "StoreRolledBack", "__version__", "errors"]
+__all__ = [
+    "App",
+    "AsyncClient",
+    "Client",
+    "CurrentJob",
+    "Fail",
+    "JqdError",
+    "Retry",
+    "Snooze",
+    "StoreRolledBack",
+    "__version__",
+    "current_job",
+    "errors",
+]
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it; `errors` is a module itself.
 _HOMES = {
+    "App": "jqd.client.app",
     "AsyncClient": "jqd.client.aio",
     "Client": "jqd.client.sync",
+    "CurrentJob": "jqd.client.current",
+    "Fail": "jqd.client.outcomes",
     "JqdError": "jqd.errors",
+    "Retry": "jqd.client.outcomes",
+    "Snooze": "jqd.client.outcomes",
     "StoreRolledBack": "jqd.errors",
+    "current_job": "jqd.client.current",
     "errors": "jqd",
 }
 

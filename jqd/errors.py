@@ -10,6 +10,7 @@ Must not know: who raises it, how it is sent, what a job is.
       UnavailableError  the same request may succeed later
       StoreRolledBack   what the server had acknowledged is gone; raised by clients only
       StorageError      never sent as such: the daemon exits with `exit_code`
+      JobFailed, WaitTimeout    what waiting for a job came to
 
 Families end in Error, leaves say what happened. A code, once released, keeps its meaning for ever
 (protocol.md "Errors" lists them in the same words; a test compares). "Nothing to lease" is a reply,
@@ -273,6 +274,39 @@ class StoreRolledBack(JqdError):
     ) -> None:
         super().__init__(message, details={**(details or {}), "outcome_unknown": outcome_unknown})
         self.outcome_unknown = outcome_unknown
+
+
+# --- what waiting for a job comes to: raised by clients only ----------------------------------
+
+
+class JobFailed(JqdError):
+    """The job that somebody waited for ended without success, and nothing will be tried again.
+
+    Args:
+        state: `dead`, `cancelled` or `expired`.
+        reason: why it is dead, see protocol.md "Life cycle"; else None.
+        error: the text of its last attempt.
+    """
+
+    code = "job_failed"
+
+    def __init__(self, job_id: int, state: str, reason: str | None, error: str) -> None:
+        headline = error.partition("\n")[0]
+        super().__init__(
+            f"job {job_id} is {state}{f', reason {reason}' if reason else ''}{f': {headline}' if headline else ''}",
+            details={"job_id": job_id, "state": state},
+        )
+        self.job_id = job_id
+        self.state = state
+        self.reason = reason
+        self.error = error
+
+
+class WaitTimeout(JqdError):
+    """The job did not end within the time that the caller gave it. It goes on."""
+
+    code = "wait_timeout"
+    retryable = True
 
 
 # --- storage: the daemon exits ----------------------------------------------------------------
