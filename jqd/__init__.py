@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from jqd.client.current import CurrentJob, current_job
     from jqd.client.outcomes import Fail, Retry, Snooze
     from jqd.client.sync import Client
+    from jqd.client.worker import Worker
+    from jqd.errors import JqdError
     from jqd.errors import JqdError, StoreRolledBack
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Retry",
     "Snooze",
     "StoreRolledBack",
+    "Worker",
     "__version__",
     "current_job",
     "errors",
@@ -45,6 +48,7 @@ _HOMES = {
     "Retry": "jqd.client.outcomes",
     "Snooze": "jqd.client.outcomes",
     "StoreRolledBack": "jqd.errors",
+    "Worker": "jqd.client.worker",
     "current_job": "jqd.client.current",
     "errors": "jqd",
 }

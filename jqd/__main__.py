@@ -53,6 +53,7 @@ Run jqd, a durable job queue, in the foreground.
 
 jqd takes jobs from producers, hands them to workers under a lease, and keeps every change in a log in its data
 directory: an answer is sent when its change is on the disk. Work with it through jqctl or the Python client.
+To run the tasks of a Python program instead: jqd worker --help.
 
 Each setting is a flag, a variable JQD_NAME and a key of the configuration file. A flag beats the
 environment, which beats the file, which beats the default. --print-config shows what comes out and why.
@@ -86,7 +87,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the program and leave it by SystemExit."""
     _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # `serve` is the only command so far, and the default.
+    if arguments[:1] == ["worker"]:
+        from jqd import worker
+
+        worker.main(arguments[1:])
+    # `serve` is the default.
     if arguments[:1] == ["serve"]:
         del arguments[0]
     command = _serve_command(os.environ if environ is None else environ)

@@ -121,6 +121,9 @@ ROOMS: Mapping[str, Room] = {
         may=named("jqd.protocol jqd.core.commands jqd.core.model jqd.errors jqd.__version__ msgspec msgpack")
     ),
     "jqd.__main__": Room(may=EVERYTHING),
+    "jqd.testing": Room(may=EVERYTHING, never=named("jqctl")),
+    "jqd.pytest_plugin": Room(may=named("jqd.testing pytest")),
+    "jqd.worker": Room(may=named("jqd.client jqd.core.model jqd.errors jqd.__version__ click")),
     "jqctl": Room(may=named("jqd.client jqd.errors jqd.__version__ click rich msgspec")),
     "jqctl.offline": Room(may=named("jqctl jqd.offline jqd.errors jqd.__version__ click rich msgspec")),
 }

@@ -1,0 +1,143 @@
+"""Keeps leases alive, from a thread and a connection of its own.
+
+Knows:         which jobs are held, for how long each was leased, when to extend them next.
+Must not know: what is done with a job. That its lease is lost is told to whoever holds it.
+
+A thread, because a handler may keep the event loop, or all other threads' turns, busy for longer than its lease; a
+connection of its own, because what else the worker has to say may be in the way. Python gives a thread its turn every 5 ms
+whatever others compute; a C extension that keeps the interpreter to itself for longer than a lease needs `pool="process"`.
+
+All that is held is extended in one request, three times in the shortest lease. While the server does not answer it is
+asked again: a job is lost only when the server says so. It gives each lease that was live at its start at least its own
+time, or 30 s, so a restart ends none.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from jqd.client import requests
+from jqd.client.requests import JOBS_PER_REQUEST_MAX, OK, HeldJob
+from jqd.client.retry import Backoff
+from jqd.client.sync import Client
+from jqd.errors import JqdError, UnavailableError
+
+Key = tuple[int, int]
+"""Job id and token."""
+
+# Extends in the shortest lease: two may fail.
+_BEATS_PER_LEASE: Final = 3
+# Between two tries while the server does not answer.
+_AGAIN_S: Final = 0.25
+# The least time for an answer: a lease of 1 s is beaten for every 0.33 s.
+_PATIENCE_S: Final = 1.0
+
+log = logging.getLogger("jqd.worker")
+
+
+class Heart:
+    """See the file's card. Started by start(), ended by stop().
+
+    Args:
+        on_lost: called in the heart's thread with the keys that the server does not know as held any more.
+        on_beat: called in the heart's thread after each answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        worker: str,
+        on_lost: Callable[[list[Key]], object],
+        on_beat: Callable[[], object] = lambda: None,
+    ) -> None:
+        # One attempt to connect a call: the next beat is another one.
+        self._client = Client(url, worker=worker, backoff=Backoff(give_up_ms=0))
+        self._on_lost = on_lost
+        self._on_beat = on_beat
+        self._news = threading.Condition()
+        self._held: dict[Key, float] = {}  # -> seconds between two beats
+        self._next_at = 0.0  # on the monotonic clock, of the next beat
+        self._stops = False
+        self._thread = threading.Thread(target=self._run, name="jqd heart", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what is held is not extended any more."""
+        with self._news:
+            self._stops = True
+            self._news.notify()
+        self._client.close()
+        self._thread.join()
+
+    def hold(self, jobs: Iterable[HeldJob], lease_s: float) -> None:
+        """Extend these jobs from now on.
+
+        Args: lease_s: how long they are leased from now.
+        """
+        beat_s = lease_s / _BEATS_PER_LEASE
+        with self._news:
+            wakes = not self._held or time.monotonic() + beat_s < self._next_at
+            for job in jobs:
+                self._held[job.job_id, job.token] = beat_s
+            if wakes:
+                self._news.notify()
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Extend these jobs no more."""
+        with self._news:
+            for key in keys:
+                self._held.pop(key, None)
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        answered = True
+        while True:
+            with self._news:
+                if not self._pause(_AGAIN_S if not answered else None):
+                    return
+                keys = list(self._held)
+                patience_s = max(_PATIENCE_S, min(self._held.values(), default=0.0))
+            answered = self._beat(keys, patience_s)
+
+    def _pause(self, longest_s: float | None) -> bool:
+        """Wait for the next beat; False: there is none. Under the condition's lock."""
+        begun_at = time.monotonic()
+        while not self._stops:
+            if not self._held:
+                self._news.wait()
+                begun_at = time.monotonic()
+                longest_s = None
+                continue
+            pause_s = min(self._held.values())
+            self._next_at = begun_at + (pause_s if longest_s is None else min(pause_s, longest_s))
+            left_s = self._next_at - time.monotonic()
+            if left_s <= 0:
+                return True
+            self._news.wait(left_s)
+        return False
+
+    def _beat(self, keys: list[Key], patience_s: float) -> bool:
+        """Extend what is held; False: not all of it was answered."""
+        for first in range(0, len(keys), JOBS_PER_REQUEST_MAX):
+            part = keys[first : first + JOBS_PER_REQUEST_MAX]
+            try:
+                reply = self._client.call(requests.extend(part), timeout=patience_s)
+            except UnavailableError as error:
+                if not self._stops:
+                    log.warning("leases were not extended: %s", error)
+                return False
+            except JqdError:
+                log.exception("leases cannot be extended")
+                return False
+            verdicts = (code for _, count, code in reply.results for _ in range(count))
+            lost = [key for key, code in zip(part, verdicts, strict=True) if code != OK]
+            if lost:
+                self.drop(lost)
+                self._on_lost(lost)
+        self._on_beat()
+        return True
