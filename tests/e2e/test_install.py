@@ -78,11 +78,17 @@ def test_base_install_satisfies_its_own_metadata(installed):
 # --- types, as somebody sees them who has installed the package ---------------------------------
 
 TOOLS = Path(sys.executable).parent
+PROGRAMS = ["every_verb.py", "tasks.py"]
 # What a program is written against. Rooms of the daemon are not; nor are a command's words for the server.
 PUBLIC = {
     "jqd": "",
     "jqd.errors": "",
     "jqd.client.aio": "",
+    "jqd.client.app": "",
+    "jqd.client.current": "",
+    "jqd.client.handle": "",
+    "jqd.client.outcomes": "",
+    "jqd.client.worker": "",
     "jqd.client.sync": "",
     "jqd.client.requests": "",
     "jqd.client.retry": "",
@@ -101,7 +107,8 @@ def is_public(name: str) -> bool:
 @pytest.fixture
 def project(tmp_path):
     """Return a directory with a user's program, and no settings of anybody."""
-    shutil.copy(ROOT / "tests" / "typed" / "every_verb.py", tmp_path)
+    for name in PROGRAMS:
+        shutil.copy(ROOT / "tests" / "typed" / name, tmp_path)
     return tmp_path
 
 
@@ -113,7 +120,7 @@ def test_mypy_finds_nothing_in_a_program_that_uses_everything(installed, project
         "--config-file=",
         "--python-executable",
         installed / "python",
-        "every_verb.py",
+        *PROGRAMS,
         cwd=project,
     )
 
