@@ -57,7 +57,7 @@ def run(*words: str, url: str) -> str:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("program", blocks("python"), ids=["asyncio", "blocking"])
+@pytest.mark.parametrize("program", blocks("python")[:2], ids=["asyncio", "blocking"])
 def test_program_does_what_it_shows(url, tmp_path, program):
     assert program.count("jqd://127.0.0.1:7717") == 1
     path = tmp_path / "program.py"
@@ -65,6 +65,16 @@ def test_program_does_what_it_shows(url, tmp_path, program):
     assert run(sys.executable, str(path), url=url) == '1 1 b\'{"to":"ada@example.org"}\'\n'
     job = json.loads(run(str(BIN / "jqctl"), "job", "1", "-o", "json", url=url))
     assert (job["state"], base64.b64decode(job["result_base64"])) == ("done", b"sent")
+
+
+@pytest.mark.e2e
+def test_program_with_a_task_submits_a_job(url, tmp_path):
+    (_, _, program) = blocks("python")
+    path = tmp_path / "shop.py"
+    path.write_text(program.replace("jqd://127.0.0.1:7717", url))
+    run(sys.executable, str(path), url=url)
+    job = json.loads(run(str(BIN / "jqctl"), "job", "1", "-o", "json", url=url))
+    assert (job["state"], job["task"], job["queue"], job["max_retries"]) == ("ready", "send", "emails", 5)
 
 
 @pytest.mark.e2e
