@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from jqd.client.outcomes import Fail, Retry, Snooze
     from jqd.client.sync import Client
     from jqd.client.worker import Worker
-    from jqd.errors import JqdError
     from jqd.errors import JqdError, StoreRolledBack
 
 __all__ = [
