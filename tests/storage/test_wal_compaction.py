@@ -240,7 +240,7 @@ def test_snapshot_is_made_once_it_has_its_name_durably(call):
     sink = store.begin_snapshot(store.cut())
     for part in parts_of(ledger.appended):
         sink.write(*part)
-    fail_at(disk, 1, errno.ENOSPC, {call})
+    fail_at(disk, 1, errno.ENOSPC, frozenset({call}))
     with pytest.raises(OSError):
         sink.finish()
     assert sink.is_made is (call == "unlink")
