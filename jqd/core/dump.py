@@ -33,7 +33,7 @@ from jqd.core.changes import (
     StateRestored,
 )
 from jqd.core.model import Job, JobState, Lease
-from jqd.core.state import PAGE_SHIFT, Session, State
+from jqd.core.state import PAGE_JOBS, PAGE_SHIFT, Session, State
 
 # What one slice takes at most: ids looked at, and bytes of what has no fixed size. About half a millisecond.
 SLICE_JOBS: Final = 1_024
@@ -65,6 +65,14 @@ class Dump:
         self._sessions = dict.fromkeys(reversed(state.sessions))  # not taken yet, the oldest last
         self._kept_sessions: dict[bytes, SessionRestored] = {}
         state.keeper = self
+        self.work = self.work_left  # of the whole walk
+
+    @property
+    def work_left(self) -> int:
+        """What the walk has before it: ids to look at, and what sessions cost beside those. 0: nearly nothing."""
+        pages = self._pages
+        taken = max(0, self._position - (pages[-1] << PAGE_SHIFT)) if pages else 0
+        return len(pages) * PAGE_JOBS - taken + len(self._sessions) * (SLICE_JOBS // SLICE_SESSIONS)
 
     # --- before a change ----------------------------------------------------------------------
 

@@ -5,14 +5,21 @@ Must not know: what stands in one, which files it replaces (storage/wal.py).
 
     due      between two turns: the engine begins a dump, the committer is asked to cut the log there
     cut      the log thread has ended a segment: a thread of its own opens the snapshot's file
-    walk     one slice of the dump a pass of the loop, each handed to that thread; a new one for each that it
-             has written, so that no more than WINDOW slices wait in memory and everybody else is served in between
+    walk     slices of the dump, each handed to that thread; a new one for each that it has written, so that no more
+             than WINDOW slices wait in memory and everybody else is served in between. And more of them at the end of
+             a turn that has written so much log that the walk falls behind
     finish   the thread syncs, reads again, gives the file its name, and removes what nobody needs any more
 
 It is due when the log behind the newest snapshot has grown by snapshot_bytes, or to the size of that snapshot if
 that is more: so a start reads at most as much log as snapshot, or snapshot_bytes, and what is written for
 snapshots is never more than what is written anyway. It is due also when the newest one is snapshot_interval_ms
 old and anything has changed since, and when somebody asks.
+
+**The disk is bounded** (three times what is alive and four times snapshot_bytes) only if a snapshot is made before the
+log has grown by as much again as called for it. Under load a pass of the loop is long and there are few of them, so
+the walk is held to the log's bytes and not to time: it keeps ahead of the same share of what calls for a snapshot,
+and is at its end when the log has grown by half of that; the other half is for the sync and for reading it again. So
+a turn pays for the log that it writes, some 5 ms a MiB where jobs are small, and a turn that writes none pays nothing.
 
 A full disk ends a snapshot, not the daemon: the log is whole without it. Any other failure to write or read is
 what it is for the log: the end.
@@ -33,6 +40,10 @@ from jqd.server.threads import Steps, Threads
 from jqd.storage.base import SnapshotSink, Store
 from jqd.storage.fs import write_error
 
+# The walk is at its end when the log has grown by that part of what calls for a snapshot.
+WALK_SHARE: Final = 2
+# Bytes on their way to the disk where the walk has fallen behind: beyond that the disk is what is slow.
+AHEAD_BYTES_MAX: Final = 32 << 20
 # Slices on their way to the disk: enough for the thread never to wait, and 8 MiB at the most.
 WINDOW: Final = 8
 
@@ -67,6 +78,7 @@ class Snapshots:
         self._stopped = False
         self._dump: Dump | None = None
         self._thread: _Thread | None = None
+        self._ahead_slices = self._ahead_bytes = 0  # handed to the thread and not written yet
         self.count = 0  # made since the start
 
     @property
@@ -83,7 +95,9 @@ class Snapshots:
 
     def turn_ended(self, engine_ms: int) -> None:
         """Begin a snapshot if it is time. To be called when a turn's record was handed over."""
-        # The first look is every turn's: it compares what was computed before.
+        if self._dump is not None:
+            self._keep_up()
+        # This look is every turn's: it compares what was computed before.
         if self._since_bytes < self._due_bytes and engine_ms < self._due_ms and not self._asked:
             return
         if self.is_under_way or self._stopped or not (self._since_bytes or self._asked):
@@ -120,13 +134,32 @@ class Snapshots:
         self._thread = _Thread(
             self._store,
             cut,
-            on_written=lambda: self._loop.call_soon_threadsafe(self._step),
+            on_written=lambda size: self._loop.call_soon_threadsafe(self._written, size),
             on_end=lambda *how: self._loop.call_soon_threadsafe(self._ended, *how),
             on_failure=self._on_failure,
             threads=self._threads,
         )
+        self._ahead_slices = self._ahead_bytes = 0
         for _ in range(WINDOW):
-            self._loop.call_soon_threadsafe(self._step)
+            self._loop.call_soon(self._step)
+
+    def _written(self, count_bytes: int) -> None:
+        """The thread has written a slice: take another one, unless more than enough are on their way."""
+        self._ahead_slices -= 1
+        self._ahead_bytes -= count_bytes
+        if self._ahead_slices < WINDOW:
+            self._step()
+
+    def _keep_up(self) -> None:
+        """Take as many slices as the log that was written calls for."""
+        while (
+            self._dump is not None
+            and self._thread is not None
+            and self._ahead_bytes < AHEAD_BYTES_MAX
+            and self._dump.work_left * self._due_bytes
+            > self._dump.work * (self._due_bytes - WALK_SHARE * self._since_bytes)
+        ):
+            self._step()
 
     def _step(self) -> None:
         """Take the next slice."""
@@ -135,7 +168,10 @@ class Snapshots:
         try:
             images = self._dump.take_slice()
             if images:
-                self._thread.put(len(images), encode_part(images))
+                part = encode_part(images)
+                self._ahead_slices += 1
+                self._ahead_bytes += len(part)
+                self._thread.put(len(images), part)
             else:
                 self._dump = None
                 self._thread.finish()
@@ -176,7 +212,7 @@ class _Thread:
         store: Store,
         cut: Any,  # noqa: ANN401
         *,
-        on_written: Callable[[], object],
+        on_written: Callable[[int], object],
         on_end: Callable[[int, bool, DiskFull | None], object],
         on_failure: Callable[[BaseException], object],
         threads: Threads,
@@ -229,6 +265,6 @@ class _Thread:
             if self._given_up:
                 return
             sink.write(*part)
-            self._on_written()
+            self._on_written(len(part[1]))
         if not self._given_up:
             sink.finish()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from jqd.core import dump
+from jqd.core.state import PAGE_JOBS
 from jqd.errors import WriteFailed
 from jqd.server import snapshots
 from jqd.storage.memory import MemorySink
@@ -135,6 +136,46 @@ async def test_the_walk_goes_on_only_as_fast_as_it_is_written(monkeypatch):
         await made(room)
         assert taken.count("s") > 100
         assert "s" * 20 not in "".join(taken), "far more than the window within one pass of the loop"
+
+
+async def test_walk_keeps_ahead_of_the_log_however_few_turns_there_are(monkeypatch):
+    """Bytes and slices are counted, not seconds: the thread may be as quick or as slow as it likes."""
+    monkeypatch.setattr(dump, "SLICE_JOBS", 1)
+    monkeypatch.setattr(MemorySink, "write", lambda *_: None)
+    jobs, log_bytes = 5_000, MIB // 64
+    async with Room(snapshot_bytes=MIB) as room:
+        walk = room.driver.snapshots
+        peer = await room.peer()
+        await peer.ask(submit_many(2, jobs, 1))
+        step, turn_ended = walk._step, walk.turn_ended
+        slices: list[int] = []  # that each turn took at its end
+
+        def count_turn(engine_ms: int) -> None:
+            slices.append(0)
+            monkeypatch.setattr(walk, "_step", count_step)
+            turn_ended(engine_ms)
+            monkeypatch.setattr(walk, "_step", step)
+
+        def count_step() -> None:
+            slices[-1] += 1
+            step()
+
+        monkeypatch.setattr(walk, "turn_ended", count_turn)
+        await peer.ask(request(3, "snapshot"))
+        await room.until(lambda: walk._thread is not None)
+        assert walk._dump is not None and walk._since_bytes < log_bytes
+        number = 3
+        while walk._dump is not None:
+            assert walk._since_bytes <= MIB // snapshots.WALK_SHARE + 2 * log_bytes, (
+                "the log grows, the walk does not"
+            )
+            number += 1
+            peer.say(submit_many(number, 1, log_bytes))
+            await room.turns(1)
+        # Nobody waits for more than the share of the turn's own log: of ids, of which a page may be half full.
+        ids = -(-jobs // PAGE_JOBS) * PAGE_JOBS
+        assert max(slices) <= ids * (log_bytes + 100) * snapshots.WALK_SHARE // MIB + 1
+        await made(room)
 
 
 async def test_changes_during_the_walk_are_not_in_the_snapshot(monkeypatch):
