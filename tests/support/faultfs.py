@@ -67,7 +67,8 @@ def tear(rng: random.Random) -> Fate:
 class File:
     cache: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
-    pending: list[tuple[int, bytes]] = field(default_factory=list)  # offset -1: the file was emptied
+    # What is not durable yet: (offset, data, number); offset -1: the file was emptied. Numbers rise over the disk.
+    pending: list[tuple[int, bytes, int]] = field(default_factory=list)
     shares: bool = False  # cache and durable are another disk's too, until one of the two writes to them
 
     def own(self) -> "File":
@@ -86,7 +87,8 @@ class File:
 class Directory:
     cache: dict[str, "File | Directory"] = field(default_factory=dict)
     durable: dict[str, "File | Directory"] = field(default_factory=dict)
-    pending: list[tuple[str, str, "File | Directory | None"]] = field(default_factory=list)  # removed, added
+    # Names that went and came: (removed, added, what has the added one, number).
+    pending: list[tuple[str, str, "File | Directory | None", int]] = field(default_factory=list)
 
 
 class FaultDisk:
@@ -102,6 +104,7 @@ class FaultDisk:
         self._handles: dict[int, tuple[File, str]] = {}
         self._locks: dict[str, int] = {}
         self._next_handle = 3
+        self._pending_count = 0  # operations that ever became pending
         self._seed = seed
         self._clone_count = 0
         self._made_rng: random.Random | None = None
@@ -213,7 +216,7 @@ class FaultDisk:
         file = self._made(path)
         if file.cache:
             file.own().cache.clear()
-            file.pending.append((-1, b""))
+            file.pending.append((-1, b"", self._number()))
         return self._open(file, path)
 
     def open(self, path: str) -> int:
@@ -259,8 +262,8 @@ class FaultDisk:
             raise
         if file.pending:
             durable = file.own().durable
-            for offset, data in file.pending:
-                _apply(durable, offset, data)
+            for offset, data, _ in file.pending:
+                apply_write(durable, offset, data)
             file.pending.clear()
 
     def close(self, handle: int) -> None:
@@ -296,7 +299,9 @@ class FaultDisk:
         # What lies behind the cut is as if it had never been written; it was not synced.
         assert len(file.durable) <= size, "synced bytes are never cut"
         file.pending = [
-            (offset, data[: max(0, size - offset)]) for offset, data in file.pending if offset < size
+            (offset, data[: max(0, size - offset)], number)
+            for offset, data, number in file.pending
+            if offset < size
         ]
 
     def allocate(self, path: str, size: int) -> None:
@@ -337,6 +342,10 @@ class FaultDisk:
                 self._dead = True
                 raise
 
+    def _number(self) -> int:
+        self._pending_count += 1
+        return self._pending_count
+
     def _parent(self, path: str) -> tuple[Directory, str]:
         parent, _, name = path.rstrip("/").rpartition("/")
         return self._directory(parent or "/"), name
@@ -356,7 +365,7 @@ class FaultDisk:
     def _link(self, directory: Directory, removed: str, added: str, node: File | Directory) -> None:
         directory.cache.pop(removed, None)
         directory.cache[added] = node
-        directory.pending.append((removed, added, node))
+        directory.pending.append((removed, added, node, self._number()))
 
     def _used_bytes(self, directory: Directory) -> int:
         nodes = directory.cache.values()
@@ -364,7 +373,7 @@ class FaultDisk:
 
     def _unlink(self, directory: Directory, name: str) -> None:
         del directory.cache[name]
-        directory.pending.append((name, "", None))
+        directory.pending.append((name, "", None, self._number()))
 
     def _made(self, path: str) -> File:
         directory, name = self._parent(path)
@@ -378,12 +387,12 @@ class FaultDisk:
         return self._next_handle
 
     def _append(self, file: File, data: bytes) -> None:
-        file.pending.append((len(file.cache), data))
+        file.pending.append((len(file.cache), data, self._number()))
         file.own().cache += data
 
     def _lose(self, directory: Directory, fate: Fate) -> None:
         names = dict(directory.durable)
-        for removed, added, node in directory.pending:
+        for removed, added, node, _ in directory.pending:
             if fate() >= 0.5:
                 names.pop(removed, None)
                 if node is not None:
@@ -401,12 +410,12 @@ class FaultDisk:
 
     def _lose_pages(self, file: File, fate: Fate) -> None:
         file.own()
-        for offset, data in file.pending:
+        for offset, data, _ in file.pending:
             kept = fate()
             if kept == 1.0:
-                _apply(file.durable, offset, data)
+                apply_write(file.durable, offset, data)
             elif kept > 0.0:
-                _apply(file.durable, offset, self._torn(data, kept))
+                apply_write(file.durable, offset, self._torn(data, kept))
         file.pending.clear()
         file.cache = bytearray(file.durable)
 
@@ -434,7 +443,10 @@ def _twin_of(node: "File | Directory", twins: dict[int, "File | Directory"]) -> 
     twins[id(node)] = twin = Directory()
     twin.cache = {name: _twin_of(each, twins) for name, each in node.cache.items()}
     twin.durable = {name: _twin_of(each, twins) for name, each in node.durable.items()}
-    twin.pending = [(removed, added, each and _twin_of(each, twins)) for removed, added, each in node.pending]
+    twin.pending = [
+        (removed, added, each and _twin_of(each, twins), number)
+        for removed, added, each, number in node.pending
+    ]
     return twin
 
 
@@ -453,11 +465,11 @@ def _state_of(node: "File | Directory | None", seen: dict[int, int]) -> object:
         return seen[id(node)]
     seen[id(node)] = len(seen)
     if isinstance(node, File):
-        return bytes(node.cache), bytes(node.durable), tuple(node.pending)
+        return bytes(node.cache), bytes(node.durable), tuple(pending[:2] for pending in node.pending)
     return (
         tuple((name, _state_of(each, seen)) for name, each in sorted(node.cache.items(), key=_first)),
         tuple((name, _state_of(each, seen)) for name, each in sorted(node.durable.items(), key=_first)),
-        tuple((removed, added, _state_of(each, seen)) for removed, added, each in node.pending),
+        tuple((removed, added, _state_of(each, seen)) for removed, added, each, _ in node.pending),
     )
 
 
@@ -465,7 +477,8 @@ def _first(pair: "tuple[str, File | Directory]") -> str:
     return pair[0]
 
 
-def _apply(content: bytearray, offset: int, data: bytes) -> None:
+def apply_write(content: bytearray, offset: int, data: bytes | bytearray) -> None:
+    """Do a pending write."""
     if offset < 0:
         content.clear()
         return
