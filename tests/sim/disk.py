@@ -37,7 +37,16 @@ from enum import Enum
 from hashlib import blake2b
 from typing import Final, Protocol
 
-from tests.support.faultfs import EFFECTS, SECTOR_BYTES, Crash, Directory, FaultDisk, File, apply_write
+from tests.support.faultfs import (
+    EFFECTS,
+    SECTOR_BYTES,
+    Crash,
+    Directory,
+    FaultDisk,
+    File,
+    SyncFailure,
+    apply_write,
+)
 
 PAGE_BYTES: Final = 4_096
 
@@ -98,6 +107,10 @@ class SimDisk(FaultDisk):
         twin._armed = {}
         return twin
 
+    def reseed(self, seed: int) -> None:
+        """Begin anew with what chance gives: garbage in torn sectors, random bytes, short writes."""
+        self._seed, self._made_rng = seed, None
+
     # --- faults -------------------------------------------------------------------------------
 
     def arm(self, fault: Fault, number: int) -> None:
@@ -115,6 +128,14 @@ class SimDisk(FaultDisk):
         file.cache[bit // 8] ^= 1 << bit % 8
         if bit // 8 < len(file.durable):
             file.durable[bit // 8] ^= 1 << bit % 8
+
+    def exists(self, path: str) -> bool:
+        """Tell whether something has this path, as processes see it."""
+        try:
+            directory, name = self._parent(path)
+        except OSError:
+            return False
+        return name in directory.cache
 
     def copy_of(self, path: str) -> Copy:
         """Return a backup of a directory, as processes see it."""
@@ -197,6 +218,27 @@ class SimDisk(FaultDisk):
         for directory in list(self._directories()):
             directory.cache = dict(directory.durable)
 
+    def last_write(self) -> tuple[int, bytes] | None:
+        """Return offset and data of the pending operation that came last, if it is a write."""
+        file = self._last_written()
+        return file.pending[-1][:2] if file is not None else None
+
+    def kill_within_write(self, part_bytes: int) -> None:
+        """The process ends in the middle of its last write, of which so many bytes have reached the page cache."""
+        file = self._last_written()
+        assert file is not None
+        offset, data, number = file.pending.pop()
+        file.pending.append((offset, data[:part_bytes], number))
+        del file.own().cache[offset + part_bytes :]
+        self.kill()
+
+    def fail_sync(self, path: str, policy: SyncFailure) -> None:
+        """A sync of an open file fails, and the process ends."""
+        file, _ = next(each for each in self._handles.values() if each[1] == path)
+        self.sync_failure = policy
+        self._lose_track(file)
+        self.kill()
+
     def crash_by(self, choose: Choose) -> None:
         """The machine stops: `choose` says what becomes of each unit that is pending."""
         self.kill()
@@ -218,6 +260,10 @@ class SimDisk(FaultDisk):
 
     def _files(self) -> Iterator[File]:
         return (node for node in _nodes(self.root, {}) if isinstance(node, File))
+
+    def _last_written(self) -> File | None:
+        numbers = [number for number, _ in self.pending()]
+        return next((f for f in self._files() if f.pending and f.pending[-1][2] == numbers[-1]), None)
 
     def _lose_units(self, directory: Directory, choose: Choose, seen: set[int]) -> None:
         names = dict(directory.durable)

@@ -255,16 +255,20 @@ class FaultDisk:
         try:
             self._call("sync", path)
         except OSError:
-            if self.sync_failure is not SyncFailure.REPORTED_ONCE:
-                file.pending.clear()
-            if self.sync_failure is SyncFailure.REVERTED:
-                file.own().cache = bytearray(file.durable)
+            self._lose_track(file)
             raise
         if file.pending:
             durable = file.own().durable
             for offset, data, _ in file.pending:
                 apply_write(durable, offset, data)
             file.pending.clear()
+
+    def _lose_track(self, file: File) -> None:
+        """A sync of this file has failed."""
+        if self.sync_failure is not SyncFailure.REPORTED_ONCE:
+            file.pending.clear()
+        if self.sync_failure is SyncFailure.REVERTED:
+            file.own().cache = bytearray(file.durable)
 
     def close(self, handle: int) -> None:
         # A double close must not pass: on a real system it closes somebody else's file.
