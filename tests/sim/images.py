@@ -43,7 +43,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Final
 
-from jqd.errors import Corruption
+from jqd.errors import Corruption, DiskFull
 from jqd.storage.directory import TMP_SUFFIX, snapshot_lsn
 from jqd.storage.record import Header, decode_header, frame_bytes
 from jqd.storage.reserve import RESERVE_NAME
@@ -178,7 +178,14 @@ class Judge:
 
     def _start(self, kind: str, disk: SimDisk, point: Point, *, twice: bool = False) -> tuple[int, str]:
         self.figures.starts += 1
-        engine, store = recovered(disk, **self._options)
+        try:
+            engine, store = recovered(disk, **self._options)
+        except DiskFull:
+            # That it is full may keep it from starting, and no more than that.
+            self.figures.outcomes[kind, "no space"] += 1
+            disk.capacity_bytes = None
+            disk.kill()
+            engine, store = recovered(disk, **self._options)
         lsn, digest = engine.state.lsn, engine.state.digest()
         self._check_state(lsn, digest, point)
         assert store.durable_lsn == lsn, f"LSN {lsn} recovered, {store.durable_lsn} said to be durable"
@@ -191,6 +198,7 @@ class Judge:
 
     def _start_on_rot(self, kind: str, disk: SimDisk, point: Point, mark: int, torn: bytes) -> None:
         self.figures.starts += 1
+        disk.capacity_bytes = None
         try:
             engine, store = recovered(disk, **self._options)
         except Corruption:
@@ -219,6 +227,7 @@ class Judge:
     def _check_second(self, disk: SimDisk, lsn: int, digest: str) -> None:
         """What a start showed survives a power loss right behind it."""
         disk.crash_behind(0)
+        disk.capacity_bytes = None
         self.figures.starts += 1
         engine, store = recovered(disk, **self._options)
         found = engine.state.lsn, engine.state.digest()
@@ -233,7 +242,7 @@ class Judge:
         disk.arm(Fault.KILL, 1 + dice.below(30))
         try:
             recovered(disk, **self._options)
-        except Crash:
+        except (Crash, DiskFull):
             self.figures.outcomes[kind, "interrupted"] += 1
         disk.disarm()
         disk.crash(list(Loss)[dice.below(len(Loss))], dice)

@@ -52,8 +52,8 @@ class Script:
     payload_bytes: int = 60
     group: int = 1
     unsynced: int = 0
-    segment_bytes: int = 1_500
-    snapshot_bytes: int = 6_000
+    segment_bytes: int = 1_000
+    snapshot_bytes: int = 2_500
     reserve_bytes: int = 2_000
     seal: int = 10
     ends: dict[str, int] = field(
@@ -79,7 +79,7 @@ LIVES: Final = {
     ),
     # Snapshots nearly all the time, so that they are interrupted and overtaken.
     "snapshots": Script(snapshot_bytes=1_500, segment_bytes=700, unsynced=10, group=2),
-    "restarts": Script(ends={"stop": 8, "kill": 6, "power": 6, "fault": 3, "full": 1}, snapshot_bytes=3_000),
+    "restarts": Script(ends={"stop": 8, "kill": 6, "power": 6, "fault": 3, "full": 1}, snapshot_bytes=2_000),
     # Syncs in the background, as with `sync = interval`.
     "lazy": Script(unsynced=85, group=3, segment_bytes=2_500, seal=3, payload_bytes=300),
 }
@@ -170,7 +170,7 @@ class Life(Core):
         self._start_until_it_starts()
         for number in range(self.script.requests):
             self.step(PLANNED.get(number))
-        self._end("stop")
+        self.step("stop")
         self._take("end", "")
 
     def step(self, planned: str | None = None) -> None:
