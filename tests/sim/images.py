@@ -16,6 +16,7 @@ these images, and each of them is started:
                 with what stood in an older file there, or with garbage; what is behind it there or gone
     unsynced    the sync that comes next fails, with each of three states of the page cache; the process ends
     unreadable  a read of the start fails
+    rotten      of some power losses: a bit of the newest snapshot has rotted as well; there is another way to the state
     again       of one in ten images: power loss during the start, at an effect that the dice choose
 
 **The judge.** The state has the digest that the living engine had at the LSN that the start came to: a prefix, without
@@ -37,13 +38,14 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Final
 
 from jqd.errors import Corruption, DiskFull
+from jqd.storage.base import RecoveryReport
 from jqd.storage.directory import TMP_SUFFIX, snapshot_lsn
 from jqd.storage.record import Header, decode_header, frame_bytes
 from jqd.storage.reserve import RESERVE_NAME
@@ -66,14 +68,55 @@ TORN: Final = 4
 # Of the log's last frames so many are torn, each at so many edges at most.
 FRAMES: Final = 3
 EDGES: Final = 3
-# Of so many images the start is interrupted; its end followed by a power loss and a second start, and the indexes of
+# Of so many images the start is interrupted; a snapshot damaged as well; the start's end followed by a power loss and a second start, and the indexes of
 # the state looked through; of so many points a read of the start fails.
 AGAIN_PERCENT: Final = 10
+ROTTEN_PERCENT: Final = 10
 TWICE_PERCENT: Final = 20
 UNREADABLE_PERCENT: Final = 5
 # A life is cut into so many tasks, of runs of points.
 TASKS: Final = 4
+VIOLATIONS_MAX: Final = 5
 RUN_POINTS: Final = 32
+
+
+# Situations that a crash must have met, or the images prove less than they seem to: a name, and what the effect
+# before the crash was, or what the start found.
+BEFORE: Final[dict[str, Callable[[Point], bool]]] = {
+    "a segment has its name, its directory is not synced": lambda at: _was(at, "rename", ".wal"),
+    "a snapshot has its name, its directory is not synced": lambda at: _was(at, "rename", ".snap"),
+    "`store` was replaced, its directory is not synced": lambda at: _was(at, "rename", "/store"),
+    "a copy of a torn tail has its name, the tail is not cut": lambda at: _was(at, "rename", ".torn"),
+    "a segment is there that `store` does not know yet": lambda at: (
+        at.call == ("create", f"{DATA}/store.tmp") and _was(at, "sync_directory", "") and at.during != "stop"
+    ),
+    "a segment is begun while a snapshot is written": lambda at: (
+        at.during == "snapshot" and at.call[0] == "create" and at.call[1].endswith(".wal.tmp")
+    ),
+    "the log is written while a snapshot is finished": lambda at: at.is_beside,
+    "the older snapshot is gone, its log is there": lambda at: _was(at, "unlink", ".snap"),
+    "the oldest segment is gone, the next one is not": lambda at: _was(at, "unlink", ".wal"),
+    "the reserve was given up": lambda at: _was(at, "unlink", f"/{RESERVE_NAME}"),
+    "a clean stop is written down, its directory is not synced": lambda at: (
+        at.during == "stop" and _was(at, "rename", "/store")
+    ),
+    "a segment is half made": lambda at: _was(at, "create", ".wal.tmp"),
+    "a start rewrites the last segment": lambda at: at.during == "start" and _was(at, "write", ".wal.tmp"),
+}
+FOUND: Final = (
+    "a torn tail is cut",
+    "a clean stop is found",
+    "a snapshot is passed over for an older one",
+    "a start is interrupted",
+    "a start finds no space",
+    "records that were never synced come back",
+    "records that were never synced are gone",
+)
+MARKS: Final = (*BEFORE, *FOUND)
+
+
+def _was(point: Point, name: str, suffix: str) -> bool:
+    return point.before[0] == name and point.before[1].endswith(suffix)
 
 
 @dataclass
@@ -86,6 +129,7 @@ class Figures:
         starts: on an image.
         outcomes: by kind of image.
         in_snapshot: images of points where a snapshot was being written or old files removed.
+        marks: how often each of MARKS was met.
         cpu_s: of all processes.
         violations: texts; each names life, seed, point and image.
     """
@@ -95,6 +139,7 @@ class Figures:
     starts: int = 0
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     in_snapshot: int = 0
+    marks: Counter[str] = field(default_factory=Counter)
     cpu_s: float = 0.0
     violations: list[str] = field(default_factory=list)
 
@@ -105,6 +150,7 @@ class Figures:
         self.starts += other.starts
         self.outcomes += other.outcomes
         self.in_snapshot += other.in_snapshot
+        self.marks += other.marks
         self.cpu_s += other.cpu_s
         self.violations += other.violations
 
@@ -115,6 +161,8 @@ class Figures:
         for kind, count in sorted(self.images.items()):
             said = {outcome: number for (of, outcome), number in sorted(self.outcomes.items()) if of == kind}
             yield f"  {kind:<10} {count:>8} images, starts: {said}"
+        yield f"{len(self.marks)} of {len(MARKS)} situations were met"
+        yield from (f"  {self.marks[name]:>8} {name}" for name in MARKS)
         yield from self.violations
 
 
@@ -152,9 +200,12 @@ class Judge:
         # From the image itself, so that what is done with it does not hang on what came before.
         dice = Rolls(point.number, image.hex())
         twin = disk.clone() if dice.happens(AGAIN_PERCENT) else None
+        rotten = disk.clone() if dice.happens(ROTTEN_PERCENT) else None
         self._proved[image] = self._start(kind, disk, point, twice=dice.happens(TWICE_PERCENT))
         if twin is not None:
             self._crash_again(twin, point, dice)
+        if rotten is not None:
+            self._rot(rotten, point, dice)
 
     def look_at_living(self, kind: str, disk: SimDisk, point: Point) -> None:
         """Start on an image whose page cache is there."""
@@ -183,6 +234,7 @@ class Judge:
         except DiskFull:
             # That it is full may keep it from starting, and no more than that.
             self.figures.outcomes[kind, "no space"] += 1
+            self.figures.marks["a start finds no space"] += 1
             disk.capacity_bytes = None
             disk.kill()
             engine, store = recovered(disk, **self._options)
@@ -190,6 +242,7 @@ class Judge:
         self._check_state(lsn, digest, point)
         assert store.durable_lsn == lsn, f"LSN {lsn} recovered, {store.durable_lsn} said to be durable"
         self._check_files(disk)
+        self._note(store.recovery, lsn, point)
         if twice:
             engine.state.check()
             self._check_second(disk, lsn, digest)
@@ -216,6 +269,14 @@ class Judge:
     def _check_state(self, lsn: int, digest: str, point: Point) -> None:
         assert lsn >= point.floor, f"LSN {point.floor} was promised, {lsn} recovered"
         assert lsn == 0 or digest == point.line.get(lsn), f"not the state of LSN {lsn}"
+
+    def _note(self, report: RecoveryReport, lsn: int, point: Point) -> None:
+        marks = self.figures.marks
+        marks["a torn tail is cut"] += report.torn_bytes > 0
+        marks["a clean stop is found"] += report.clean and lsn > 0
+        marks["a snapshot is passed over for an older one"] += bool(report.damaged_snapshots)
+        marks["records that were never synced come back"] += lsn > point.floor
+        marks["records that were never synced are gone"] += lsn < max(point.line, default=0)
 
     def _check_files(self, disk: SimDisk) -> None:
         names = disk.listing(DATA)
@@ -244,9 +305,23 @@ class Judge:
             recovered(disk, **self._options)
         except (Crash, DiskFull):
             self.figures.outcomes[kind, "interrupted"] += 1
+            self.figures.marks["a start is interrupted"] += 1
         disk.disarm()
         disk.crash(list(Loss)[dice.below(len(Loss))], dice)
         self._start(kind, disk, point)
+
+    def _rot(self, disk: SimDisk, point: Point, dice: Rolls) -> None:
+        """One file may rot at any time: there is an older snapshot, or all of the log."""
+        names = (
+            [name for name in disk.listing(DATA) if snapshot_lsn(name) is not None]
+            if disk.exists(DATA)
+            else []
+        )
+        if names:
+            self.figures.images["rotten"] += 1
+            path = f"{DATA}/{max(names)}"
+            disk.flip(path, dice.below(8 * len(disk.content(path))))
+            self._start("rotten", disk, point)
 
 
 # --- the images of a point ----------------------------------------------------------------------
@@ -255,6 +330,7 @@ class Judge:
 def look_around(point: Point, judge: Judge, dice: Rolls) -> None:
     """Start on all images of a point."""
     disk = point.disk
+    judge.figures.marks.update(name for name, is_met in BEFORE.items() if is_met(point))
     _settle_reserve(disk, dice)
     killed = disk.clone()
     killed.kill()
@@ -402,10 +478,23 @@ def _older_bytes(disk: SimDisk, path: str) -> bytes:
 # --- volume -------------------------------------------------------------------------------------
 
 
-def explore(name: str, seed: int, part: int | None = None, number: int | None = None) -> Figures:
+class _Enough(BaseException):
+    """So many violations were found that more would say nothing new. No code under test may catch it."""
+
+
+def explore(
+    name: str,
+    seed: int,
+    part: int | None = None,
+    number: int | None = None,
+    violations_max: int = VIOLATIONS_MAX,
+) -> Figures:
     """Live a life and look around at its points.
 
-    Args:   part: of TASKS; None: all. number: at this point alone.
+    Args:
+        part: of TASKS; None: all.
+        number: at this point alone.
+        violations_max: with so many it ends.
     """
     figures = Figures()
     script = LIVES[name]
@@ -425,6 +514,8 @@ def explore(name: str, seed: int, part: int | None = None, number: int | None = 
             look_around(point, judge, Rolls(name, seed, point.number))
         except Exception:  # whatever it is, it is wrong, and the life goes on
             figures.violations.append(_violation(name, seed, point))
+            if len(figures.violations) == violations_max:
+                raise _Enough from None
         if point.during in ("snapshot", "compaction"):
             figures.in_snapshot += figures.images.total() - before
 
@@ -433,6 +524,8 @@ def explore(name: str, seed: int, part: int | None = None, number: int | None = 
     begun_s = time.process_time()
     try:
         life.live()
+    except _Enough:
+        figures.violations.append("... and maybe more")
     except Exception:
         figures.violations.append(f"life {name!r}, seed {seed}: {traceback.format_exc(limit=-3)}")
     finally:

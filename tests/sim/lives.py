@@ -95,6 +95,7 @@ class Point(NamedTuple):
         floor: LSN up to which everything was called durable.
         line: digest of the state behind each record, by its last LSN.
         during: what the life is at: "run", "start", "stop", "snapshot" (it is being written), "compaction".
+        is_beside: the log's thread is at work while the snapshot's waits for the disk.
     """
 
     number: int
@@ -104,6 +105,7 @@ class Point(NamedTuple):
     floor: int
     line: dict[int, str]
     during: str
+    is_beside: bool = False
 
 
 class Rolls:
@@ -206,9 +208,9 @@ class Life(Core):
             during = "compaction" if name == "unlink" and path.endswith((".wal", ".snap")) else self.during
             if during == "run" and self._sink is not None:
                 during = "snapshot"
-            disk = self.disk.clone()
+            disk, before = self.disk.clone(), self._before
             self._on_point(
-                Point(self.points, disk, (name, path), self._before, self.floor, self.line, during)
+                Point(self.points, disk, (name, path), before, self.floor, self.line, during, self._is_nested)
             )
         self.points += 1
         self._before = (name, path)
