@@ -16,7 +16,7 @@ LOCK := $(LOCK_ENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --n
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check test test-all test-slow test-faults flips cover bench golden docs lock release clean
+.PHONY: help setup demo check test test-all test-slow test-faults test-sim flips images cover bench golden docs lock release clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,13 +47,19 @@ check: setup ## format, lint, types, house rules
 test: setup ## the tests that need nothing else (unit, property, golden, house rules, e2e smoke)
 	$(BIN)/pytest $(ARGS)
 
-test-all: test test-slow test-faults ## `test`, then the slow suites
+test-all: test test-slow test-faults test-sim ## `test`, then the slow suites
 
 test-slow: setup ## the slow suites alone: kill -9 loop, installation from the wheel
-	$(BIN)/pytest -m 'slow and not faults' $(ARGS)
+	$(BIN)/pytest -m 'slow and not faults and not sim' $(ARGS)
 
 test-faults: setup ## real faults on real daemons (docs/faults.md): needs root, strace and faketime, as CI has them
 	$(BIN)/pytest -m faults $(ARGS)
+
+test-sim: setup ## the simulator in its full volume: crash images, crash loops (docs/faults.md)
+	$(BIN)/pytest -m sim $(ARGS)
+
+images: setup ## start on every disk that a crash can leave, of more lives: ARGS="--seeds 10"
+	$(BIN)/python -m tests.sim.images $(ARGS)
 
 flips: setup ## each bit of reference logs and snapshots flipped once, 450,000 starts (docs/faults.md)
 	$(BIN)/python -m tests.sim.flips $(ARGS)

@@ -380,9 +380,14 @@ class Life(Core):
                 self.disk.crash(losses[self.dice.below(len(losses))], self.dice)
             case _:
                 self.disk.kill()
+        self.forget()
+        self._start_until_it_starts()
+
+    def forget(self) -> None:
+        """The process has ended: nothing of it is left but what is on the disk, and what clients know."""
         self._dump = self._sink = None
         self._unwritten.clear()
-        self._start_until_it_starts()
+        self._is_finishing = self._is_nested = False
 
     def _stop(self) -> None:
         """Stop as the daemon does: a snapshot under way is given up, the log closed."""
@@ -405,7 +410,7 @@ class Life(Core):
         while True:
             self.during = "start"
             try:
-                self._start()
+                self.start()
             except StorageError:
                 self._count("failed start")
                 self.disk.capacity_bytes = None
@@ -414,7 +419,11 @@ class Life(Core):
                 self.during = "run"
                 return
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start on what is on the disk, which is checked, and begin a run.
+
+        Raises: StorageError; AssertionError: it is not what was promised.
+        """
         self.engine, self.store = recovered(
             self.disk, segment_bytes=self.script.segment_bytes, reserve_bytes=self.script.reserve_bytes
         )
