@@ -35,6 +35,7 @@ import os
 from collections.abc import Callable, Iterator
 from enum import Enum
 from hashlib import blake2b
+from itertools import chain
 from typing import Final, Protocol
 
 from tests.support.faultfs import (
@@ -188,8 +189,9 @@ class SimDisk(FaultDisk):
 
     def pending(self) -> list[tuple[int, int]]:
         """Return (number, bytes) of each pending operation, in the order in which they were asked for."""
-        found = [(each[-1], len(each[1])) for file in self._files() for each in file.pending]
-        found += [(each[-1], 0) for directory in self._directories() for each in directory.pending]
+        files, directories = self._nodes()
+        found = [(each[-1], len(each[1])) for file in files for each in file.pending]
+        found += [(each[-1], 0) for directory in directories for each in directory.pending]
         return sorted(found)
 
     def crash_behind(self, count: int, part_bytes: int = 0) -> None:
@@ -198,7 +200,8 @@ class SimDisk(FaultDisk):
         last = numbers[count - 1] if count else 0
         torn = numbers[count] if count < len(numbers) and part_bytes else None
         self.kill()
-        for file in list(self._files()):
+        files, directories = self._nodes()
+        for file in files:
             if file.pending:
                 durable = file.own().durable
                 for offset, data, number in file.pending:
@@ -208,14 +211,13 @@ class SimDisk(FaultDisk):
                         apply_write(durable, offset, data[:part_bytes])
                 file.pending.clear()
             _forget_cache(file)
-        for directory in list(self._directories()):
+        for directory in directories:
             for removed, added, node, number in directory.pending:
                 if number <= last:
                     directory.durable.pop(removed, None)
                     if node is not None:
                         directory.durable[added] = node
             directory.pending.clear()
-        for directory in list(self._directories()):
             directory.cache = dict(directory.durable)
 
     def last_write(self) -> tuple[int, bytes] | None:
@@ -254,16 +256,24 @@ class SimDisk(FaultDisk):
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _directories(self) -> Iterator[Directory]:
-        """Yield every directory that can be reached now or could be after a power loss."""
-        return (node for node in _nodes(self.root, {}) if isinstance(node, Directory))
-
-    def _files(self) -> Iterator[File]:
-        return (node for node in _nodes(self.root, {}) if isinstance(node, File))
+    def _nodes(self) -> tuple[list[File], list[Directory]]:
+        """Return every node that can be reached now or could be after a power loss."""
+        files: dict[int, File] = {}
+        directories = {id(self.root): self.root}
+        for directory in (queue := [self.root]):
+            added = (node for _, _, node, _ in directory.pending if node is not None)
+            for node in chain(directory.cache.values(), directory.durable.values(), added):
+                if type(node) is File:
+                    files[id(node)] = node
+                elif id(node) not in directories:
+                    assert isinstance(node, Directory)
+                    directories[id(node)] = node
+                    queue.append(node)
+        return list(files.values()), queue
 
     def _last_written(self) -> File | None:
         numbers = [number for number, _ in self.pending()]
-        return next((f for f in self._files() if f.pending and f.pending[-1][2] == numbers[-1]), None)
+        return next((f for f in self._nodes()[0] if f.pending and f.pending[-1][2] == numbers[-1]), None)
 
     def _lose_units(self, directory: Directory, choose: Choose, seen: set[int]) -> None:
         names = dict(directory.durable)
@@ -332,20 +342,6 @@ def _forget_cache(file: File) -> None:
     """What is not on the disk is gone from the page cache too."""
     if file.cache is not file.durable and file.cache != file.durable:
         file.own().cache = bytearray(file.durable)
-
-
-def _nodes(directory: Directory, seen: dict[int, None]) -> Iterator[File | Directory]:
-    if id(directory) in seen:
-        return
-    seen[id(directory)] = None
-    yield directory
-    reachable = [*directory.cache.values(), *directory.durable.values()]
-    for node in [*reachable, *(node for _, _, node, _ in directory.pending if node is not None)]:
-        if isinstance(node, Directory):
-            yield from _nodes(node, seen)
-        elif id(node) not in seen:
-            seen[id(node)] = None
-            yield node
 
 
 def _contents(path: str, directory: Directory) -> Iterator[tuple[str, bytes | bytearray]]:

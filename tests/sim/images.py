@@ -15,7 +15,8 @@ these images, and each of them is started:
     frame       one of the last three frames of the log torn at an edge of a sector or of a page, and filled with zeros,
                 with what stood in an older file there, or with garbage; what is behind it there or gone
     unsynced    the sync that comes next fails, with each of three states of the page cache; the process ends
-    unreadable  a read of the start fails
+    unreadable  at some points; a read of the start fails
+    full        at some points; the process ends, and the start finds next to no space
     rotten      of some power losses: a bit of the newest snapshot has rotted as well; there is another way to the state
     again       of one in ten images: power loss during the start, at an effect that the dice choose
 
@@ -68,12 +69,14 @@ TORN: Final = 4
 # Of the log's last frames so many are torn, each at so many edges at most.
 FRAMES: Final = 3
 EDGES: Final = 3
-# Of so many images the start is interrupted; a snapshot damaged as well; the start's end followed by a power loss and a second start, and the indexes of
-# the state looked through; of so many points a read of the start fails.
+# Of so many images the start is interrupted; a snapshot is damaged as well; the end of the start is followed by a power
+# loss and a second start, and the indexes of the state are looked through.
 AGAIN_PERCENT: Final = 10
 ROTTEN_PERCENT: Final = 10
 TWICE_PERCENT: Final = 20
+# At so many points a read of the start fails, or it finds no space.
 UNREADABLE_PERCENT: Final = 5
+FULL_PERCENT: Final = 5
 # A life is cut into so many tasks, of runs of points.
 TASKS: Final = 4
 VIOLATIONS_MAX: Final = 5
@@ -93,7 +96,10 @@ BEFORE: Final[dict[str, Callable[[Point], bool]]] = {
     "a segment is begun while a snapshot is written": lambda at: (
         at.during == "snapshot" and at.call[0] == "create" and at.call[1].endswith(".wal.tmp")
     ),
-    "the log is written while a snapshot is finished": lambda at: at.is_beside,
+    "the log is written while a snapshot is finished": lambda at: at.is_beside and ".wal" in at.call[1],
+    "a snapshot is written while the log waits for the disk": lambda at: (
+        at.is_beside and ".snap" in at.call[1]
+    ),
     "the older snapshot is gone, its log is there": lambda at: _was(at, "unlink", ".snap"),
     "the oldest segment is gone, the next one is not": lambda at: _was(at, "unlink", ".wal"),
     "the reserve was given up": lambda at: _was(at, "unlink", f"/{RESERVE_NAME}"),
@@ -352,6 +358,11 @@ def look_around(point: Point, judge: Judge, dice: Rolls) -> None:
             judge.look_at_living("unsynced", twin, point)
     if dice.happens(UNREADABLE_PERCENT):
         judge.look_at_unreadable(disk, point, dice)
+    if dice.happens(FULL_PERCENT):
+        full = disk.clone()
+        full.kill()
+        full.capacity_bytes = full.used_bytes() + dice.below(600)
+        judge.look_at_living("full", full, point)
 
 
 def _settle_reserve(disk: SimDisk, dice: Rolls) -> None:

@@ -95,7 +95,7 @@ class Point(NamedTuple):
         floor: LSN up to which everything was called durable.
         line: digest of the state behind each record, by its last LSN.
         during: what the life is at: "run", "start", "stop", "snapshot" (it is being written), "compaction".
-        is_beside: the log's thread is at work while the snapshot's waits for the disk.
+        is_beside: one thread is at work while the other one waits for the disk.
     """
 
     number: int
@@ -158,7 +158,7 @@ class Life(Core):
         self._grants: list[tuple[int, list[int]]] = []
         self._dump: Dump | None = None
         self._sink: SnapshotSink | None = None
-        self._is_finishing = False
+        self._is_snapping = False  # the snapshot's thread is at work
         self._is_nested = False
         self.engine_ms, self.wall_ms = ENGINE_MS, WALL_MS
         self._now = Now(0, 0)
@@ -195,11 +195,14 @@ class Life(Core):
     def _before_call(self, name: str, path: str) -> None:
         if name in EFFECTS:
             self._take(name, path)
-        if self._is_finishing and not self._is_nested and self.dice.happens(15):
-            # The log's thread goes on while the snapshot's waits for the disk.
+        if self._sink is not None and not self._is_nested and self.dice.happens(15):
+            # One of the two threads goes on while the other one waits for the disk.
             self._is_nested = True
             try:
-                self._act()
+                if self._is_snapping:
+                    self._act()
+                else:
+                    self._go_on()
             finally:
                 self._is_nested = False
 
@@ -318,19 +321,24 @@ class Life(Core):
             return
         if self.dice.happens(40):
             return
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Write the next part of the snapshot, or finish it."""
+        assert self._sink is not None
+        self._is_snapping = True
         try:
             images = self._dump.take_slice() if self._dump is not None else []
             if images:
                 self._sink.write(len(images), encode_part(images))
                 return
             self._dump = None
-            self._is_finishing = True
             self._sink.finish()
             self._count("snapshot")
         except OSError as error:
             self._give_up(error)
         finally:
-            self._is_finishing = False
+            self._is_snapping = False
         if self._dump is None:
             self._sink = None
 
@@ -365,7 +373,7 @@ class Life(Core):
         self._count(how)
         match how:
             case "full":
-                self.disk.capacity_bytes = self.disk._used_bytes(self.disk.root) + self.dice.below(400)
+                self.disk.capacity_bytes = self.disk.used_bytes() + self.dice.below(400)
                 return
             case "fault":
                 policies = list(SyncFailure)
@@ -387,15 +395,16 @@ class Life(Core):
         """The process has ended: nothing of it is left but what is on the disk, and what clients know."""
         self._dump = self._sink = None
         self._unwritten.clear()
-        self._is_finishing = self._is_nested = False
+        self._is_snapping = self._is_nested = False
 
     def _stop(self) -> None:
         """Stop as the daemon does: a snapshot under way is given up, the log closed."""
         self.during = "stop"
         if self._dump is not None:
             self._dump.close()
-        if self._sink is not None:
-            self._sink.abort()
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.abort()
         self.engine.stop(self.now)
         self.engine.outbox.clear()
         self.write()

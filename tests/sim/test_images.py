@@ -14,7 +14,7 @@ from jqd.storage.wal import SnapshotInWal, WalStore
 from tests.sim import images
 from tests.sim.disk import SimDisk
 from tests.sim.images import MARKS, Figures, explore, run
-from tests.sim.lives import LIVES, PLANNED, Life, Rolls
+from tests.sim.lives import LIVES, PLANNED, Life, Rolls, Script
 
 IMAGES_MIN = 50_000
 
@@ -36,9 +36,21 @@ def test_every_crash_of_five_lives_keeps_what_was_promised():
     assert figures.images.total() >= IMAGES_MIN
     assert figures.starts >= IMAGES_MIN // 2
     assert figures.in_snapshot >= 10_000
-    assert figures.images["again"] >= 0.03 * figures.images.total()
+    started = sum(figures.outcomes[kind, "recovered"] for kind in ("prefix", "subset", "torn"))
+    assert figures.images["again"] > started / 12
     assert [name for name in MARKS if not figures.marks[name]] == []
-    kinds = {"again", "frame", "killed", "prefix", "rotten", "subset", "torn", "unreadable", "unsynced"}
+    kinds = {
+        "again",
+        "frame",
+        "full",
+        "killed",
+        "prefix",
+        "rotten",
+        "subset",
+        "torn",
+        "unreadable",
+        "unsynced",
+    }
     assert set(figures.images) == kinds
     assert {kind for kind, _ in figures.outcomes} == kinds
 
@@ -179,6 +191,7 @@ def try_a_failed_sync_again(patch: pytest.MonkeyPatch) -> None:
             sync(self)
 
     patch.setattr(SegmentWriter, "sync", planted)
+    patch.setitem(LIVES, "steady", Script(ends={"fault": 40}))  # few syncs fail in the others
 
 
 def trust_the_page_cache_of_the_last_run(patch: pytest.MonkeyPatch) -> None:
@@ -234,24 +247,24 @@ def begin_the_log_before_the_older_snapshot(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plant", "name", "seed"),
+    ("plant", "name"),
     [
-        (no_directory_sync_on_rotate, "steady", 0),
-        (trim_before_the_snapshot_is_synced, "snapshots", 0),
-        (no_sync_of_a_snapshot, "snapshots", 0),
-        (promise_before_the_sync, "steady", 0),
-        (try_a_failed_sync_again, "restarts", 4),
-        (trust_the_page_cache_of_the_last_run, "restarts", 0),
-        (leave_the_mark_of_a_clean_stop, "restarts", 0),
-        (name_a_segment_before_its_head_is_durable, "steady", 0),
-        (ignore_a_short_write, "steady", 0),
-        (begin_the_log_before_the_older_snapshot, "snapshots", 0),
+        (no_directory_sync_on_rotate, "steady"),
+        (trim_before_the_snapshot_is_synced, "snapshots"),
+        (no_sync_of_a_snapshot, "snapshots"),
+        (promise_before_the_sync, "steady"),
+        (try_a_failed_sync_again, "steady"),
+        (trust_the_page_cache_of_the_last_run, "restarts"),
+        (leave_the_mark_of_a_clean_stop, "restarts"),
+        (name_a_segment_before_its_head_is_durable, "steady"),
+        (ignore_a_short_write, "steady"),
+        (begin_the_log_before_the_older_snapshot, "snapshots"),
     ],
     ids=lambda each: getattr(each, "__name__", str(each)),
 )
-def test_planted_bug_shows(plant: Plant, name: str, seed: int, monkeypatch):
+def test_planted_bug_shows(plant: Plant, name: str, monkeypatch):
     plant(monkeypatch)
-    figures = explore(name, seed, violations_max=1)
+    figures = explore(name, 0, violations_max=1)
     print(figures.points, "points,", figures.images.total(), "images")
     assert figures.violations
     print(figures.violations[0])

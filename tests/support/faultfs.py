@@ -169,6 +169,10 @@ class FaultDisk:
         file = File(bytearray(data), bytearray(data))
         directory.cache[name] = directory.durable[name] = file
 
+    def used_bytes(self) -> int:
+        """Return what all files take, as processes see them."""
+        return self._used_bytes(self.root)
+
     @property
     def open_paths(self) -> list[str]:
         """Return the path of each open handle, the lock's too."""
