@@ -93,7 +93,7 @@ class Point(NamedTuple):
         call: name and path of the effect that comes next; ("end", "") behind the last one.
         before: of the effect that came last.
         floor: LSN up to which everything was called durable.
-        line: digest of the state behind each record, by its last LSN.
+        line: digest of the state behind each record, by its last LSN; from the last start on.
         during: what the life is at: "run", "start", "stop", "snapshot" (it is being written), "compaction".
         is_beside: one thread is at work while the other one waits for the disk.
     """
@@ -440,8 +440,8 @@ class Life(Core):
         assert lsn >= self.floor, f"LSN {self.floor} was promised, {lsn} recovered"
         assert lsn == 0 or self.line[lsn] == self.state.digest(), f"another state at LSN {lsn}"
         self.floor = lsn
-        self.line = {each: digest for each, digest in self.line.items() if each <= lsn}
-        self.line[lsn] = self.state.digest()
+        # A new line: what came behind this LSN is gone, and nothing before it may come back.
+        self.line = {lsn: self.state.digest()}
         self.engine_ms = self.state.now.engine_ms or self.engine_ms
         self._now = Now(0, 0)
         self.engine.start(self.now, "0")

@@ -19,6 +19,7 @@ def check(figures: cycles.Figures) -> None:
 
 @pytest.mark.slow
 @pytest.mark.sim
+@pytest.mark.timeout(300)  # 12 s of CPU, beside what else runs
 def test_thousand_crashes_leave_two_snapshots_and_the_log_behind_them():
     figures = cycles.run(1_000, seed=0)
     check(figures)
