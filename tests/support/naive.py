@@ -102,12 +102,13 @@ class NaiveQueue:
         self.parked: list[NaiveParked] = []
         self.outbox: list[tuple[str, int, c.Leased]] = []
         self.changed = False
+        self.lag_ms = 0  # leases are judged as of so long ago
 
     # --- runs, connections --------------------------------------------------------------------
 
     def start(self, now: model.Now) -> None:
         self.epoch = max(self.epoch + 1, now.wall_ms // 1000)
-        self.grant = 0
+        self.grant = self.lag_ms = 0
         self.parked = []
         self.connected = []
         for session in self.sessions.values():
@@ -194,10 +195,10 @@ class NaiveQueue:
         return None
 
     def leased_again(self, token: int, now: model.Now) -> c.Leased:
-        jobs = [job for job in self.sorted() if job.holds(token, now) and not job.once]
+        jobs = [job for job in self.sorted() if job.holds(token, self.judged(now)) and not job.once]
         if not jobs:
             return nothing(now)
-        left_ms = min(job.deadline_ms for job in jobs) - now.engine_ms
+        left_ms = max(0, min(job.deadline_ms for job in jobs) - now.engine_ms)
         return c.Leased(
             token=token, lease_ms_left=left_ms, wall_ms=now.wall_ms, jobs=[leased_job(job) for job in jobs]
         )
@@ -347,7 +348,11 @@ class NaiveQueue:
     def verdict(self, job_id: int, token: int, now: model.Now) -> str:
         if job_id not in self.jobs:
             return "job_not_found"
-        return "ok" if self.jobs[job_id].holds(token, now) else "lease_lost"
+        return "ok" if self.jobs[job_id].holds(token, self.judged(now)) else "lease_lost"
+
+    def judged(self, now: model.Now) -> model.Now:
+        """The time by which leases are judged."""
+        return model.Now(now.engine_ms - self.lag_ms, now.wall_ms)
 
     # --- bulk, reading ------------------------------------------------------------------------
 
@@ -480,7 +485,7 @@ class NaiveQueue:
             due = job.due_ms is not None and job.due_ms <= now.engine_ms
             if due or (job.due_wall_ms is not None and job.due_wall_ms <= now.wall_ms):
                 job.state, job.changed, job.due_ms, job.due_wall_ms = "ready", now, None, None
-        over = [job for job in self.in_state("leased") if job.deadline_ms <= now.engine_ms]
+        over = [job for job in self.in_state("leased") if job.deadline_ms <= self.judged(now).engine_ms]
         for job in sorted(over, key=self.expiry_order):
             self.expire(job, now)
         self.forget_old(now)
@@ -595,7 +600,7 @@ class NaiveQueue:
         self.dead = [one for one in self.dead if one != job_id]
 
     def sorted(self) -> list[NaiveJob]:
-        return [self.jobs[job_id] for job_id in sorted(self.jobs)]
+        return list(self.jobs.values())  # ids only rise, and no job comes back
 
     def names(self) -> set[str]:
         """The queues that are there: those with a job, whatever its state."""

@@ -1,0 +1,173 @@
+"""What happens in a run: settings and a list of steps, both from one seed.
+
+Knows:         which steps there are and how often each is drawn, which settings a run may have.
+Must not know: how a step is carried out (world.py).
+
+A step is (name, a, b, c): small numbers that world.py reads modulo what is there at that moment. So every sub-list of
+a plan is a plan, and a failing one can be cut down (shrink.py).
+
+**Swarm**: each run draws which kinds of steps it has and how often; a mix of everything hides the bugs that need a
+long run of one thing. reliability.md 4.5.
+"""
+
+from typing import Any, Final, NamedTuple
+
+from tests.sim.dice import Bag, Dice
+
+Step = tuple[str, int, int, int]
+STEPS: Final = 1_000
+
+# How often a step is drawn where a run has it. Steps with 0 are never drawn: they end a plan.
+CLIENT_STEPS: Final = {
+    "submit": 8,
+    "submit_burst": 3,
+    "submit_many": 4,
+    "lease": 14,
+    "ack": 10,
+    "fail": 4,
+    "extend": 3,
+    "release": 2,
+    "stale": 3,
+    "cancel": 1,
+    "requeue": 1,
+    "purge": 1,
+    "get": 3,
+    "list": 1,
+    "queues": 1,
+    "nonsense": 1,
+}
+FLOW_STEPS: Final = {"settle": 34, "up": 8, "down": 6, "turn": 8, "work": 8}
+TIME_STEPS: Final = {"wait": 8, "to_deadline": 6}
+RARE_STEPS: Final = {
+    "cut": 3,
+    "lose_reply": 2,
+    "zombie": 2,
+    "zombie_up": 3,
+    "withdraw": 1,
+    "garbage": 1,
+    "half_close": 1,
+    "jump": 1,
+    "suspend": 1,
+    "standstill": 1,
+    "snapshot": 1,
+    "stop": 0.5,
+    "kill": 1.5,
+    "power_loss": 1.5,
+    "crash_in_recovery": 0.7,
+    "disk_fault": 0.8,
+    "fill_disk": 0.3,
+    "free_disk": 0.6,
+    "short_writes": 0.3,
+    "slow_disk": 0.5,
+    "overlap": 4,
+    "rot": 0.4,
+    "backup": 0.3,
+    "restore": 0.3,
+}
+KINDS: Final = {**CLIENT_STEPS, **FLOW_STEPS, **TIME_STEPS, **RARE_STEPS}
+# Without these nothing would happen at all.
+ALWAYS: Final = frozenset({"submit", "lease", "ack", "settle", "wait"})
+FAULTS: Final = frozenset(RARE_STEPS) - {"snapshot", "stop"}
+
+
+class Settings(NamedTuple):
+    """What holds for a whole run."""
+
+    clients: int
+    queues: int
+    wall_ms: int
+    daemon: dict[str, int]  # settings of jqd.server.config.Config
+    limits: dict[str, int]  # constants of jqd.core.model that are made small enough to be met
+    slice_jobs: int  # of a snapshot
+    weights: dict[str, float]
+
+
+class Plan(NamedTuple):
+    seed: int
+    settings: Settings
+    steps: list[Step]
+
+
+def make_plan(seed: int, steps: int = STEPS) -> Plan:
+    dice = Dice(seed)
+    settings = _settings(dice.child("settings"))
+    bag = Bag(settings.weights)
+    dice = dice.child("steps")
+    below = dice.below
+    return Plan(
+        seed,
+        settings,
+        [(bag.draw(dice), below(1 << 16), below(1 << 16), below(1 << 16)) for _ in range(steps)],
+    )
+
+
+def _settings(dice: Dice) -> Settings:
+    weights = {}
+    for name, weight in KINDS.items():
+        share = 0.35 if name in RARE_STEPS else 0.8
+        if name in ALWAYS or dice.chance(share):
+            weights[name] = weight * dice.pick((0.3, 1.0, 1.0, 3.0))
+    daemon: dict[str, int] = {
+        "segment_bytes": dice.pick((700, 3_000, 20_000, 64 << 20)),
+        "snapshot_bytes": dice.pick((2_000, 8_000, 40_000, 256 << 20)),
+        "snapshot_interval_ms": dice.pick((60_000, 86_400_000)),
+        "low_space_bytes": dice.pick((0, 4_096)),
+        "commit_queue_bytes": dice.pick((2_000, 64 << 20, 64 << 20)),
+        "output_bytes_max": dice.pick((8 << 10, 4 << 20)),
+    }
+    limits: dict[str, int] = {}
+    for name, values in _LIMITS.items():
+        if dice.chance(0.15):
+            limits[name] = dice.pick(values)
+    return Settings(
+        clients=1 + dice.below(5),
+        queues=1 + dice.below(3),
+        wall_ms=1_700_000_000_000 + dice.below(1_000_000_000),
+        daemon=daemon,
+        limits=limits,
+        slice_jobs=dice.pick((1, 3, 20, 1_024)),
+        weights=weights,
+    )
+
+
+_LIMITS: Final[dict[str, tuple[int, ...]]] = {
+    "FINISHED_COUNT_MAX": (3, 20),
+    "RESULTS_BYTES_MAX": (12, 100),
+    "ANSWERS_PER_SESSION_MAX": (8, 70),
+    "SCAN_JOBS_MAX": (12,),
+    "PROMOTIONS_PER_TICK": (2,),
+    "EXPIRIES_PER_TICK": (2,),
+}
+
+WAITS_MS: Final = (0, 1, 1, 10, 100, 500, 999, 1_000, 1_001, 3_000, 10_000, 31_000, 61_000)
+JUMPS_MS: Final = (1_000, -1_000, 3_600_000, -3_600_000, 86_400_000, -80_000_000, 315_360_000_000)
+LEASES_MS: Final = (None, None, 1_000, 2_000, 30_000)
+DELAYS_MS: Final = (None, None, None, 0, 1, 500, 5_000, 60_000)
+
+
+def job_fields(a: int, b: int, queues: int, wall_ms: int) -> dict[str, Any]:
+    """Return what a submit says of its job. Half of all jobs are alike, so that neighbours are."""
+    fields: dict[str, Any] = {"queue": f"q{a % queues}"}
+    if b % 2:
+        return fields
+    b //= 2
+    match b % 12:
+        case 0 | 1:
+            fields["priority"] = (-1, 1, 5, 32_767)[b // 12 % 4]
+        case 2 | 3:
+            fields["delay_ms"] = (1, 500, 5_000, 60_000)[b // 12 % 4]
+        case 4:
+            fields["run_at_ms"] = wall_ms + (-5_000, 1, 1_000, 100_000)[b // 12 % 4]
+        case 5:
+            fields["max_retries"] = b // 12 % 3
+        case 6:
+            fields["max_crashes"] = b // 12 % 3
+        case 7 | 8:
+            fields["delivery"] = "at_most_once"
+        case 9:
+            fields["lease_ms"] = (1_000, 5_000)[b // 12 % 2]
+        case 10:
+            fields["task"] = "t"
+        case _:
+            fields["encoding"] = "json"
+    return fields

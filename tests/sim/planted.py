@@ -1,0 +1,237 @@
+"""Bugs that can be switched on by name: what the simulator cannot find with one of them, it cannot find at all.
+
+Knows:         where in the shipped code a line stands that must not be otherwise.
+Must not know: how the simulator finds out.
+
+A bug is a replacement in the source of one function, which is compiled anew in its own module while the bug is on:
+no copy of the package, and a text that is no longer there is an error, so that a bug moves with the code.
+
+    with planted("token not checked"):
+        run(make_plan(7))
+"""
+
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Final, NamedTuple
+
+
+class Planted(NamedTuple):
+    """One bug.
+
+    Attributes:
+        where: module and function, or module and class.method, with a colon between.
+        old, new: the text that is replaced; it stands there once.
+        seeds: plans that may pass before one fails.
+    """
+
+    where: str
+    old: str
+    new: str
+    seeds: int = 40
+
+
+PLANTED: Final = {
+    # --- what is acknowledged, and when ---
+    "acknowledged before the sync": Planted(
+        "jqd.server.committer:Committer._commit",
+        "self._store.append(records)",
+        "self._on_durable(records[-1].first_lsn + records[-1].count - 1); self._store.append(records)",
+        200,
+    ),
+    "reads do not wait for the disk": Planted(
+        "jqd.server.driver:Driver._finish_turn", "elif not self._waiting:", "elif True:", 200
+    ),
+    "replies leave a turn early": Planted(
+        "jqd.server.driver:Driver._durable",
+        "waiting[0].lsn <= lsn",
+        "waiting[0].lsn <= lsn + 3",
+        200,
+    ),
+    "append failed, and it goes on": Planted(
+        "jqd.storage.wal:WalStore.append",
+        "self._poison(error)\n        raise",
+        "pass",
+        400,
+    ),
+    "failed sync is tried again": Planted(
+        "jqd.storage.segment:SegmentWriter.sync",
+        "self._fs.sync(self._handle)",
+        "try:\n    self._fs.sync(self._handle)\nexcept OSError:\n    self._fs.sync(self._handle)",
+        400,
+    ),
+    # --- files ---
+    "segment whose name is not durable": Planted(
+        "jqd.storage.directory:Directory.publish", "self._fs.sync_directory(dirname(path))", "pass", 200
+    ),
+    "short write ignored": Planted(
+        "jqd.storage.segment:SegmentWriter._write",
+        "write_all(self._fs, self._handle, data)",
+        "self._fs.write(self._handle, data)",
+        200,
+    ),
+    "torn tail kept in place": Planted(
+        "jqd.storage.wal:WalStore._recover",
+        "data[: end.offset])",
+        "data)",
+        200,
+    ),
+    "segments go before the second snapshot is there": Planted(
+        "jqd.storage.wal:WalStore._trim",
+        "if len(kept) < KEPT_SNAPSHOTS:\n        return",
+        "if not kept:\n        return",
+        400,
+    ),
+    "snapshot gets its name unsynced": Planted(
+        "jqd.storage.snapshot:SnapshotWriter.finish", "self._fs.sync(self._handle)", "pass", 400
+    ),
+    "clean mark stays after a start": Planted(
+        "jqd.storage.wal:WalStore._start_segment",
+        "self._store._replace(segment_no=segment_no, clean_bytes=0)",
+        "self._store._replace(segment_no=segment_no, clean_bytes=self._store.clean_bytes)",
+        400,
+    ),
+    # --- snapshots ---
+    "snapshot forgets the errors of a job": Planted(
+        "jqd.core.dump:_add", "            job.errors,\n", "            0,\n", 200
+    ),
+    "snapshot forgets the answers of sessions": Planted(
+        "jqd.core.dump:_session",
+        "[(each, record.answers[each]) for each in record.order]",
+        "[]",
+        200,
+    ),
+    "change during the walk is in the snapshot": Planted(
+        "jqd.core.dump:Dump.keep", "for job in jobs:", "for job in ():", 200
+    ),
+    "snapshot forgets that a lease was there at the start": Planted(
+        "jqd.core.dump:_lease_index", "lease.session, lease.restarted", "lease.session, False", 400
+    ),
+    # --- leases and tokens ---
+    "token not checked": Planted("jqd.core.holding:_verdict", "job.lease.token != token or ", "", 100),
+    "token of the first job counts for all": Planted(
+        "jqd.core.holding:_held",
+        "if job is None or job.lease is not lease:",
+        "if job is None or job.lease is None:",
+        400,
+    ),
+    "lease over at its deadline is still good": Planted(
+        "jqd.core.holding:_verdict",
+        "job.lease.deadline_ms <= judged_ms",
+        "job.lease.deadline_ms < judged_ms",
+        400,
+    ),
+    "epoch does not rise": Planted(
+        "jqd.core.leasing:next_epoch",
+        "max(state.epoch + 1, now.wall_ms // 1_000)",
+        "max(state.epoch, 1)",
+        100,
+    ),
+    "leases end at a restart": Planted(
+        "jqd.core.state:State.start",
+        "lease.deadline_ms = max(lease.deadline_ms, now.engine_ms + grace_ms)",
+        "pass",
+        200,
+    ),
+    "standstill charged to workers": Planted(
+        "jqd.core.passing:expire_leases",
+        "judged_ms = judged_at_ms(state, now)",
+        "judged_ms = now.engine_ms",
+        200,
+    ),
+    "grant whose reply was lost stays": Planted(
+        "jqd.core.leasing:take_back", "if jobs:", "if not jobs:", 400
+    ),
+    # --- attempts ---
+    "attempt not counted": Planted("jqd.core.state:State.lease_jobs", "job.attempt += 1", "pass", 50),
+    "released attempt counts": Planted("jqd.core.state:State.give_back", "job.attempt -= 1", "pass", 100),
+    "one retry too many": Planted(
+        "jqd.core.passing:_expire",
+        "job.crashes + 1 > settings.max_crashes(job, state)",
+        "job.crashes > settings.max_crashes(job, state)",
+        400,
+    ),
+    "restart counts as a crash": Planted(
+        "jqd.core.passing:expire_leases", '"restart" if part.restarted else "crash"', '"crash"', 200
+    ),
+    "at-most-once handed out again": Planted(
+        "jqd.core.passing:_expire", 'job.options.delivery == "at_most_once"', "False", 200
+    ),
+    "at-most-once sent twice to a retried lease": Planted(
+        "jqd.core.leasing:leased_again", 'if job.options.delivery == "at_least_once"', "if True", 400
+    ),
+    # --- time and order ---
+    "a millisecond early": Planted(
+        "jqd.core.state:State.promote", "now.engine_ms, limit", "now.engine_ms + 1, limit", 200
+    ),
+    "date by the engine's clock": Planted(
+        "jqd.core.state:State.promote",
+        "self.date_timers.pop_due(now.wall_ms,",
+        "self.date_timers.pop_due(now.wall_ms + 5_000,",
+        400,
+    ),
+    "what comes back goes to the end": Planted(
+        "jqd.core.state:State._wait",
+        "queue.ready.put_back(job.options.priority, job.id)",
+        "queue.ready.append(job.options.priority, job.id)",
+        200,
+    ),
+    # --- sweeping ---
+    "purge takes leased jobs": Planted(
+        "jqd.core.sweeping:_by_ids",
+        "elif job.state in accepted:",
+        "elif job.state in accepted or job.lease:",
+        200,
+    ),
+    "requeue keeps the errors": Planted(
+        "jqd.core.state:State.revive", "job.errors = job.crashes = 0", "pass", 200
+    ),
+    # --- sessions ---
+    "retried request is carried out again": Planted(
+        "jqd.core.engine:Engine._answered", "answer = record.answers.get(request_id)", "return None", 100
+    ),
+    "dead connection is served": Planted(
+        "jqd.core.engine:Engine.withdraw", "self._unpark(parked)", "pass", 200
+    ),
+}
+
+
+def _find(where: str) -> tuple[Any, str, Any]:
+    """Return the object that holds a function, its name there, and the function."""
+    module_name, _, path = where.partition(":")
+    holder: Any = import_module(module_name)
+    *outer, name = path.split(".")
+    for each in outer:
+        holder = getattr(holder, each)
+    return holder, name, inspect.getattr_static(holder, name)
+
+
+def _changed(where: str, old: str, new: str) -> tuple[Any, str, Any, Any]:
+    holder, name, function = _find(where)
+    source = textwrap.dedent(inspect.getsource(function))
+    if source.count(old) != 1:
+        raise LookupError(f"{where}: {old!r} stands there {source.count(old)} times")
+    at = source.index(old)
+    indent = source[source.rindex("\n", 0, at) + 1 : at]
+    if not indent.strip():  # a replacement of several lines stands where its first one does
+        new = new.replace("\n", "\n" + indent)
+    made: dict[str, Any] = {}
+    code = compile(source.replace(old, new), f"<planted in {where}>", "exec", dont_inherit=True)
+    exec(code, function.__globals__, made)
+    return holder, name, function, made[name]
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Have a bug while the context lasts. Functions that others have imported by name are changed there too."""
+    bug = PLANTED[name]
+    holder, attribute, function, buggy = _changed(bug.where, bug.old, bug.new)
+    code = function.__code__
+    function.__code__ = buggy.__code__  # whoever has the function has the bug
+    try:
+        yield
+    finally:
+        function.__code__ = code
+    assert getattr(holder, attribute)

@@ -1,0 +1,968 @@
+"""A run: a plan carried out on the shipped daemon, with everything that was seen held against the oracle.
+
+Knows:         how each step of a plan is done, when something can no longer be right.
+Must not know: why the daemon answers what it answers (oracle.py, shadow.py say what it may answer).
+
+    outcome = run(make_plan(seed))      raises Violation, with the step at which it showed
+
+A run ends with a second part in which nothing goes wrong any more: the faults stop, sane workers take everything,
+and all that can end has to end (I19).
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from jqd.core import commands as c
+from jqd.core import dump, model
+from jqd.core.model import DAY_MS, StateName
+from jqd.errors import JqdError, StorageError
+from jqd.protocol import connection as client_connection
+from jqd.protocol.connection import Answered, Request
+from jqd.server import daemon
+from tests.sim import actors, plan
+from tests.sim.actors import Client, Grant, ranges_of
+from tests.sim.dice import Dice
+from tests.sim.disk import Copy, Fault, Loss, SimDisk
+from tests.sim.house import Died, House
+from tests.sim.loop import Clocks
+from tests.sim.marks import Marks
+from tests.sim.network import Stream
+from tests.sim.oracle import Oracle, Violation
+from tests.sim.plan import Plan, Step
+from tests.sim.restart import recovered
+from tests.sim.shadow import Shadow, ShadowedEngine
+from tests.storage.logs import DATA
+from tests.support.faultfs import Crash, SyncFailure
+
+# How often the inside is looked at: indexes against each other, the log against memory.
+CHECK_EVERY: Final = 256
+# How long the shipped clients try to reach a server before they give a request up.
+GIVE_UP_MS: Final = 60_000
+# Passes of everything after which a run that does not come to rest never will.
+REST_PASSES_MAX: Final = 10_000
+
+# The naive queue knows no bound on what one turn does. And which of two jobs that ended in one ms is forgotten first
+# is nobody's promise: a snapshot has them by id.
+UNSHADOWED: Final = frozenset(
+    {"PROMOTIONS_PER_TICK", "EXPIRIES_PER_TICK", "FINISHED_COUNT_MAX", "RESULTS_BYTES_MAX"}
+)
+
+
+class Outcome(NamedTuple):
+    """What a run came to."""
+
+    seed: int
+    trace_hash: int
+    state_hash: str
+    steps: int
+    runs: int  # of the daemon
+    replies: int
+    jobs: int
+
+
+class World:
+    """See the file's card."""
+
+    def __init__(self, plan: Plan, marks: Marks, *, trace: Callable[[str], object] | None = None) -> None:
+        settings = plan.settings
+        self.plan = plan
+        self.marks = marks
+        self.trace = trace
+        self.dice = Dice(plan.seed).child("world")
+        self.clocks = Clocks(settings.wall_ms)
+        self.disk = SimDisk(plan.seed)
+        self.disk.make_directory(DATA.rpartition("/")[0]) if DATA.count("/") > 1 else None
+        self.house = House(self.disk, self.clocks, **settings.daemon)
+        self.shadow = Shadow(marks)
+        self.is_shadowed = not settings.limits.keys() & UNSHADOWED
+        self.oracle = Oracle(marks)
+        self.oracle.rules(**settings.limits)
+        self.clients = [Client(f"c{number}", bytes([number + 1]) * 16) for number in range(settings.clients)]
+        self.zombies: list[tuple[Stream, int]] = []  # the server does not know that the client has gone
+        self.strays: list[Stream] = []  # connections that belong to no client
+        self.stale: list[tuple[int, int]] = []  # (token, job id) of leases that have ended
+        self.jobs_seen: list[int] = []
+        self.backup: Copy | None = None
+        self.disk_may_fail = False  # a fault was armed that the daemon may die of
+        self.requests = 0
+        self.replies = 0
+        self.wall_max_ms = 0
+        self.seen_lsn = 0  # the highest that a reply has told of
+        self.hash = 0
+        self.at = 0  # number of the step under way
+        self._told: set[bytes] = set()
+
+    # --- the run ------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        steps = self.plan.steps
+        self._start()
+        for self.at, step in enumerate(steps):
+            if self.trace is not None:
+                self.trace(f"{self.at:5} {step}")
+            self.do(step)
+            if self.at % CHECK_EVERY == CHECK_EVERY - 1:
+                self.look_inside()
+        self.at = len(steps)
+        self.end_well()
+        state = self.house.engine.state
+        return Outcome(
+            self.plan.seed,
+            self.hash,
+            state.digest(),
+            len(steps),
+            self.house.runs,
+            self.replies,
+            state.next_id - 1,
+        )
+
+    def do(self, step: Step) -> None:
+        self.oracle.tick(self.clocks.wall_ms)
+        self.wall_max_ms = max(self.wall_max_ms, self.clocks.wall_ms)
+        name, a, b, d = step
+        try:
+            getattr(self, f"step_{name}")(a, b, d)
+        except (Died, Crash) as death:
+            self._died(death)
+
+    def wait(self, ms: int = 0, *, asleep_ms: int = 0) -> None:
+        """Let time pass; a turn that is under way ends first, since it has one reading of the clocks."""
+        if self.house.driver is not None and self.house.driver._now is not None:
+            self.house.loop.run()
+        self.clocks.wait(ms)
+        self.clocks.suspend(asleep_ms)
+
+    def note(self, *what: object) -> None:
+        """Take something into the trace, of which the hash is what two equal runs share."""
+        self.hash = crc32(repr(what).encode(), self.hash)
+        if self.trace is not None:
+            self.trace(f"        {what}")
+
+    # --- the daemon's life and death ----------------------------------------------------------
+
+    def _start(self, crash_at: int = 0) -> None:
+        """Start the daemon; a start that dies of an armed fault is followed by one without."""
+        if crash_at:
+            self.disk.arm(Fault.KILL, crash_at)
+        for _ in range(3):
+            try:
+                self.house.start()
+            except (Died, Crash, StorageError, OSError) as error:
+                if isinstance(error, Crash):
+                    self.marks.hit("crash during recovery")
+                elif not self.disk_may_fail:
+                    raise Violation("I15", f"the daemon does not start: {error!r}") from error
+                else:
+                    self.marks.hit("start refused by a failing disk")
+                self.house.kill()
+                self.disk.disarm()
+                self.disk.capacity_bytes = None
+                continue
+            break
+        else:
+            raise Violation("I15", "the daemon did not start in three attempts")
+        self.disk.disarm()
+        report = self.house.store.recovery
+        if report.torn_bytes:
+            self.marks.hit("torn tail cut")
+        if report.snapshot_lsn:
+            self.marks.hit("recovered from a snapshot")
+        self.note("started", report.last_lsn, report.clean)
+        if report.last_lsn < self.seen_lsn:
+            raise Violation(
+                "I15", f"recovered up to LSN {report.last_lsn}, and a reply has told of {self.seen_lsn}"
+            )
+        self.check_all(report.last_lsn, fresh=True)
+
+    def _died(self, death: BaseException, *, loss: Loss | None = None, dice: Dice | None = None) -> None:
+        """The daemon is gone: what it sent may still arrive, what it knew must come back."""
+        if isinstance(death, Died):
+            cause = death.cause
+            if not (isinstance(cause, StorageError) and cause.exit_code == 74 and self.disk_may_fail):
+                raise Violation("CODE", f"the daemon ended itself: {cause!r}") from cause
+            self.marks.hit("exit 74")
+        self.note("died", type(death).__name__)
+        self._lose_house(loss, dice)
+        self._start()
+
+    def _lose_house(self, loss: Loss | None = None, dice: Dice | None = None) -> None:
+        if self.house.driver is not None and self.house.driver.snapshots.is_under_way:
+            self.marks.hit("snapshot under way at the end of the process")
+        self.house.kill()
+        self.disk.disarm()
+        self.disk_may_fail = self.disk.capacity_bytes is not None
+        if loss is not None:
+            assert dice is not None
+            self.disk.crash(loss, dice)
+        for client in self.clients:
+            if client.stream is not None:
+                self._arrive(client, self.dice.below(len(client.stream.down) + 1))
+                self._ended(client)
+        self.oracle.crashed()  # all has arrived that it had to say
+        self._told.clear()
+        self.zombies.clear()
+        self.strays.clear()
+
+    def _ended(self, client: Client) -> None:
+        """A client sees the end of its stream."""
+        self._deliver(client, client.close())
+
+    # --- clients ------------------------------------------------------------------------------
+
+    def client(self, number: int) -> Client:
+        """Return a client, connected as far as it can be."""
+        client = self.clients[number % len(self.clients)]
+        if client.stream is None:
+            if self.clocks.boot_ms - client.heard_ms > GIVE_UP_MS:
+                self._deliver(client, client.wire.give_up("nobody could be reached"))
+            client.open(self.house.connect())
+            self._flush(client)
+        return client
+
+    def ask(self, client: Client, command: c.Command[Any]) -> None:
+        client.wire.request(command)
+        self.requests += 1
+        self._flush(client)
+
+    def _flush(self, client: Client) -> None:
+        now = self.house.reading
+        for request_id, verb, args in client.flush():
+            self.oracle.sent(client.session, request_id, verb, args, now.engine_ms, now.wall_ms)
+
+    def _arrive(self, client: Client, count: int) -> None:
+        """Bytes from the server arrive at a client."""
+        stream = client.stream
+        assert stream is not None
+        data = stream.deliver_down(count)
+        if not data:
+            return
+        messages, answered = client.hear(data)
+        client.heard_ms = self.clocks.boot_ms
+        now = self.house.clock.now()
+        for frame, message in messages:
+            request_id, status, lsn, body = message[:4]
+            self.replies += 1
+            self.seen_lsn = max(self.seen_lsn, lsn)
+            self.hash = crc32(frame, self.hash)
+            if "epoch" in body and "store_id" in body and client.session not in self._told:
+                self._told.add(client.session)
+                self.oracle.started(body, now.engine_ms, now.wall_ms)
+            if request_id:
+                self.oracle.answered(
+                    client.session, request_id, status, lsn, body, now.engine_ms, now.wall_ms
+                )
+            if self.trace is not None:
+                self.trace(f"        {client.name} <- {message}"[:300])
+        self._deliver(client, answered)
+        self._flush(client)
+        if client.wire.failure is not None:
+            stream.abandon()
+            stream.lose() if not stream.is_lost else None
+            self._ended(client)
+
+    def _deliver(self, client: Client, answered: list[Answered]) -> None:
+        for request, outcome in answered:
+            if isinstance(outcome, JqdError) and outcome.code == "connection_lost":
+                self.oracle.unknown(client.session, request.id)
+            self._learn(client, request, outcome)
+
+    def _learn(self, client: Client, request: Request, outcome: msgspec.Struct | JqdError) -> None:
+        client.learned(request, outcome)
+        if isinstance(outcome, c.Leased):
+            self.jobs_seen += [job.job_id for job in outcome.jobs]
+            del self.jobs_seen[:-200]
+
+    # --- steps: what clients ask --------------------------------------------------------------
+
+    def step_submit(self, a: int, b: int, d: int) -> None:
+        fields = plan.job_fields(a >> 3, b, self.plan.settings.queues, self.clocks.wall_ms)
+        self.ask(self.client(a), c.Submit(payload=self._payload(d), metadata=self._marker(), **fields))
+
+    def _marker(self) -> dict[str, str]:
+        """Name a job, so that it can be told from every other one."""
+        return {"m": str(self.requests)}
+
+    def _payload(self, d: int) -> bytes:
+        return b"p" * (d % 40)
+
+    def step_submit_burst(self, a: int, b: int, d: int) -> None:
+        """Submits behind each other in one pipe."""
+        for number in range(2 + d % 12):
+            self.step_submit(a, b + number * 2 * (b % 3), d)
+
+    def step_submit_many(self, a: int, b: int, d: int) -> None:
+        groups = []
+        for number in range(1 + d % 3):
+            fields = plan.job_fields(
+                (a >> 3) + number, b + number, self.plan.settings.queues, self.clocks.wall_ms
+            )
+            groups.append(
+                c.SubmitGroup(
+                    payloads=[self._payload(d)] * (1 + (d >> 2) % 5),
+                    metadata={"m": f"{self.requests}.{number}"},
+                    **fields,
+                )
+            )
+        self.ask(self.client(a), c.SubmitMany(groups=groups))
+
+    def step_lease(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        names = [f"q{(b + number) % self.plan.settings.queues}" for number in range(1 + b % 3)]
+        wait_ms = 0 if client.has_parked else (0, 0, 0, 1, 2_000, 30_000)[d % 6]
+        client.has_parked = client.has_parked or wait_ms > 0
+        command = c.Lease(
+            queues=list(dict.fromkeys(names)),
+            count=(1, 1, 2, 5, 100)[(d >> 3) % 5],
+            lease_ms=plan.LEASES_MS[(d >> 6) % len(plan.LEASES_MS)],
+            wait_ms=wait_ms,
+        )
+        self.ask(client, command)
+
+    def _grant(self, client: Client, b: int) -> Grant | None:
+        """Return one of the client's grants, seldom another's: a token is a bearer's."""
+        grants = client.grants
+        if b % 16 == 0:
+            grants = self.clients[b // 16 % len(self.clients)].grants
+        return grants[b // 16 % len(grants)] if grants else None
+
+    def _part(self, grant: Grant, d: int) -> list[int]:
+        """Take some or all jobs of a grant out of its worker's hands."""
+        count = len(grant.ids) if d % 2 else 1 + d // 2 % len(grant.ids)
+        ids, grant.ids = grant.ids[:count], grant.ids[count:]
+        self.stale += [(grant.token, job_id) for job_id in ids]
+        del self.stale[: -actors.STALE_MAX]
+        if not grant.ids:
+            for client in self.clients:
+                client.drop(grant)
+        return ids
+
+    def step_ack(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        if (grant := self._grant(client, b)) is None:
+            return
+        ids = self._part(grant, d)
+        how = (d >> 8) % 8
+        result = (b"r" * (d % 9)) if how in (5, 6) else None
+        command = c.Ack(
+            items=[(grant.token, ranges_of(ids), result)],
+            result_error="no" if how == 7 else None,
+            encoding="text" if result is not None else "raw",
+        )
+        self.ask(client, command)
+
+    def step_fail(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        if (grant := self._grant(client, b)) is None:
+            return
+        ids = self._part(grant, d)
+        how = (d >> 8) % 6
+        command = c.Fail(
+            items=[(grant.token, ranges_of(ids))],
+            error="oops",
+            retry_in_ms=(0, 700)[how] if how < 2 else None,
+            dead=how == 2,
+        )
+        self.ask(client, command)
+
+    def step_extend(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        if (grant := self._grant(client, b)) is not None:
+            lease_ms = plan.LEASES_MS[d % len(plan.LEASES_MS)]
+            self.ask(client, c.Extend(items=[(grant.token, ranges_of(grant.ids))], lease_ms=lease_ms))
+
+    def step_release(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        if (grant := self._grant(client, b)) is not None:
+            delay_ms = (0, 0, 500, 5_000)[(d >> 8) % 4]
+            ids = self._part(grant, d)
+            self.ask(client, c.Release(items=[(grant.token, ranges_of(ids))], delay_ms=delay_ms))
+
+    def step_stale(self, a: int, b: int, d: int) -> None:
+        """Speak of a lease that has ended, or with a token that is somebody's of another job."""
+        client = self.client(a)
+        if not self.stale:
+            return
+        token, job_id = self.stale[b % len(self.stale)]
+        if d % 5 == 0:
+            token += 1
+        if d % 7 == 0:
+            job_id += 1
+        ranges = [(job_id, 1)]
+        if d % 3 == 0 and client.grants:  # a held job, and its neighbours that may be somebody else's
+            grant = client.grants[b % len(client.grants)]
+            token, ranges = grant.token, [(grant.ids[0], 2 + b % 3)]
+        match d % 4:
+            case 0:
+                self.ask(client, c.Ack(items=[(token, ranges, None)]))
+            case 1:
+                self.ask(client, c.Fail(items=[(token, ranges)], error="late"))
+            case 2:
+                self.ask(client, c.Extend(items=[(token, ranges)]))
+            case _:
+                self.ask(client, c.Release(items=[(token, ranges)]))
+
+    def _sweep(self, kind: Any, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        dry_run = d % 5 == 0
+        if b % 2 and self.jobs_seen:
+            first = self.jobs_seen[(b >> 1) % len(self.jobs_seen)]
+            self.ask(client, kind(ids=[(first, 1 + d % 3)], dry_run=dry_run))
+            return
+        queue = None if b % 4 == 0 else f"q{(b >> 2) % self.plan.settings.queues}"
+        states: tuple[StateName | None, ...] = (None, None, "ready", "delayed", "dead", "done")
+        state = states[(d >> 3) % 6]
+        command = kind(filter=c.JobFilter(queue=queue, state=state), limit=1 + (d >> 6) % 12, dry_run=dry_run)
+        self.ask(client, command)
+
+    def step_cancel(self, a: int, b: int, d: int) -> None:
+        self._sweep(c.Cancel, a, b, d)
+
+    def step_requeue(self, a: int, b: int, d: int) -> None:
+        self._sweep(c.Requeue, a, b, d)
+
+    def step_purge(self, a: int, b: int, d: int) -> None:
+        self._sweep(c.Purge, a, b, d)
+
+    def step_get(self, a: int, b: int, d: int) -> None:
+        job_id = self.jobs_seen[b % len(self.jobs_seen)] if self.jobs_seen and d % 4 else 1 + b % 50
+        self.ask(self.client(a), c.Get(job_id=job_id))
+
+    def step_list(self, a: int, b: int, d: int) -> None:
+        states: tuple[StateName | None, ...] = (None, "ready", "leased", "dead", "done")
+        state = states[b % 5]
+        queue = None if d % 2 else f"q{(d >> 1) % self.plan.settings.queues}"
+        command = c.ListJobs(filter=c.JobFilter(queue=queue, state=state), limit=1 + (d >> 3) % 30)
+        self.ask(self.client(a), command)
+
+    def step_queues(self, a: int, b: int, d: int) -> None:
+        self.ask(self.client(a), c.Queues(limit=1 + b % 5))
+
+    def step_nonsense(self, a: int, b: int, d: int) -> None:
+        """Ask what is refused by its own words."""
+        client = self.client(a)
+        match b % 4:
+            case 0:
+                self.ask(client, c.Submit(delay_ms=1, run_at_ms=1))
+            case 1:
+                self.ask(client, c.Submit(delivery="at_most_once", max_retries=1))
+            case 2:
+                self.ask(client, c.Cancel())
+            case _:
+                self.ask(client, c.Ack(items=[(1, [(5, 2), (6, 1)], None)]))
+
+    def step_snapshot(self, a: int, b: int, d: int) -> None:
+        self.ask(self.client(a), c.Snapshot())
+
+    # --- steps: the way of bytes and records --------------------------------------------------
+
+    def step_up(self, a: int, b: int, d: int) -> None:
+        """Some bytes of a client reach the server, which has not ended its turn."""
+        client = self.client(a)
+        assert client.stream is not None
+        count = len(client.stream.up) if b % 3 == 0 else 1 + b % 200
+        client.stream.deliver_up(count)
+        if d % 4 == 0:
+            self.house.loop.run()
+
+    def step_down(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        assert client.stream is not None
+        count = len(client.stream.down) if b % 3 == 0 else 1 + b % 200
+        self._arrive(client, count)
+        self._see_end(client)
+
+    def step_turn(self, a: int, b: int, d: int) -> None:
+        for _ in range(1 + a % 3):
+            self.house.loop.run()
+
+    def step_work(self, a: int, b: int, d: int) -> None:
+        """One of the threads takes a step."""
+        threads = self.house.threads.made
+        threads[a % len(threads)].step()
+        if b % 2:
+            self.house.loop.run()
+
+    def step_overlap(self, a: int, b: int, d: int) -> None:
+        """The loop goes on while the commit thread is inside a call to the disk; the end may come there too."""
+        left = 1 + a % 3
+
+        def act(name: str, path: str) -> None:
+            nonlocal left
+            if name not in ("write", "sync") or left == 0:
+                return
+            left -= 1
+            self.marks.hit(f"loop ran within a {name} of the log")
+            for client in self.clients:
+                if client.stream is not None and d % 3:
+                    client.stream.deliver_up(300)
+            self.house.loop.run()
+            if b % 8 == 0 and left == 0:
+                self.marks.hit(f"killed within a {name} of the log")
+                raise Crash
+
+        self._hurry(1, 1)
+        self.disk.on_call = act
+        try:
+            self.house.threads.made[0].step()
+        except Crash as death:
+            if b % 16 == 0:
+                self.disk.on_call = None
+                self._died(death)
+                return
+            self.disk.on_call = None
+            self._died(death, loss=(Loss.PREFIX, Loss.SUBSET, Loss.TORN)[d % 3], dice=Dice(d))
+        finally:
+            self.disk.on_call = None
+
+    def step_settle(self, a: int, b: int, d: int) -> None:
+        """Everything goes its usual way for one client, or for all."""
+        clients = self.clients if b % 4 == 0 else [self.clients[a % len(self.clients)]]
+        for client in clients:
+            if client.stream is not None:
+                client.stream.deliver_up(1 << 20)
+        self.rest(passes=2 + d % 3)
+        for client in clients:
+            if client.stream is not None:
+                self._arrive(client, 1 << 20)
+                self._see_end(client)
+
+    def rest(self, passes: int = REST_PASSES_MAX) -> None:
+        """Let loop and threads do what they can."""
+        house = self.house
+        for _ in range(passes):
+            moved = house.loop.run()
+            for thread in list(house.threads.made):
+                moved = thread.step() or moved
+            if not moved:
+                return
+        if passes == REST_PASSES_MAX:
+            raise Violation("I19", "the daemon does not come to rest")
+
+    def _see_end(self, client: Client) -> None:
+        stream = client.stream
+        if stream is not None and stream.is_lost and not stream.down:
+            self._ended(client)
+
+    def step_cut(self, a: int, b: int, d: int) -> None:
+        """A connection ends at both ends; what was under way arrives in part, or not at all."""
+        client = self.client(a)
+        stream = client.stream
+        assert stream is not None
+        if b % 3 == 0:
+            stream.deliver_up(1 + d % 300)
+        if b % 2:
+            self.house.loop.run()
+        if b % 5 == 0:
+            self._arrive(client, 1 + d % 100)
+            if client.stream is None:
+                return
+        if stream.down:
+            self.marks.hit("reply lost on its way")
+        stream.abandon()
+        stream.lose()
+        self._ended(client)
+
+    def step_lose_reply(self, a: int, b: int, d: int) -> None:
+        """A lease is carried out, and its reply lost; the client asks again over another connection."""
+        client = self.client(a)
+        self.step_lease(a, b, d)
+        stream = client.stream
+        assert stream is not None
+        stream.deliver_up(1 << 20)
+        self.rest(passes=4)
+        if stream.down:
+            self.marks.hit("reply lost on its way")
+        stream.abandon()
+        stream.lose()
+        self._ended(client)
+        if b % 2:
+            stream = self.client(a).stream
+            assert stream is not None
+            stream.deliver_up(1 << 20)
+
+    def step_zombie(self, a: int, b: int, d: int) -> None:
+        """The client's end is gone, its bytes are still under way, and the server knows nothing."""
+        client = self.client(a)
+        stream = client.stream
+        assert stream is not None
+        if len(self.zombies) >= 4:
+            return
+        stream.abandon()
+        self.zombies.append((stream, a))
+        self._ended(client)
+        if b % 2:
+            self.client(a)
+
+    def step_zombie_up(self, a: int, b: int, d: int) -> None:
+        """The server hears from a connection whose client has gone, or that it has."""
+        if not self.zombies:
+            return
+        stream, _ = self.zombies[a % len(self.zombies)]
+        if stream.up and stream.deliver_up(1 + b % 400):
+            self.marks.hit("zombie connection heard after its client came back")
+        if d % 3 == 0 or not stream.up:
+            self.zombies = [each for each in self.zombies if each[0] is not stream]
+            stream.lose()
+
+    def step_half_close(self, a: int, b: int, d: int) -> None:
+        """A client says that it will send nothing more."""
+        client = self.client(a)
+        stream = client.stream
+        assert stream is not None
+        stream.deliver_up(1 << 20)
+        if not stream.is_closing() and not stream.up and not stream.half_closed:
+            stream.half_close()
+            self.house.loop.run()
+            self.marks.hit("half-closed connection answered")
+
+    def step_withdraw(self, a: int, b: int, d: int) -> None:
+        """A caller waits no longer for what it asked."""
+        client = self.clients[a % len(self.clients)]
+        requests = list(client.wire._unanswered.values())
+        if requests:
+            request = requests[b % len(requests)]
+            if request.kind is not c.Lease:
+                client.wire.withdraw(request)
+
+    def step_garbage(self, a: int, b: int, d: int) -> None:
+        """A stranger sends what nobody should."""
+        stream = self.house.connect()
+        for data in actors.garbage(a):
+            stream.up += data
+        stream.deliver_up(1 << 20)
+        self.rest(passes=3)
+        self.marks.hit("garbage refused")
+        if not stream.is_lost:
+            stream.abandon()
+            stream.lose()
+
+    # --- steps: time --------------------------------------------------------------------------
+
+    def step_wait(self, a: int, b: int, d: int) -> None:
+        self.wait(plan.WAITS_MS[a % len(plan.WAITS_MS)])
+        if b % 4:
+            self.rest(passes=4)
+
+    def step_to_deadline(self, a: int, b: int, d: int) -> None:
+        """Move to the next moment at which the engine has to act, or one ms before or behind it."""
+        now = self.house.clock.now()
+        due_ms = self.house.engine.next_deadline(now)
+        if due_ms is None or due_ms - now.engine_ms > 40 * DAY_MS:
+            return
+        self.wait(max(0, due_ms - now.engine_ms + (-1, 0, 0, 1)[a % 4]))
+        if b % 3:
+            self.house.loop.run()
+
+    def step_jump(self, a: int, b: int, d: int) -> None:
+        self.clocks.wall_ms += plan.JUMPS_MS[a % len(plan.JUMPS_MS)]
+        self.clocks.wall_ms = max(self.clocks.wall_ms, 1_600_000_000_000)
+        self.marks.hit("wall clock jumped")
+
+    def step_suspend(self, a: int, b: int, d: int) -> None:
+        """The machine sleeps. What its workers sent meanwhile is there when it wakes."""
+        self.wait(asleep_ms=plan.WAITS_MS[a % len(plan.WAITS_MS)] * 3)
+        self.marks.hit("machine slept")
+
+    def step_standstill(self, a: int, b: int, d: int) -> None:
+        """The daemon is stopped for a while; then it hears what came."""
+        if self.house.engine.state.lease_timers:
+            self.marks.hit("standstill while leases run")
+        self.wait(1_000 + plan.WAITS_MS[a % len(plan.WAITS_MS)])
+        for client in self.clients:
+            if client.stream is not None:
+                client.stream.deliver_up(1 << 20)
+        self.house.loop.run()
+
+    def step_slow_disk(self, a: int, b: int, d: int) -> None:
+        """A sync takes its time: the loop goes on meanwhile."""
+        for number in range(1 + a % 4):
+            self.wait(plan.WAITS_MS[(b + number) % 11])
+            for client in self.clients:
+                if client.stream is not None:
+                    client.stream.deliver_up(500)
+            self.house.loop.run()
+        if self.house.driver is not None and self.house.driver._waiting:
+            self.marks.hit("replies wait for a slow disk")
+
+    # --- steps: faults ------------------------------------------------------------------------
+
+    def _hurry(self, b: int, d: int) -> None:
+        """Let something be under way when the end comes: requests, turns, records, in this order ever less."""
+        if b % 4 == 0:
+            return
+        for client in self.clients:
+            if client.stream is not None:
+                client.stream.deliver_up(1 << 20 if b % 2 else 1 + d % 400)
+        for number in range(d % 3):
+            self.house.loop.run()
+            if number:
+                self.house.threads.made[0].step()
+
+    def step_kill(self, a: int, b: int, d: int) -> None:
+        self.note("kill")
+        self._hurry(b, d)
+        if self.house.engine.has_changes:
+            self.marks.hit("killed within a turn")
+        elif self.house.driver is not None and self.house.driver._waiting:
+            self.marks.hit("killed before a sync")
+        self._lose_house()
+        self.wait(plan.WAITS_MS[a % len(plan.WAITS_MS)])
+        self._start()
+
+    def step_power_loss(self, a: int, b: int, d: int) -> None:
+        loss = (Loss.PREFIX, Loss.SUBSET, Loss.TORN)[a % 3]
+        self.note("power loss", loss.value)
+        self._hurry(b, d)
+        if self.disk.pending():
+            self.marks.hit(f"power loss with pending operations: {loss.value}")
+        self._lose_house(loss, Dice(b << 16 | d))
+        self.wait(plan.WAITS_MS[d % len(plan.WAITS_MS)])
+        self._start()
+
+    def step_crash_in_recovery(self, a: int, b: int, d: int) -> None:
+        loss = (None, Loss.PREFIX, Loss.SUBSET, Loss.TORN)[a % 4]
+        self.note("crash in recovery")
+        self._lose_house(loss, Dice(b << 16 | d))
+        self._start(crash_at=1 + b % 12)
+
+    def step_rot(self, a: int, b: int, d: int) -> None:
+        """A bit of the newest snapshot flips while the daemon is away; the older one and the log are enough."""
+        self.note("rot")
+        self._lose_house()
+        names = sorted(name for name in self.disk.listing(DATA) if name.endswith(".snap"))
+        if len(names) > 1 or (names and f"{1:016x}.wal" in self.disk.listing(DATA)):
+            path = f"{DATA}/{names[-1]}"
+            self.disk.flip(path, (a << 16 | b) % (8 * len(self.disk.content(path))))
+            self.marks.hit("rot in a snapshot survived")
+            if d % 2 and len(names) > 1:
+                self.marks.hit("fell back to the older of two snapshots")
+        self._start()
+
+    def step_disk_fault(self, a: int, b: int, d: int) -> None:
+        fault = (Fault.WRITE_FAILS, Fault.SYNC_FAILS, Fault.SYNC_FAILS, Fault.NO_SPACE, Fault.KILL)[a % 5]
+        self.disk.sync_failure = tuple(SyncFailure)[b % 3]
+        self.disk.arm(fault, 1 + d % 8)
+        self.disk_may_fail = True
+        self.marks.hit(f"disk fault armed: {fault.name}")
+
+    def step_fill_disk(self, a: int, b: int, d: int) -> None:
+        """Somebody else fills the disk."""
+        used = self.disk._used_bytes(self.disk.root)
+        self.disk.capacity_bytes = used + (0, 500, 3_000, 20_000)[a % 4]
+        self.disk_may_fail = True
+
+    def step_free_disk(self, a: int, b: int, d: int) -> None:
+        self.disk.capacity_bytes = None
+
+    def step_short_writes(self, a: int, b: int, d: int) -> None:
+        self.disk.short_writes = bool(a % 3)
+
+    def step_stop(self, a: int, b: int, d: int) -> None:
+        self.note("stop")
+        self._stop()
+        self._start()
+
+    def _stop(self) -> None:
+        self.house.stop()
+        self.marks.hit("clean stop")
+        for client in self.clients:
+            if client.stream is not None:
+                self._arrive(client, 1 << 20)
+                if client.stream is not None:
+                    self._ended(client)
+        self.oracle.crashed()
+        self._told.clear()
+        self.zombies.clear()
+
+    def step_backup(self, a: int, b: int, d: int) -> None:
+        """Copy the data directory of a stopped daemon."""
+        self._stop()
+        self.backup = self.disk.copy_of(DATA)
+        self.shadow.saved()
+        self._start()
+
+    def step_restore(self, a: int, b: int, d: int) -> None:
+        """Put the older copy back. Jobs and LSNs go back; tokens must not."""
+        if self.backup is None:
+            return
+        self.note("restore")
+        self._lose_house()
+        self.disk.restore(DATA, self.backup)
+        self.oracle.rolled_back()
+        self.seen_lsn = 0
+        self.shadow.rolled_back()
+        # Its clock has to have moved on since the last start, or tokens may repeat: docs/faults.md, row 29.
+        self.wait(2_000)
+        self.clocks.wall_ms = max(self.clocks.wall_ms, self.wall_max_ms + 2_000)
+        for client in self.clients:
+            client.grants.clear()
+        self._start()
+        self.marks.hit("older backup restored")
+
+    # --- looks inside -------------------------------------------------------------------------
+
+    def look_inside(self) -> None:
+        """Hold indexes against each other, and the log against memory (I11, I13, I17, I20)."""
+        house = self.house
+        try:
+            self.rest()
+        except (Died, Crash) as death:
+            self._died(death)
+            return
+        state = house.engine.state
+        try:
+            state.check()
+        except AssertionError as error:
+            raise Violation("I20", f"indexes disagree: {error}") from error
+        assert house.driver is not None
+        if house.driver._waiting:
+            raise Violation("I19", "a reply waits for the disk although it is idle")
+        if isinstance(house.engine, ShadowedEngine):
+            house.engine.compare(house.clock.now())
+        twin = self.disk.clone()
+        twin.kill()
+        twin.capacity_bytes = None
+        engine, store = recovered(twin, segment_bytes=house.config.segment_bytes)
+        if engine.state.digest() != state.digest():
+            raise Violation("I13", "snapshot and log give another state than memory has")
+        store.close()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def end_well(self) -> None:
+        """Nothing goes wrong any more: everything that can end has to (I19), and is as the oracle says."""
+        disk = self.disk
+        disk.disarm()
+        disk.capacity_bytes = None
+        disk.short_writes = False
+        self.disk_may_fail = False
+        for stream, _ in self.zombies:
+            stream.lose()
+        self.zombies.clear()
+        self.wait(1_500)  # a look finds the room that came back
+        self.look_inside()
+        client = self.clients[0]
+        self._settle_all()
+        for _ in range(REST_PASSES_MAX):
+            self._drain(client)
+            now = self.house.clock.now()
+            due_ms = self.house.engine.next_deadline(now)
+            counts = self.house.engine.state.counts()
+            live = sum(counts[:3])  # delayed, ready, leased
+            if not live:
+                break
+            if due_ms is None:
+                raise Violation("I19", f"{live} jobs live and nothing is due")
+            self.wait(max(1, min(due_ms - now.engine_ms, DAY_MS)))
+            self.rest()
+        else:
+            raise Violation("I19", "jobs do not come to an end")
+        self._settle_all()
+        self.check_all(self.house.engine.state.lsn, final=True)
+        self.oracle.finish()
+        self.look_inside()
+
+    def _settle_all(self) -> None:
+        for _ in range(REST_PASSES_MAX):
+            self.rest()
+            busy = False
+            for client in self.clients:
+                if client.stream is None and client.wire.wants_stream:
+                    self.client(self.clients.index(client))
+                stream = client.stream
+                if stream is not None:
+                    busy = stream.deliver_up(1 << 20) or busy
+                    busy = bool(stream.down) or busy
+                    self._arrive(client, 1 << 20)
+                    self._see_end(client)
+            if not busy:
+                return
+        raise Violation("I19", "clients and daemon never come to rest")
+
+    def _drain(self, client: Client) -> None:
+        """A sane worker takes what is ready."""
+        while True:
+            self.client(0)
+            queues = [f"q{number}" for number in range(self.plan.settings.queues)]
+            self.ask(client, c.Lease(queues=queues, count=100))
+            known = len(client.grants)
+            self._settle_all()
+            fresh = client.grants[known:]
+            if not fresh:
+                return
+            for grant in fresh:
+                client.drop(grant)
+                self.ask(client, c.Ack(items=[(grant.token, ranges_of(grant.ids), None)]))
+            self._settle_all()
+
+    def check_all(self, lsn: int, *, final: bool = False, fresh: bool = False) -> None:
+        """Read all that the daemon shows, and hold it against the oracle.
+
+        Args:
+            lsn: that clients may have been told of.
+            fresh: nothing has happened since the start.
+        """
+        engine = self.house.engine
+        now = self.house.clock.now()
+        jobs: list[dict[str, Any]] = []
+        cursor: int | None = 0
+        while cursor is not None:
+            page = engine.execute(c.ListJobs(cursor=cursor, limit=500), model.LOCAL, 0, "check", now)
+            assert isinstance(page, c.JobList)
+            jobs += [msgspec.to_builtins(job, builtin_types=(bytes,)) for job in page.jobs]
+            cursor = page.cursor
+        listed = engine.execute(c.Queues(limit=1_000), model.LOCAL, 0, "check", now)
+        assert isinstance(listed, c.QueueList)
+        queues = [msgspec.to_builtins(queue) for queue in listed.queues]
+        self.oracle.check_listing(
+            jobs, queues, lsn, final, engine_ms=now.engine_ms, wall_ms=now.wall_ms, fresh=fresh
+        )
+
+
+@contextmanager
+def rules_of(plan: Plan) -> Iterator[None]:
+    """Let limits and sizes of a run hold."""
+    saved = {name: getattr(model, name) for name in plan.settings.limits}
+    saved_slice = dump.SLICE_JOBS
+    sender: Any = client_connection
+    starter: Any = daemon
+    saved_answers = sender.ANSWERS_PER_SESSION_MAX, sender._LEASE_AGE_MAX
+    saved_engine = starter.Engine
+    saved_random = random.getstate()
+    for name, value in plan.settings.limits.items():
+        setattr(model, name, value)
+    dump.SLICE_JOBS = plan.settings.slice_jobs  # type: ignore[misc]
+    answers = model.ANSWERS_PER_SESSION_MAX
+    sender.ANSWERS_PER_SESSION_MAX = answers
+    sender._LEASE_AGE_MAX = answers // 2
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(model, name, value)
+        dump.SLICE_JOBS = saved_slice  # type: ignore[misc]
+        sender.ANSWERS_PER_SESSION_MAX, sender._LEASE_AGE_MAX = saved_answers
+        starter.Engine = saved_engine
+        random.setstate(saved_random)
+
+
+def run(plan: Plan, marks: Marks | None = None, *, trace: Callable[[str], object] | None = None) -> Outcome:
+    """Carry out a plan. Raises: Violation, whose `step` says where it showed."""
+    world = World(plan, marks or Marks(), trace=trace)
+    with rules_of(plan):
+        if world.is_shadowed:
+            vars(daemon)["Engine"] = world.shadow.make_engine
+        try:
+            return world.run()
+        except Violation as violation:
+            violation.step = world.at
+            raise
+        except (Exception, Died) as error:
+            broken = Violation("CODE", f"{type(error).__name__}: {error}")
+            broken.step = world.at
+            raise broken from error
