@@ -189,14 +189,21 @@ class Directory:
         in the middle of the move can leave it at both places, and crash loops must not fill the disk.
         """
         self._make_quarantine()
-        there = set(self._fs.list_directory(self.path_of(QUARANTINE_NAME)))
-        kept, number = name, 1
-        while kept in there and not self._is_same(name, f"{QUARANTINE_NAME}/{kept}"):
+        kept = f"{QUARANTINE_NAME}/{name}"
+        number = 1
+        while self._exists(kept) and not self._is_same(name, kept):
             number += 1
-            kept = f"{name}.{number}"
-        self._fs.rename(self.path_of(name), self.path_of(f"{QUARANTINE_NAME}/{kept}"))
+            kept = f"{QUARANTINE_NAME}/{name}.{number}"
+        self._fs.rename(self.path_of(name), self.path_of(kept))
         self._fs.sync_directory(self.path_of(QUARANTINE_NAME))
         self._fs.sync_directory(self.path)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self.size_of(name)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _is_same(self, name: str, other: str) -> bool:
         """Tell whether two files have the same content. What cannot be read is like nothing else."""

@@ -541,5 +541,10 @@ def test_stable_event_name_is_good():
 
 
 def test_every_event_of_the_daemon_has_a_stable_name():
-    found = {str(path): unstable_names(path.read_text()) for path in (ROOT / "jqd").rglob("*.py")}
+    found = {
+        str(path): unstable_names(path.read_text())
+        for path in (ROOT / "jqd").rglob("*.py")
+        if "client" not in path.parts
+        and path.name != "worker.py"  # these speak to people, by the program's own logging
+    }
     assert {path: lines for path, lines in found.items() if lines} == {}
