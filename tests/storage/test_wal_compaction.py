@@ -432,7 +432,7 @@ def test_quarantine_is_durable_before_a_snapshot_is_moved_into_it():
     assert calls[begin : begin + 6] == [
         ("make_directory", f"{DATA}/quarantine"),
         ("sync_directory", DATA),
-        ("list_directory", f"{DATA}/quarantine"),
+        ("size_of", f"{DATA}/quarantine/{newest:016x}.snap"),
         ("rename", f"{DATA}/quarantine/{newest:016x}.snap"),
         ("sync_directory", f"{DATA}/quarantine"),
         ("sync_directory", DATA),
