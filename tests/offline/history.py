@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jqd.core.changes import DaemonStarted, TimeAdvanced, decode_batch
+from jqd.core.changes import DaemonStarted, TimeAdvanced, decode_batch, encode_part
+from jqd.core.dump import Dump
 from jqd.core.model import Now
 from jqd.core.state import State
 from jqd.storage.base import Record
+from jqd.storage.wal import WalStore
 from tests.storage.logs import DATA, cut_frames, opened
 from tests.support.core import Core
 from tests.support.faultfs import FaultDisk
@@ -123,6 +125,15 @@ def made(*, clean: bool, segment_bytes: int = 700) -> History:
     history = history_of(disk, records)
     assert len(history.segments) >= 4
     return history
+
+
+def snapshot(store: WalStore, state: State) -> None:
+    """Have the store make a snapshot of a state that its log has come to."""
+    sink = store.begin_snapshot(store.cut())
+    dump = Dump(state)
+    while images := dump.take_slice():
+        sink.write(len(images), encode_part(images))
+    sink.finish()
 
 
 def records_of(core: Core) -> list[Record]:

@@ -6,8 +6,6 @@ import pytest
 
 from jqctl.facts import to_record
 from jqctl.output import to_json
-from jqd.core.changes import encode_part
-from jqd.core.dump import Dump
 from jqd.core.engine import Engine
 from jqd.core.queues import Identity
 from jqd.core.state import State
@@ -18,7 +16,7 @@ from jqd.offline.repair import repair
 from jqd.offline.walk import Log
 from jqd.storage.base import RecoveryReport
 from jqd.storage.wal import WalStore
-from tests.offline.history import History, made
+from tests.offline.history import History, made, snapshot
 from tests.offline.test_repair import damaged, delete, flip, listing, repeat_file, shorten, swap_files, zero
 from tests.storage.logs import DATA
 from tests.support.faultfs import DROP, FaultDisk
@@ -35,11 +33,7 @@ def with_snapshots(*, clean: bool) -> History:
         store.append([record])
         store.sync()
         if number in SNAPPED_AT:
-            sink = store.begin_snapshot(store.cut())
-            dump = Dump(PLAIN.state(number))
-            while images := dump.take_slice():
-                sink.write(len(images), encode_part(images))
-            sink.finish()
+            snapshot(store, PLAIN.state(number))
     if clean:
         store.close()
     disk.kill()

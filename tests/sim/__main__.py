@@ -1,4 +1,4 @@
-"""Run the simulator: `python -m tests.sim run|replay|shrink|hashes`. See docs/evidence.md.
+"""Run the simulator: `python -m tests.sim run|replay|shrink|hashes`.
 
 run      many plans, over all cores; exit 1 if one breaks an invariant, if less work was done than asked, or if
          a rare situation never came up
@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,7 +114,7 @@ def command_replay(args: argparse.Namespace) -> int:
     plan = from_text(text) if text else make_plan(args.seed, args.steps)
     print(f"seed {plan.seed}, commit {commit()}, settings {plan.settings}")
     try:
-        with planted(args.planted) if args.planted else nullcontext():
+        with planted(args.planted):
             outcome = run(plan, trace=print if args.trace else None)
     except Violation as violation:
         print(f"{violation.invariant} at step {violation.step}: {violation.text}")

@@ -37,13 +37,11 @@ from functools import cache
 from multiprocessing import get_context
 from typing import Final, NamedTuple
 
-from jqd.core.changes import encode_part
-from jqd.core.dump import Dump
 from jqd.errors import Corruption
 from jqd.offline.repair import repair
 from jqd.storage.base import Record
 from jqd.storage.directory import snapshot_name
-from tests.offline.history import History, history_of, life, records_of
+from tests.offline.history import History, history_of, life, records_of, snapshot
 from tests.offline.test_repair import check_repaired, check_report
 from tests.sim.restart import recovered
 from tests.storage.logs import DATA, cut_frames, opened
@@ -191,11 +189,7 @@ def _snapshots(name: str, at: Sequence[float]) -> Reference:
             store.append([record])
             store.sync()
             if number in marks:
-                sink = store.begin_snapshot(store.cut())
-                dump = Dump(plain.state(number))
-                while images := dump.take_slice():
-                    sink.write(len(images), encode_part(images))
-                sink.finish()
+                snapshot(store, plain.state(number))
         disk.kill()
         return disk, records, [snapshot_name(store.snapshot_lsn)]
 

@@ -84,10 +84,6 @@ class SimThread:
         while not self.is_done:
             assert self.step(), f"{self.name} would wait for ever"
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self.queue.items)
-
     def step(self) -> bool:
         """Take one step, if there is an item or the wait for one is over; tell whether there was."""
         if self.is_done:
@@ -140,18 +136,9 @@ class House:
         self.runs = 0
 
     @property
-    def is_up(self) -> bool:
-        return self.driver is not None
-
-    @property
     def engine(self) -> Engine:
         assert self.driver is not None
         return self.driver.engine
-
-    @property
-    def durable_lsn(self) -> int:
-        assert self.driver is not None
-        return self.driver.durable_lsn
 
     @property
     def reading(self) -> Now:

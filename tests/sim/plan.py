@@ -67,7 +67,6 @@ RARE_STEPS: Final = {
 KINDS: Final = {**CLIENT_STEPS, **FLOW_STEPS, **TIME_STEPS, **RARE_STEPS}
 # Without these nothing would happen at all.
 ALWAYS: Final = frozenset({"submit", "lease", "ack", "settle", "wait"})
-FAULTS: Final = frozenset(RARE_STEPS) - {"snapshot", "stop"}
 
 
 class Settings(NamedTuple):
@@ -142,7 +141,6 @@ _LIMITS: Final[dict[str, tuple[int, ...]]] = {
 WAITS_MS: Final = (0, 1, 1, 10, 100, 500, 999, 1_000, 1_001, 3_000, 10_000, 31_000, 61_000)
 JUMPS_MS: Final = (1_000, -1_000, 3_600_000, -3_600_000, 86_400_000, -80_000_000, 315_360_000_000)
 LEASES_MS: Final = (None, None, 1_000, 2_000, 30_000)
-DELAYS_MS: Final = (None, None, None, 0, 1, 500, 5_000, 60_000)
 
 
 def job_fields(a: int, b: int, queues: int, wall_ms: int) -> dict[str, Any]:

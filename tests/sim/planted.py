@@ -225,7 +225,10 @@ def _changed(where: str, old: str, new: str) -> tuple[Any, str, Any, Any]:
 
 @contextmanager
 def planted(name: str) -> Iterator[None]:
-    """Have a bug while the context lasts. Functions that others have imported by name are changed there too."""
+    """Have a bug while the context lasts; "": none. Functions that others have imported by name are changed there too."""
+    if not name:
+        yield
+        return
     bug = PLANTED[name]
     holder, attribute, function, buggy = _changed(bug.where, bug.old, bug.new)
     code = function.__code__

@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import get_context
@@ -73,7 +72,7 @@ def run_seeds(seeds: Sequence[int], steps: int, bug: str = "") -> Done:
     for seed in seeds:
         marks = Marks()
         try:
-            with planted(bug) if bug else nullcontext():
+            with planted(bug):
                 outcome = run(make_plan(seed, steps), marks)
         except Violation as violation:
             done.failures.append((seed, violation.invariant, violation.step, violation.text))
@@ -143,7 +142,7 @@ def from_text(text: str) -> Plan:
 
 def attempt(plan: Plan, bug: str = "") -> tuple[str, int] | None:
     try:
-        with planted(bug) if bug else nullcontext():
+        with planted(bug):
             run(plan)
     except Violation as violation:
         return violation.invariant, violation.step

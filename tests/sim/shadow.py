@@ -232,8 +232,7 @@ class ShadowedEngine(Engine):
         for request_id, command, answer in zip(ids, run, answers, strict=True):
             expected = self._expected(command, caller, request_id, "", now)
             got = answer.code if isinstance(answer, JqdError) else decoded(command, answer)
-            if got != expected:
-                raise wrong(str(command)[:200], got, expected)
+            self._compare_answer(command, got, expected)
         return answers
 
     # --- time ---------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ A run ends with a second part in which nothing goes wrong any more: the faults s
 and all that can end has to end (I19).
 """
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -22,7 +21,7 @@ from jqd.core import dump, model
 from jqd.core.model import DAY_MS, StateName
 from jqd.errors import JqdError, StorageError
 from jqd.protocol import connection as client_connection
-from jqd.protocol.connection import Answered, Request
+from jqd.protocol.connection import Answered
 from jqd.server import daemon
 from tests.sim import actors, plan
 from tests.sim.actors import Client, Grant, ranges_of
@@ -76,15 +75,13 @@ class World:
         self.dice = Dice(plan.seed).child("world")
         self.clocks = Clocks(settings.wall_ms)
         self.disk = SimDisk(plan.seed)
-        self.disk.make_directory(DATA.rpartition("/")[0]) if DATA.count("/") > 1 else None
         self.house = House(self.disk, self.clocks, **settings.daemon)
         self.shadow = Shadow(marks)
         self.is_shadowed = not settings.limits.keys() & UNSHADOWED
         self.oracle = Oracle(marks)
         self.oracle.rules(**settings.limits)
         self.clients = [Client(f"c{number}", bytes([number + 1]) * 16) for number in range(settings.clients)]
-        self.zombies: list[tuple[Stream, int]] = []  # the server does not know that the client has gone
-        self.strays: list[Stream] = []  # connections that belong to no client
+        self.zombies: list[Stream] = []  # the server does not know that the client has gone
         self.stale: list[tuple[int, int]] = []  # (token, job id) of leases that have ended
         self.jobs_seen: list[int] = []
         self.backup: Copy | None = None
@@ -206,7 +203,6 @@ class World:
         self.oracle.crashed()  # all has arrived that it had to say
         self._told.clear()
         self.zombies.clear()
-        self.strays.clear()
 
     def _ended(self, client: Client) -> None:
         """A client sees the end of its stream."""
@@ -262,20 +258,17 @@ class World:
         self._flush(client)
         if client.wire.failure is not None:
             stream.abandon()
-            stream.lose() if not stream.is_lost else None
+            stream.lose()
             self._ended(client)
 
     def _deliver(self, client: Client, answered: list[Answered]) -> None:
         for request, outcome in answered:
             if isinstance(outcome, JqdError) and outcome.code == "connection_lost":
                 self.oracle.unknown(client.session, request.id)
-            self._learn(client, request, outcome)
-
-    def _learn(self, client: Client, request: Request, outcome: msgspec.Struct | JqdError) -> None:
-        client.learned(request, outcome)
-        if isinstance(outcome, c.Leased):
-            self.jobs_seen += [job.job_id for job in outcome.jobs]
-            del self.jobs_seen[:-200]
+            client.learned(request, outcome)
+            if isinstance(outcome, c.Leased):
+                self.jobs_seen += [job.job_id for job in outcome.jobs]
+                del self.jobs_seen[:-200]
 
     # --- steps: what clients ask --------------------------------------------------------------
 
@@ -593,7 +586,7 @@ class World:
         if len(self.zombies) >= 4:
             return
         stream.abandon()
-        self.zombies.append((stream, a))
+        self.zombies.append(stream)
         self._ended(client)
         if b % 2:
             self.client(a)
@@ -602,11 +595,11 @@ class World:
         """The server hears from a connection whose client has gone, or that it has."""
         if not self.zombies:
             return
-        stream, _ = self.zombies[a % len(self.zombies)]
+        stream = self.zombies[a % len(self.zombies)]
         if stream.up and stream.deliver_up(1 + b % 400):
             self.marks.hit("zombie connection heard after its client came back")
         if d % 3 == 0 or not stream.up:
-            self.zombies = [each for each in self.zombies if each[0] is not stream]
+            self.zombies.remove(stream)
             stream.lose()
 
     def step_half_close(self, a: int, b: int, d: int) -> None:
@@ -841,7 +834,7 @@ class World:
         disk.capacity_bytes = None
         disk.short_writes = False
         self.disk_may_fail = False
-        for stream, _ in self.zombies:
+        for stream in self.zombies:
             stream.lose()
         self.zombies.clear()
         self.wait(1_500)  # a look finds the room that came back
@@ -925,21 +918,23 @@ class World:
 
 
 @contextmanager
-def rules_of(plan: Plan) -> Iterator[None]:
-    """Let limits and sizes of a run hold."""
+def rules_of(world: World) -> Iterator[None]:
+    """Let limits and sizes of a run hold, and its daemon have the engine that the run wants."""
+    plan = world.plan
     saved = {name: getattr(model, name) for name in plan.settings.limits}
     saved_slice = dump.SLICE_JOBS
     sender: Any = client_connection
     starter: Any = daemon
     saved_answers = sender.ANSWERS_PER_SESSION_MAX, sender._LEASE_AGE_MAX
     saved_engine = starter.Engine
-    saved_random = random.getstate()
     for name, value in plan.settings.limits.items():
         setattr(model, name, value)
     dump.SLICE_JOBS = plan.settings.slice_jobs  # type: ignore[misc]
     answers = model.ANSWERS_PER_SESSION_MAX
     sender.ANSWERS_PER_SESSION_MAX = answers
     sender._LEASE_AGE_MAX = answers // 2
+    if world.is_shadowed:
+        starter.Engine = world.shadow.make_engine
     try:
         yield
     finally:
@@ -948,15 +943,12 @@ def rules_of(plan: Plan) -> Iterator[None]:
         dump.SLICE_JOBS = saved_slice  # type: ignore[misc]
         sender.ANSWERS_PER_SESSION_MAX, sender._LEASE_AGE_MAX = saved_answers
         starter.Engine = saved_engine
-        random.setstate(saved_random)
 
 
 def run(plan: Plan, marks: Marks | None = None, *, trace: Callable[[str], object] | None = None) -> Outcome:
     """Carry out a plan. Raises: Violation, whose `step` says where it showed."""
     world = World(plan, marks or Marks(), trace=trace)
-    with rules_of(plan):
-        if world.is_shadowed:
-            vars(daemon)["Engine"] = world.shadow.make_engine
+    with rules_of(world):
         try:
             return world.run()
         except Violation as violation:
