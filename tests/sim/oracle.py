@@ -778,7 +778,9 @@ class Oracle:
                 raise Violation("I6", f"{job} was sent twice under token {token}")
             return
         self._given[token, job_id] = request.key
-        if lsn <= job.hi and not (job.lo < lsn and token > job.token):
+        # A purge that was sent twice tells only between which LSNs a job went.
+        may_be_newer = job.lo < lsn and token > job.token and job.state != "gone"
+        if lsn <= job.hi and not may_be_newer:
             # A newer reply has told of the job already: this one can only add the name of what it saw.
             if job.state == "leased" and not job.token and job.attempt == info["attempt"]:
                 job.token, job.lease_ms = token, left_ms
@@ -992,6 +994,8 @@ class Oracle:
         if job.state == "leased" and token == job.token:
             return job
         if job.state == "leased" and not job.token:
+            if request.verb in ("fail", "release") and lsn < job.lo:
+                return None  # of a lease before the one that a newer reply has shown
             if exact or (request.verb == "ack" and request.args.get("result_error") is None):
                 job.token = token
                 return job
