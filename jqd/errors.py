@@ -244,6 +244,12 @@ class ConnectionLost(UnavailableError):
         self.outcome_unknown = outcome_unknown
 
 
+class ClientClosed(ConnectionLost):
+    """This client was closed, by this program: nobody will make its connection again."""
+
+    retryable = False
+
+
 class RequestTimeout(UnavailableError):
     """No reply within the caller's time: the outcome is unknown. Raised by clients only."""
 

@@ -20,9 +20,9 @@ from typing import Any, Final, cast
 from msgspec import Struct
 
 from jqd.client.shared import CONNECT_S, Shared, is_silent
-from jqd.client.values import TcpAddress
+from jqd.client.values import TcpAddress, in_own_words
 from jqd.core.commands import Command
-from jqd.errors import ConnectionLost, JqdError
+from jqd.errors import ClientClosed, ConnectionLost, JqdError
 from jqd.protocol.connection import Answered, ClientConnection, Request, State
 
 # How long gone() waits for what is written to leave the socket.
@@ -70,7 +70,7 @@ class Link:
         task = self._wake()
         await asyncio.wait([task])  # not the task itself: who is cancelled here leaves it to others
         if task.cancelled():
-            raise ConnectionLost("the client was closed", outcome_unknown=False)
+            raise ClientClosed("the client was closed", outcome_unknown=False)
         error = task.result() or self._shared.session.rolled_back_since(rollbacks)
         if error is not None:
             raise error
@@ -118,7 +118,7 @@ class Link:
             if waiter is None or waiter.future.done():
                 self._shared.unclaimed(outcome)
             elif isinstance(outcome, JqdError):
-                waiter.future.set_exception(outcome)
+                waiter.future.set_exception(in_own_words(outcome))
             else:
                 waiter.future.set_result(outcome)
 
@@ -273,7 +273,7 @@ class Link:
             self._task.cancel()
         if self._alarm is not None:
             self._alarm.cancel()
-        self._deliver(self._connection.give_up(reason))
+        self._deliver(self._connection.give_up(reason, kind=ClientClosed))
         if self._socket is not None:
             self._socket.transport.close()
         else:

@@ -15,7 +15,7 @@ from jqd.client.retry import Backoff
 from jqd.client.values import Address, to_address
 from jqd.core.commands import PROTOCOL_MINOR, PROTOCOL_VERSION, Hello, Leased, Release, to_ranges
 from jqd.core.model import ANSWERS_PER_SESSION_MAX, SESSION_BYTES
-from jqd.errors import BadFrame, ConnectionLost, JqdError, PayloadTooLarge, RequestTimeout
+from jqd.errors import BadFrame, ClientClosed, ConnectionLost, JqdError, PayloadTooLarge, RequestTimeout
 from jqd.protocol.connection import Request, Session
 
 L = TypeVar("L")
@@ -143,6 +143,6 @@ def give_back(reply: Struct | JqdError) -> Release | None:
     return None
 
 
-def closed_client() -> ConnectionLost:
+def closed_client() -> ClientClosed:
     """Return the exception for a request to a client that was closed."""
-    return ConnectionLost("the client is closed", outcome_unknown=False)
+    return ClientClosed("the client is closed", outcome_unknown=False)

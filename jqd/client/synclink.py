@@ -30,9 +30,9 @@ from typing import Any, Final, cast
 from msgspec import Struct
 
 from jqd.client.shared import CONNECT_S, Shared, is_silent
-from jqd.client.values import Address, TcpAddress
+from jqd.client.values import Address, TcpAddress, in_own_words
 from jqd.core.commands import Command
-from jqd.errors import ConnectionLost, JqdError
+from jqd.errors import ClientClosed, ConnectionLost, JqdError
 from jqd.protocol.connection import Answered, ClientConnection, Request, State
 
 # How long retire() waits for what the server still has to say.
@@ -180,7 +180,7 @@ class SyncLink:
 
     def _check_open(self) -> None:
         if self._ended:
-            raise ConnectionLost(self._ended, outcome_unknown=False)
+            raise ClientClosed(self._ended, outcome_unknown=False)
 
     # --- taking turns -------------------------------------------------------------------------
 
@@ -427,7 +427,7 @@ class SyncLink:
                 self._shared.unclaimed(outcome)
             else:
                 call, index = waiter
-                call.settle(index, outcome)
+                call.settle(index, in_own_words(outcome) if isinstance(outcome, JqdError) else outcome)
 
     def _lose(self, reason: str) -> None:
         """Go on after the end of the stream: an attempt has failed, or a connection was lost."""
@@ -483,8 +483,8 @@ class SyncLink:
                 return
             self._ended = reason
             self._flush()
-            self._deliver(self._connection.give_up(reason))
-            self._greet(ConnectionLost(reason, outcome_unknown=False))
+            self._deliver(self._connection.give_up(reason, kind=ClientClosed))
+            self._greet(ClientClosed(reason, outcome_unknown=False))
             if self._leader is None:
                 self._shut()
             else:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from jqd.core.model import Encoding, shorten
-from jqd.errors import InvalidArgument
+from jqd.errors import InvalidArgument, JqdError
 
 Duration = float | timedelta | str
 """Seconds, a timedelta, or a text: `500ms`, `30s`, `5m`, `1h30m`, `2d`; a bare number means seconds."""
@@ -46,8 +46,10 @@ def to_ms(field: str, value: Duration) -> int:
     """
     ms = _ms(value)
     if ms is None:
+        # A text may have come from a command line or a file, where nobody can say timedelta.
+        others = "" if isinstance(value, str) else "a timedelta, "
         raise InvalidArgument(
-            f"{field} = {shorten(value)}: a duration is seconds, a timedelta, or a text such as 30s, 5m, 1h30m"
+            f"{field} = {shorten(value)}: a duration is seconds, {others}or a text such as 500ms, 30s, 5m, 1h30m"
         )
     if not 0 <= ms <= _MS_MAX:  # NaN is not in any range either
         raise InvalidArgument(f"{field} = {shorten(value)}: a duration must be finite and not negative")
@@ -75,6 +77,32 @@ def to_optional_ms(field: str, value: Duration | None) -> int | None:
     return None if value is None else to_ms(field, value)
 
 
+# How the decoder of the server says that a time is out of its range: "lease: wait_ms = 40000: expected `int` <= 30000".
+_OUT_OF_RANGE: Final = re.compile(
+    r"(?P<head>.*?)(?P<field>\w+)_ms = (?P<value>-?[0-9]+): expected `int` (?P<sign>[<>]=) (?P<limit>-?[0-9]+)"
+)
+
+
+def in_own_words(error: JqdError) -> JqdError:
+    """Return a refusal in the words of who said the duration: `wait = 40s: at most 30s`, not wait_ms and 40000."""
+    found = _OUT_OF_RANGE.fullmatch(error.message) if isinstance(error, InvalidArgument) else None
+    if found is None or found["field"] == "run_at":
+        return error
+    bound = "at most" if found["sign"] == "<=" else "at least"
+    value, limit = (from_ms(int(found[name])) for name in ("value", "limit"))
+    return InvalidArgument(
+        f"{found['head']}{found['field']} = {value}: {bound} {limit}",
+        details=error.details,
+        retry_after_ms=error.retry_after_ms,
+    )
+
+
+def from_ms(ms: int) -> str:
+    """Return a duration as `to_ms` reads it, in the largest unit that says it exactly."""
+    unit = next(unit for unit, size in reversed(_UNIT_MS.items()) if ms % size == 0)
+    return f"{ms // _UNIT_MS[unit]}{unit}" if ms else "0s"
+
+
 def to_wall_ms(field: str, value: Date) -> int:
     """Turn a date into unix milliseconds, rounded down.
 
@@ -88,14 +116,14 @@ def to_wall_ms(field: str, value: Date) -> int:
         except ValueError:
             date = ""
     if not isinstance(date, datetime):
+        others = "" if isinstance(value, str) else "a datetime or "
         raise InvalidArgument(
-            f"{field} = {shorten(value)}: a date is a datetime or ISO 8601, such as 2030-01-31T08:00:00Z"
+            f"{field} = {shorten(value)}: a date is {others}ISO 8601, such as 2030-01-31T08:00:00Z"
         )
     if date.tzinfo is None or date.utcoffset() is None:
-        raise InvalidArgument(
-            f"{field} = {shorten(value)}: a date needs a time zone: add Z or an offset such as +02:00 "
-            "(datetime.now(UTC), not datetime.now())"
-        )
+        text = "add Z or an offset such as +02:00"
+        how = text if isinstance(value, str) else "datetime.now(UTC), not datetime.now()"
+        raise InvalidArgument(f"{field} = {shorten(value)}: a date needs a time zone: {how}")
     return (date - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
 
 

@@ -421,6 +421,19 @@ class Queues(Command[QueueList]):
 
 
 class ServerStats(Answer):
+    """Figures of the daemon. `process` has its own ones, by name; others may come, and some are not always there:
+
+    pid, rss_bytes            of the process; its resident memory
+    connections, turns        that are open; passes of its loop that had something to do
+    syncs, unsynced_bytes     of the log so far; what waits for one
+    durable_lsn               up to which the log is on the disk
+    log_bytes, log_segments   what the log takes, and in how many files
+    snapshot_lsn, snapshot_bytes  of the newest one, 0 for none
+    snapshots, snapshot_under_way  made in this run; 1: one is being made
+    disk_free_bytes, low_space_bytes, storage_full  where the log is on a disk: what is free, a second old at most;
+                              below which new jobs are refused; 1: they are
+    """
+
     server: str
     store_id: str
     epoch: int
@@ -434,7 +447,7 @@ class ServerStats(Answer):
     parked_count: int
     session_count: int
     result_bytes: int
-    process: dict[str, int]  # the daemon's own figures: connections, syncs, bytes of log, ...
+    process: dict[str, int]  # see above
 
 
 class Stats(Command[ServerStats]):

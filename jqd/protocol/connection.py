@@ -36,6 +36,7 @@ from jqd.errors import (
     WIRE_ERRORS,
     BadFrame,
     ConnectionLost,
+    InvalidArgument,
     JqdError,
     PayloadTooLarge,
     StoreRolledBack,
@@ -228,9 +229,14 @@ class ClientConnection:
     def request(self, command: Command[Any]) -> Request:
         """Line up a request.
 
-        Raises: PayloadTooLarge: it does not fit into a frame. TypeError: msgpack cannot say it.
+        Raises:
+            PayloadTooLarge: it does not fit into a frame.
+            InvalidArgument: a number or a text that msgpack cannot say. TypeError: neither number nor text.
         """
-        args = messages.encode(command)
+        try:
+            args = messages.encode(command)
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise InvalidArgument(f"{command.verb}: {error}") from None
         size = len(args) + _ENVELOPE_BYTES_MAX
         if size > FRAME_BYTES_MAX:
             raise PayloadTooLarge(
@@ -247,16 +253,19 @@ class ClientConnection:
         request.withdrawn = True
         request._args = b""
 
-    def give_up(self, reason: str, refusal: JqdError | None = None) -> list[Answered]:
+    def give_up(
+        self, reason: str, refusal: JqdError | None = None, kind: type[ConnectionLost] = ConnectionLost
+    ) -> list[Answered]:
         """End every request.
 
         Args:
             reason: for the messages, after the verb.
-            refusal: what a request that was never sent ends in; default: ConnectionLost.
+            refusal: what a request that was never sent ends in; default: as the others.
+            kind: of what they end in.
         Returns: all that were not answered, each with its error.
         """
         ended: list[Answered] = [
-            (request, refusal if refusal and not request.sends else self._lost(request, reason))
+            (request, refusal if refusal and not request.sends else self._lost(request, reason, kind))
             for request in self._open_requests()
         ]
         self._unanswered.clear()
@@ -350,11 +359,9 @@ class ClientConnection:
         return ""
 
     @staticmethod
-    def _lost(request: Request, reason: str) -> ConnectionLost:
+    def _lost(request: Request, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> ConnectionLost:
         unknown = request.outcome_unknown
-        return ConnectionLost(
-            f"{request.kind.verb}: {reason} ({_outcome(unknown=unknown)})", outcome_unknown=unknown
-        )
+        return kind(f"{request.kind.verb}: {reason} ({_outcome(unknown=unknown)})", outcome_unknown=unknown)
 
 
 def _outcome(*, unknown: bool) -> str:

@@ -26,6 +26,7 @@ from jqd.core.commands import (
 from jqd.errors import (
     BadFrame,
     Busy,
+    ClientClosed,
     ConnectionLost,
     InvalidArgument,
     JobNotFound,
@@ -432,6 +433,12 @@ async def test_a_server_without_room_for_the_session_is_tried_again_once_it_was_
         assert len(server.connections) == 4
 
 
+async def test_limit_is_said_in_the_words_of_the_caller():
+    async with FakeServer() as server, AsyncClient(server.url) as client:
+        with pytest.raises(InvalidArgument, match="^lease: wait = 40s: at most 30s$"):
+            await client.lease("q", wait=40)
+
+
 async def test_a_connection_that_closes_in_the_greeting_is_a_failed_attempt():
     async with FakeServer() as server:
         server.refuse_connections = True
@@ -520,12 +527,14 @@ async def test_close_ends_what_waits_and_leaves_no_task():
         errors = [await outcome(task) for task in tasks]
         assert [error.outcome_unknown for error in errors] == [True, True, False]
         assert all("the client was closed" in str(error) for error in errors)
+        assert [(type(error), error.retryable) for error in errors] == [(ClientClosed, False)] * 3
         for connection in server.connections:
             await connection.lost.wait()
         assert asyncio.all_tasks() == {asyncio.current_task()}
         await client.close()
-        with pytest.raises(ConnectionLost, match="the client is closed"):
+        with pytest.raises(ConnectionLost, match="the client is closed") as caught:
             await client.ping()
+        assert not caught.value.retryable
 
 
 async def test_close_while_it_connects_ends_the_attempt():

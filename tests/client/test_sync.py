@@ -21,6 +21,7 @@ from jqd.core.commands import Leased, LeasedJob, Ping, Pong, Release, Submit, Su
 from jqd.errors import (
     BadFrame,
     Busy,
+    ClientClosed,
     ConnectionLost,
     InvalidArgument,
     JobNotFound,
@@ -400,6 +401,14 @@ def test_a_server_without_room_for_the_session_is_tried_again_once_it_was_reache
         assert len(server.connections) == 4
 
 
+def test_limit_is_said_in_the_words_of_the_caller(server):
+    with Client(server.url) as client:
+        with pytest.raises(InvalidArgument, match="^lease: wait = 40s: at most 30s$"):
+            client.lease("q", wait=40)
+        (said,) = client.call_many([requests.submit("q", b"", {"lease": 0.5})])
+        assert str(said) == "submit: lease = 500ms: at least 1s"
+
+
 def test_a_server_without_a_word_is_no_answer(server, monkeypatch):
     monkeypatch.setattr("jqd.client.synclink.CONNECT_S", 0.01)
     server.welcome = None
@@ -583,11 +592,13 @@ def test_close_ends_what_waits_in_every_thread(server, threads):
     errors = [failure(future) for future in waiting]
     assert [error.outcome_unknown for error in errors] == [True, True, True, False]
     assert all("the client was closed" in str(error) for error in errors)
+    assert [(type(error), error.retryable) for error in errors] == [(ClientClosed, False)] * 4
     for connection in server.connections:
         server.wait(connection.lost.wait())
     client.close()
-    with pytest.raises(ConnectionLost, match="the client is closed"):
+    with pytest.raises(ConnectionLost, match="the client is closed") as caught:
         client.ping()
+    assert not caught.value.retryable
 
 
 def test_close_does_not_wait_for_the_next_attempt(server, threads):

@@ -12,13 +12,15 @@ from jqd.client.values import (
     TcpAddress,
     UnixAddress,
     from_bytes,
+    from_ms,
+    in_own_words,
     to_address,
     to_bytes,
     to_ms,
     to_optional_ms,
     to_wall_ms,
 )
-from jqd.errors import InvalidArgument
+from jqd.errors import Busy, InvalidArgument
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,56 @@ def test_a_duration_in_any_spelling(said, ms):
 def test_what_is_no_duration_is_refused_by_name(said):
     with pytest.raises(InvalidArgument, match=r"^delay = .*duration"):
         to_ms("delay", said)
+
+
+@pytest.mark.parametrize(("said", "named"), [("soon", False), (b"5", True)])
+def test_advice_is_for_who_said_it(said, named):
+    """A text may come from a command line, where nobody can say timedelta."""
+    with pytest.raises(InvalidArgument) as caught:
+        to_ms("delay", said)
+    assert ("timedelta" in str(caught.value)) is named
+    with pytest.raises(InvalidArgument) as caught:
+        to_wall_ms("run_at", said)
+    assert ("datetime" in str(caught.value)) is named
+
+
+def test_missing_zone_has_advice_for_who_said_it():
+    with pytest.raises(InvalidArgument, match=r"add Z or an offset such as \+02:00$"):
+        to_wall_ms("run_at", "2030-01-31T08:00:00")
+    with pytest.raises(InvalidArgument, match=r"datetime.now\(UTC\), not datetime.now\(\)$"):
+        to_wall_ms("run_at", datetime(2030, 1, 31))  # noqa: DTZ001
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("lease: wait_ms = 40000: expected `int` <= 30000", "lease: wait = 40s: at most 30s"),
+        ("submit: lease_ms = 999: expected `int` >= 1000", "submit: lease = 999ms: at least 1s"),
+        ("submit: delay_ms = -1: expected `int` >= 0", "submit: delay = -1ms: at least 0s"),
+        (
+            "submit_many: groups[0].delay_ms = 31622460000: expected `int` <= 31622400000",
+            "submit_many: groups[0].delay = 527041m: at most 366d",
+        ),
+        ("submit: run_at_ms = -1: expected `int` >= 0", None),
+        ("submit: priority = 32768: expected `int` <= 32767", None),
+        ("lease: wait_ms: expected `int`, got `str`", None),
+    ],
+)
+def test_range_of_a_duration_is_said_as_the_duration_was(theirs, ours):
+    error = InvalidArgument(theirs, details={"a": 1}, retry_after_ms=5)
+    said = in_own_words(error)
+    assert str(said) == (ours or theirs) and (said is error) is (ours is None)
+    assert type(said) is InvalidArgument and (said.details, said.retry_after_ms) == ({"a": 1}, 5)
+
+
+def test_other_refusals_are_left_as_they_are():
+    error = Busy("wait_ms = 40000: expected `int` <= 30000")
+    assert in_own_words(error) is error
+
+
+@given(st.integers(0, 10**13))
+def test_duration_that_is_shown_can_be_said(ms):
+    assert to_ms("x", from_ms(ms)) == ms
 
 
 def test_no_duration_stays_none():

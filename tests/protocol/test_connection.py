@@ -28,6 +28,7 @@ from jqd.errors import (
     Busy,
     ConnectionLost,
     Draining,
+    InvalidArgument,
     JqdError,
     PayloadTooLarge,
     StoreRolledBack,
@@ -212,6 +213,20 @@ def test_a_request_that_does_not_fit_into_a_frame_is_refused():
     one = ready()
     with pytest.raises(PayloadTooLarge, match=f"submit request = .* {FRAME_BYTES_MAX}"):
         one.request(Submit(payload=bytes(FRAME_BYTES_MAX)))
+    assert not one.wants_stream
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (Submit(queue="q\udcff"), "^submit: .*surrogates not allowed"),
+        (Submit(priority=1 << 70), "^submit: can't serialize"),
+    ],
+)
+def test_what_msgpack_cannot_say_is_refused(command, why):
+    one = ready()
+    with pytest.raises(InvalidArgument, match=why):
+        one.request(command)
     assert not one.wants_stream
 
 

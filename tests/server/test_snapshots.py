@@ -2,15 +2,19 @@
 
 import asyncio
 import errno
+import re
 import threading
 from collections.abc import Callable
 
 import pytest
 
 from jqd.core import dump
+from jqd.core.commands import ServerStats
 from jqd.core.state import PAGE_JOBS
 from jqd.errors import WriteFailed
 from jqd.server import snapshots
+from jqd.server.watermark import Watermark
+from jqd.storage.base import Space
 from jqd.storage.memory import MemorySink
 from tests.support.core import restored_from
 from tests.support.hands import Room
@@ -275,6 +279,11 @@ async def test_figures_tell_of_it():
         assert (process["snapshots"], process["snapshot_under_way"]) == (1, 0)
         assert process["snapshot_lsn"] == room.store.snapshot_lsn > 0
         assert process["snapshot_bytes"] == room.store.snapshot_bytes > 0
+    of_a_disk = Watermark(1, lambda _: None)
+    of_a_disk.see(Space(1, reserve_is_lost=False))
+    assert {*process, *of_a_disk.figures()} <= set(re.findall(r"\w+", ServerStats.__doc__ or "")), (
+        "each is explained to users"
+    )
 
 
 async def test_a_drain_that_comes_while_it_gets_its_name_leaves_it_made(monkeypatch):

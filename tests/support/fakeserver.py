@@ -79,7 +79,11 @@ class Connection(asyncio.Protocol):
         self.reader.feed(data)
         while (frame := self.reader.next_frame()) is not None:
             request = messages.decode_request(frame)
-            command = messages.decode_command(request)
+            try:
+                command = messages.decode_command(request)
+            except JqdError as error:
+                self.say(request.request_id, error)
+                continue
             if isinstance(command, Hello):
                 self.hello = command
                 welcome = self.server.welcome
