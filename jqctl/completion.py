@@ -86,7 +86,12 @@ def _names(url: str) -> list[str] | None:
     """Return the names that come within the time, None: nobody answers."""
     from jqd.client.retry import Backoff
     from jqd.client.sync import Client
+    from jqd.client.values import to_address
 
+    try:
+        to_address(url)
+    except JqdError:
+        return None  # nobody can be there
     names: list[str] | None = None
     until = time.monotonic() + _PATIENCE_S
     cursor: str | None = ""

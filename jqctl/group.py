@@ -18,7 +18,7 @@ import click
 
 from jqctl import output
 from jqd import __version__
-from jqd.errors import InvalidArgument
+from jqd.errors import InvalidArgument, RequestError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -94,6 +94,8 @@ class _Url(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from jqd.client.values import to_address
 
+        if ctx is not None and ctx.resilient_parsing:
+            return value  # a line that is being completed: without its server it is not another one's
         try:
             to_address(value)
         except InvalidArgument as error:
@@ -185,12 +187,17 @@ def verb(function: Callable[..., int | None], group: click.Group | None = None) 
     @functools.wraps(function)
     def invoke(**arguments: object) -> int:
         settings = click.get_current_context().ensure_object(Settings)
+        connection = settings.connection()
         try:
-            with settings.connection() as connection:
+            with connection:
                 code = function(settings, connection, **arguments) or 0
             sys.stdout.flush()
         except BrokenPipeError:
             raise output.PipeClosed from None  # under its own name click would make exit code 1 of it
+        except RequestError as error:
+            if connection.has_asked:
+                raise
+            raise click.UsageError(output.clean(str(error))) from None  # no server has said so
         return code
 
     # What click.option and click.argument have left on the function goes over with functools.wraps.
@@ -225,9 +232,9 @@ def cli() -> None:
 
     \b
     Durations: 500ms, 30s, 5m, 1h30m, 2d; a number alone means seconds.
-    Exit codes: 0 done, 1 refused (the code is printed), 2 wrong usage, 3 not reachable or no reply
-    in time; the message then says whether the outcome is unknown. 74 the output cannot be written
-    or the input not be read; what was asked may have been done.
+    Exit codes: 0 done, 1 refused by the daemon (the code is printed), 2 wrong usage, nothing was
+    asked, 3 not reachable or no reply in time; the message then says whether the outcome is unknown.
+    74 the output cannot be written or the input not be read; what was asked may have been done.
 
     json has ids and tokens as strings, dates as *_ms and in RFC 3339, payloads as text or JSON value
     by their encoding, else as payload_base64. Colours are off where

@@ -408,7 +408,7 @@ def _act(
         named = {"cancel": requests.cancel, "requeue": requests.requeue}[verb](ids, {"dry_run": dry_run})
         return verdicts(settings, verb, connection.call(named).results)
     count = sweep(connection, verb, {"queue": queue, "state": cast("Any", state), "dry_run": dry_run})
-    show_count(settings, count, dry_run=dry_run)
+    show_count(settings, verb, count, dry_run=dry_run)
     return 0
 
 

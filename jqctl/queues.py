@@ -153,7 +153,7 @@ def purge(
             return 1
     # What came in since none were counted was not asked about.
     count = 0 if total == 0 else sweep(connection, "purge", {**where, "dry_run": dry_run}, total=total)
-    show_count(settings, count, dry_run=dry_run)
+    show_count(settings, "purge", count, dry_run=dry_run)
     return 0
 
 

@@ -46,10 +46,17 @@ def show_one(settings: Settings, thing: Struct | Mapping[str, Any], ids: Sequenc
         show(settings, (), [fields], ids)
 
 
-def show_count(settings: Settings, count: int, *, dry_run: bool) -> None:
+def show_count(settings: Settings, verb: str, count: int, *, dry_run: bool) -> None:
     """Print how many jobs were swept. With -o id nothing: the server counts them, and names none."""
-    if settings.format != "id":
-        show(settings, ("count", "dry_run"), [{"count": count, "dry_run": dry_run}], ())
+    match settings.format:
+        case "table":
+            jobs = f"{count:,} job" if count == 1 else f"{count:,} jobs"
+            done = {"cancel": "cancelled", "requeue": "requeued", "purge": "purged"}[verb]
+            click.echo(f"{jobs} would be {done}; nothing was changed" if dry_run else f"{jobs} {done}")
+        case "json":
+            show(settings, (), [{"count": count, "dry_run": dry_run}], ())
+        case _:
+            pass
 
 
 def verdicts(settings: Settings, verb: str, results: Iterable[tuple[int, int, str]], **more: object) -> int:

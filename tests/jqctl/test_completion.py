@@ -109,6 +109,16 @@ def test_the_environment_says_where_the_server_is(patience, shell, complete, mon
     assert complete("jqctl lease ") == ["a"]
 
 
+@pytest.mark.parametrize("url", ["nonsense", "jqd://", "http://x"])
+def test_what_is_no_address_is_not_taken_for_the_default_one(patience, shell, complete, monkeypatch, url):
+    monkeypatch.setattr("jqctl.connect.default_urls", lambda: [shell.server.url])
+    shell.server.answers["queues"] = queue_list("emails")
+    monkeypatch.delenv("JQD_URL", raising=False)
+    assert complete("jqctl lease ") == ["emails"]
+    assert complete(f"jqctl --url {url} lease ") == []
+    assert complete(f"jqctl lease --url {url} ") == []
+
+
 def test_without_an_answer_there_are_no_names_and_no_words(shell, complete, monkeypatch):
     monkeypatch.setattr("jqctl.connect.default_urls", lambda: iter(()))  # a daemon may well run here
     line = f"jqctl --url {shell.server.url} lease "

@@ -255,7 +255,7 @@ def test_a_queue_is_swept_page_by_page(shell):
 def test_cancel_by_queue_and_state(shell):
     shell.server.answers["cancel"] = Swept(count=3, cursor=None, results=[])
     out = shell("cancel", "--queue", "q", "--state", "delayed")[1]
-    assert [line.split() for line in out.splitlines()] == [["COUNT", "DRY_RUN"], ["3", "no"]]
+    assert out == "3 jobs cancelled\n"
     assert shell.said == Cancel(filter=JobFilter(queue="q", state="delayed"))
 
 
@@ -388,6 +388,31 @@ def test_wrong_usage_exits_2_and_asks_nothing(shell, args):
     code, out, err = shell(*args)
     assert (code, out) == (2, "") and err
     assert shell.server.asked == []
+
+
+def test_exit_code_says_who_found_the_fault(shell):
+    code, _, err = shell("lease", "q", "--wait", "40s")
+    assert (code, err) == (1, "jqctl: invalid_argument: lease: wait = 40s: at most 30s\n")
+    # Found when a request is to be made of it: a byte that is no UTF-8.
+    code, out, err = shell("submit", "q", "\udcff")
+    assert (code, out, shell.server.asked) == (2, "", []) and "payload = '\\udcff': no UTF-8" in err
+
+
+def test_advice_of_the_shell_is_for_the_shell(shell):
+    for option, said in (("--delay", "soon"), ("--run-at", "tomorrow"), ("--run-at", "2030-01-31T08:00")):
+        code, _, err = shell("submit", "q", "x", option, said)
+        assert code == 2 and said in err and "timedelta" not in err and "datetime" not in err
+
+
+def test_sweep_is_counted_in_a_sentence(shell):
+    shell.server.answers["cancel"] = Swept(count=1_200, cursor=None, results=[])
+    assert shell("cancel", "--queue", "q", "--dry-run")[1] == (
+        "1,200 jobs would be cancelled; nothing was changed\n"
+    )
+    assert shell.json("cancel", "--queue", "q") == [{"count": 1200, "dry_run": False}]
+    assert shell("-o", "id", "cancel", "--queue", "q")[1] == ""
+    shell.server.answers["requeue"] = Swept(count=1, cursor=None, results=[])
+    assert shell("requeue", "--queue", "q")[1] == "1 job requeued\n"
 
 
 @pytest.mark.parametrize(("words", "what"), [(["x", "2"], "a job id"), (["1", "x"], "a token")])
