@@ -276,7 +276,7 @@ def repair(settings: Settings, directory: str, accept_loss: bool) -> int:
 
     Listed are the LSNs that go, and each job that goes or goes back to an earlier state: `was` is its state behind the
     last fact that can still be read, `becomes` the one that it will have. A job that goes back may be worked on again.
-    The ids of jobs that go are given out again.
+    The ids of jobs that go are given out no more: `next_id` says from which on they are.
 
     Each byte that is cut or changed is copied to DIR/quarantine first, which takes as much room. Interrupted, it can be
     repeated. Without --accept-loss, or where nothing can be done, the exit code is 65 if the log is damaged.
@@ -369,15 +369,20 @@ def _loss_record(loss: "Loss") -> dict[str, Any]:
         "last_lsn": loss.last_lsn,
         "may_be_more": loss.may_be_more,
         "unreadable": [list(each) for each in loss.unreadable],
+        "next_id": str(loss.next_id),
         "bytes": loss.lost_bytes,
         "jobs": jobs,
     }
 
 
 def _step(step: Any) -> dict[str, Any]:  # noqa: ANN401 - a named tuple of jqd.offline
-    """Show a step; of a new file `store` only that it is written: the secret id of the store is in it."""
-    fields = {name: value for name, value in step._asdict().items() if name != "store"}
-    return {"step": type(step).__name__.removesuffix("Store").lower(), "name": "store", **fields}
+    """Show a step: which file, and where in it. What is written there is not shown: it has the store's secret id."""
+    fields = {name: value for name, value in step._asdict().items() if name in ("offset", "size")}
+    return {
+        "step": type(step).__name__.removesuffix("Store").lower(),
+        "name": getattr(step, "name", "store"),
+        **fields,
+    }
 
 
 def _present(fields: dict[str, Any]) -> dict[str, Any]:

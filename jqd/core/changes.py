@@ -247,6 +247,18 @@ class EpochRaised(Change, tag=16):
         state.epoch, state.grant = self.epoch, 0
 
 
+class IdsSkipped(Change, tag=60):
+    """The ids below `next_id` are given to no job any more: facts that gave some of them out are lost.
+
+    No daemon says so; `jqctl wal repair` does, behind what it leaves of a log.
+    """
+
+    next_id: int
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.skip_ids(self.next_id)
+
+
 AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     DaemonStarted,
     TimeAdvanced,
@@ -264,6 +276,7 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     SessionsForgotten,
     RequestsAnswered,
     EpochRaised,
+    IdsSkipped,
 ]
 
 

@@ -295,6 +295,22 @@ class State:
             page.extend(part)
             taken += len(part)
 
+    def skip_ids(self, next_id: int) -> None:
+        """Let the next job have this id, and none the ids between."""
+        assert next_id >= self.next_id, f"ids only rise: {next_id} after {self.next_id - 1}"
+        before, self.next_id = self.next_id >> PAGE_SHIFT, next_id
+        self._fill_newest_page()
+        self._thin_out(before)
+
+    def _fill_newest_page(self) -> None:
+        """See to it that the next job stands where it belongs in its page: new jobs are appended."""
+        number = self.next_id >> PAGE_SHIFT
+        page = self._pages.get(number)
+        if page is not None:
+            missing = (self.next_id & _SLOT) - len(page)
+            page += [None] * missing
+            self._note_holes(number, missing)
+
     # --- writing: jobs move -------------------------------------------------------------------
 
     def lease_jobs(self, lease: Lease, now: Now) -> None:
@@ -515,11 +531,7 @@ class State:
         """Set the numbers of a snapshot, and make what follows from its jobs."""
         self.lsn, self.now = lsn, now
         self.epoch, self.grant, self.next_id = epoch, grant, next_id
-        newest = self._pages.get(next_id >> PAGE_SHIFT)
-        if newest is not None:  # new jobs are appended, so what is missing at its end needs its slots
-            missing = (next_id & _SLOT) - len(newest)
-            newest += [None] * missing
-            self._note_holes(next_id >> PAGE_SHIFT, missing)
+        self._fill_newest_page()
         for number in list(self._pages):
             self._thin_out(number)
         for parts in self.leases.values():

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from jqd.core.changes import Change, JobsSubmitted, decode_batch
+from jqd.core.changes import Change, IdsSkipped, JobsSubmitted, decode_batch
+from jqd.core.model import JOB_ID_MAX, JOBS_PER_REQUEST_MAX
 from jqd.core.state import State
 from jqd.offline.facts import jobs_of
 from jqd.offline.walk import Log
@@ -25,6 +26,8 @@ from jqd.storage.segment import headers_behind
 from jqd.storage.store_file import StoreFile
 
 GONE = "gone"
+# Room for the jobs of an end that nobody can see, beside what can be read.
+_UNSEEN_IDS = 1 << 20
 
 
 class JobRun(NamedTuple):
@@ -32,7 +35,7 @@ class JobRun(NamedTuple):
 
     queue:   None: the fact that says it cannot be read.
     was:     the state behind the last fact that names them; None: no such fact can be read.
-    becomes: the state in the log that is cut; "gone": it does not know them, and gives their ids out again.
+    becomes: the state in the log that is cut; "gone": it does not know them.
     """
 
     first_id: int
@@ -53,6 +56,7 @@ class Loss:
         unreadable: LSN ranges, first and last, of which nothing can be read. What they did to jobs is not in `jobs`.
         lost_bytes: behind the cut.
         has_newer_format: something behind the cut was written by a newer jqd.
+        next_id: below it stand all ids that anything behind the cut can have given out. An id must not mean two jobs.
     """
 
     first_lsn: int
@@ -62,6 +66,7 @@ class Loss:
     jobs: list[JobRun] = field(default_factory=list)
     lost_bytes: int = 0
     has_newer_format: bool = False
+    next_id: int = 0
 
 
 def measure(log: Log, cut: tuple[int, int] | None, state: State) -> Loss:
@@ -87,6 +92,9 @@ def measure(log: Log, cut: tuple[int, int] | None, state: State) -> Loss:
     if loss.last_lsn is not None:
         loss.unreadable = list(_gaps(loss.first_lsn, loss.last_lsn, understood))
     loss.jobs = list(story.runs())
+    unread = sum(last - first + 1 for first, last in loss.unreadable)
+    unseen = _UNSEEN_IDS if loss.may_be_more else 0
+    loss.next_id = min(story.next_id + unread * JOBS_PER_REQUEST_MAX + unseen, JOB_ID_MAX)
     return loss
 
 
@@ -128,10 +136,10 @@ class _Remains:
                     continue
                 self._note(header.lsn + header.change_count - 1)
                 body = decode_payload(data, offset, header)
-                if body is not None:
+                if body is not None and header.segment_no == number:  # else another file stands in its place
                     good_to = offset + frame_bytes(header)
-                    if header.type == FrameType.BATCH:
-                        yield Record(header.lsn, header.change_count, body[0])
+                if body is not None and header.type == FrameType.BATCH:
+                    yield Record(header.lsn, header.change_count, body[0])
         self.ends_well = good_to == len(data)
 
     def _note(self, lsn: int) -> None:
@@ -156,13 +164,15 @@ class _Story:
         self._state = state
         self._was: dict[int, str] = {}
         self._queues: dict[int, str] = {}  # of jobs that the state does not know
-        self._next_id = state.next_id
+        self.next_id = state.next_id  # above all ids that a fact has named
 
     def add(self, changes: Iterable[Change]) -> None:
         """Take in the facts of one record; the order of records counts."""
         for change in changes:
+            if isinstance(change, IdsSkipped):
+                self.next_id = max(self.next_id, change.next_id)
             for first, count, was in jobs_of(change):
-                self._next_id = max(self._next_id, first + count)
+                self.next_id = max(self.next_id, first + count)
                 self._was.update(dict.fromkeys(range(first, first + count), was))
                 if isinstance(change, JobsSubmitted):
                     self._queues.update(dict.fromkeys(range(first, first + count), change.options.queue))
@@ -171,7 +181,7 @@ class _Story:
         """Yield every job that goes or goes back, in order of ids, alike neighbours together."""
         back = sorted(job_id for job_id in self._was if job_id < self._state.next_id)
         fates = [fate for job_id in back if (fate := self._back(job_id)) is not None]
-        fates += [self._gone(job_id) for job_id in range(self._state.next_id, self._next_id)]
+        fates += [self._gone(job_id) for job_id in range(self._state.next_id, self.next_id)]
         numbered = enumerate(fates)
         for (_, queue, was, becomes), group in groupby(
             numbered, lambda each: (each[1].first_id - each[0], *each[1][2:])

@@ -15,10 +15,14 @@ jobs that nobody knows. Everything behind the first bad frame, missing segment o
     4  store    says which segment is the last, and that nobody stopped cleanly; with a new public id if the old one
                 cannot be read. The secret id is in every frame
 
+Where facts go that gave ids of jobs out, or may have, a fact is put behind what stays, in a segment of its own, that
+says from which id on to go on: an id never means two jobs. That comes right after 1, since 2 takes away what says how
+far the ids had come; then `store`, and 3 last.
+
 Interrupted anywhere, the directory is refused by recovery as before, or is what the repair would have made, and the
 repair can be repeated: it finds the same cut.
 
-**Proof**: before anything is changed, steps 2 to 4 are done on an `Overlay` and recovery is run there to its end, with
+**Proof**: before anything is changed, these steps are done on an `Overlay` and recovery is run there to its end, with
 every fact applied. So a dry run is the repair itself, and what it says is what will happen.
 """
 
@@ -26,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from jqd.core.changes import IdsSkipped, encode_batch
 from jqd.core.engine import Engine
 from jqd.core.queues import Identity
 from jqd.core.state import State
@@ -34,7 +39,7 @@ from jqd.offline.check import Findings, ask_recovery, examine
 from jqd.offline.files import Overlay, read_what_can_be_read
 from jqd.offline.loss import Loss, measure
 from jqd.offline.walk import Log
-from jqd.storage.base import RecoveryReport
+from jqd.storage.base import Record, RecoveryReport
 from jqd.storage.directory import QUARANTINE_NAME, STORE_NAME, Directory
 from jqd.storage.fs import FileSystem, open_error
 from jqd.storage.segment import SegmentWriter, segment_name
@@ -69,6 +74,22 @@ class Begin(NamedTuple):
     store_id: bytes
     base: Base
 
+    @property
+    def name(self) -> str:
+        return segment_name(self.base.segment_no)
+
+
+class Skip(NamedTuple):
+    """Make the segment behind what stays, with one record that says from which id on jobs are numbered."""
+
+    store_id: bytes
+    base: Base
+    record: Record
+
+    @property
+    def name(self) -> str:
+        return segment_name(self.base.segment_no)
+
 
 class WriteStore(NamedTuple):
     """Write the file `store`."""
@@ -76,7 +97,7 @@ class WriteStore(NamedTuple):
     store: StoreFile
 
 
-Step = Keep | Remove | Cut | Begin | WriteStore
+Step = Keep | Remove | Cut | Begin | Skip | WriteStore
 
 
 @dataclass
@@ -135,11 +156,18 @@ def _plan(fs: FileSystem, path: str) -> Repair:
     store = next((step.store for step in result.steps if isinstance(step, WriteStore)), None)
     if store is not None and store.public_id.hex() != found.public_id:
         result.public_id = store.public_id.hex()
-    result.loss = measure(log, cut, _prove(fs, path, result.steps))
+    state, base = _prove(fs, path, result.steps)
+    result.loss = measure(log, cut, state)
     if result.loss.has_newer_format:
         raise UnsupportedFormat(
             f"{path}: behind the damage stands what a newer jqd wrote: repair it with that one"
         )
+    if log.store_id and result.loss.next_id > state.next_id:
+        payload = encode_batch(state.now, [IdsSkipped(result.loss.next_id)])
+        skip = Skip(log.store_id, base, Record(base.lsn + 1, 1, payload))
+        result.steps = list(_with(skip, result.steps))
+        state, _ = _prove(fs, path, result.steps)
+        assert state.next_id == result.loss.next_id, "the plan is wrong"
     return result
 
 
@@ -188,8 +216,22 @@ def _steps(fs: FileSystem, log: Log, cut: tuple[int, int] | None) -> Iterator[St
         yield Remove(STORE_NAME)  # no frame says whose it is: the daemon begins anew
 
 
-def _prove(fs: FileSystem, path: str, steps: Sequence[Step]) -> State:
-    """Return the state that the repaired log gives; AssertionError: the plan is wrong."""
+def _with(skip: Skip, steps: Sequence[Step]) -> Iterator[Step]:
+    """Yield the steps with one more, before anything goes that says which ids were given out.
+
+    Its segment takes the place of one that would be removed, or of one of which nothing but the head would stay. What is
+    damaged is still there then, so recovery refuses the log until the last step, and a repetition reads the fact.
+    """
+    yield from (step for step in steps if isinstance(step, Keep))
+    yield skip
+    for step in steps:
+        if isinstance(step, WriteStore):
+            yield WriteStore(step.store._replace(segment_no=skip.base.segment_no))
+    yield from (step for step in steps if isinstance(step, Remove | Cut) and step.name != skip.name)
+
+
+def _prove(fs: FileSystem, path: str, steps: Sequence[Step]) -> tuple[State, Base]:
+    """Return the state that the repaired log gives, and where it ends; AssertionError: the plan is wrong."""
     overlay = Overlay(fs)
     changes = [step for step in steps if not isinstance(step, Keep)]
     for _ in _carry_out(overlay, Directory(overlay, path), changes):
@@ -200,7 +242,7 @@ def _prove(fs: FileSystem, path: str, steps: Sequence[Step]) -> State:
         engine.restore(part)
     for record in store.load():
         engine.replay(record.first_lsn, record.count, record.payload)
-    return engine.state
+    return engine.state, store.cut()
 
 
 def _carry_out(fs: FileSystem, directory: Directory, steps: Sequence[Step]) -> Iterator[str]:
@@ -217,11 +259,17 @@ def _carry_out(fs: FileSystem, directory: Directory, steps: Sequence[Step]) -> I
                 data, _ = read_what_can_be_read(fs, directory.path_of(name))
                 directory.replace(name, data[:size])
             case Begin(store_id, base):
-                name = segment_name(base.segment_no)
-                handle = directory.create(name)
+                handle = directory.create(step.name)
                 SegmentWriter(fs, handle, store_id, base.segment_no, base.chain).sync()
                 fs.close(handle)
-                directory.publish(name)
+                directory.publish(step.name)
+            case Skip(store_id, base, record):
+                handle = directory.create(step.name)
+                writer = SegmentWriter(fs, handle, store_id, base.segment_no, base.chain)
+                writer.append([record])
+                writer.sync()
+                fs.close(handle)
+                directory.publish(step.name)
             case WriteStore(store):
                 directory.write_store_file(store)
 

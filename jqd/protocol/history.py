@@ -22,7 +22,8 @@ Why there is no false alarm:
    run, and none of a later one, is behind it. The same goes for a lower epoch, and for another store.
 
 What is missed: a store that went back, and was started once more before this client connected again, if the later
-run began beyond all that the client has heard; and whatever nobody of this process has heard.
+run began beyond all that the client has heard; a repair that took the newest fact alone, whose LSN it gives to a fact
+of its own; and whatever nobody of this process has heard.
 Source: protocol.md "A store that went back".
 """
 

@@ -3,10 +3,10 @@
 import pytest
 
 from jqd.core import model
-from jqd.core.changes import DaemonStarted, TimeAdvanced
-from jqd.core.engine import Engine
+from jqd.core.changes import DaemonStarted, IdsSkipped, TimeAdvanced, encode_batch
+from jqd.core.engine import Batch, Engine, ReplayFailed
 from jqd.core.model import Now
-from jqd.core.state import State
+from jqd.core.state import PAGE_JOBS, State
 from tests.support.core import ENGINE_MS, IDENTITY, WALL_MS, Core, replayed
 
 
@@ -158,3 +158,26 @@ def test_everything_is_there_after_a_restart(core):
     core.restart()
     after = [core.get(job_id) for job_id in range(1, 6)]
     assert before == after
+
+
+@pytest.mark.parametrize("before", [0, 5, PAGE_JOBS - 2, PAGE_JOBS - 1, PAGE_JOBS])
+@pytest.mark.parametrize("skipped", [0, 1, 3, PAGE_JOBS, 10_000])
+def test_ids_that_are_skipped_are_given_to_no_job(core, before, skipped):
+    if before:
+        core.submit_jobs(before)
+    next_id = core.state.next_id + skipped
+    core.log.append(Batch(core.state.lsn + 1, 1, encode_batch(core.now, [IdsSkipped(next_id)])))
+    core.restart()
+    core.check()
+    assert core.submit() == next_id
+    assert core.submit_jobs(10)[0] == next_id + 1
+    assert [job.id for job in core.state.jobs_from(before + 1)] == list(range(next_id, next_id + 11))
+    core.check()
+
+
+def test_ids_never_go_back():
+    core = Core()
+    core.submit_jobs(5)
+    core.log.append(Batch(core.state.lsn + 1, 1, encode_batch(core.now, [IdsSkipped(3)])))
+    with pytest.raises(ReplayFailed, match="ids only rise: 3 after 5"):
+        core.restart()

@@ -329,6 +329,7 @@ FACTS: list[tuple[Change, Change]] = [
         changes.RequestsAnswered(SESSION, [(REQUEST_ID, b"\x81\xa6job_id\x01"), (REQUEST_ID + 1, TOKEN)]),
     ),
     (changes.EpochRaised(0), changes.EpochRaised(EPOCH)),
+    (changes.IdsSkipped(1), changes.IdsSkipped(model.JOB_ID_MAX)),
 ]
 
 # A life of a store in which every fact occurs.
@@ -383,6 +384,7 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.TimeAdvanced(10_000),
         ],
     ),
+    (Now(7_300, WALL_MS + 6_300), [changes.IdsSkipped(5_000)]),
 ]
 
 

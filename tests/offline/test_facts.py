@@ -19,6 +19,7 @@ NAME_NO_JOB = {
     changes.SessionsForgotten,
     changes.RequestsAnswered,
     changes.EpochRaised,
+    changes.IdsSkipped,
 }
 
 
@@ -29,6 +30,7 @@ def samples() -> dict[type, changes.Change]:
     return found | {
         changes.SessionsForgotten: changes.SessionsForgotten([b"s"]),
         changes.EpochRaised: changes.EpochRaised(9),
+        changes.IdsSkipped: changes.IdsSkipped(9),
     }
 
 
