@@ -135,6 +135,25 @@ class Parked(Struct, eq=False):
     deadline_ms: int
 
 
+class Claims:
+    """Requests of a session that were sent again, and over which connection last. At most as many as answers.
+
+    hellos: by request id, the id of that connection's hello.
+    """
+
+    __slots__ = ("hellos", "newest_hello_id")
+
+    def __init__(self) -> None:
+        self.hellos: dict[int, int] = {}
+        self.newest_hello_id = 0
+
+    def add(self, request_id: int, hello_id: int) -> None:
+        self.newest_hello_id = max(self.newest_hello_id, hello_id)
+        self.hellos[request_id] = max(hello_id, self.hellos.get(request_id, 0))
+        if len(self.hellos) > model.ANSWERS_PER_SESSION_MAX:
+            del self.hellos[min(self.hellos)]
+
+
 class Engine:
     """See the file's card.
 
@@ -166,6 +185,7 @@ class Engine:
         # Sessions: connections of each, and since when those without one are without one, oldest first.
         self._attached: dict[bytes, int] = {}
         self._detached: dict[bytes, int] = {}
+        self.claims: dict[bytes | None, Claims] = {}  # by session, while it has connections
 
     # --- recovery -----------------------------------------------------------------------------
 
@@ -283,6 +303,7 @@ class Engine:
                 self._attached[caller.session] = count
             else:
                 del self._attached[caller.session]
+                self.claims.pop(caller.session, None)
                 if caller.session in self.state.sessions:
                     self._detached[caller.session] = now.engine_ms
 
@@ -292,6 +313,34 @@ class Engine:
         if parked is not None:
             self._unpark(parked)
         return parked is not None
+
+    def claim(self, command: Command[Any], caller: Caller, request_id: int, hello_id: int) -> None:
+        """Let only the newest of the connections over which a request comes have it carried out.
+
+        A client that sends again has given the connection before up, but what it had sent there may still be on its
+        way. Carried out after the answer to the second copy, which changed nothing and so is not remembered, it would
+        do what its client was told that it did not.
+
+        Args:
+            hello_id: id of the connection's hello: a request with a lower one was sent before, over another one.
+        Raises: PositionLost: this is such an earlier copy.
+        """
+        session = caller.session
+        if session is None or not command.writes:
+            return
+        if request_id < hello_id:
+            claims = self.claims.get(session)
+            if claims is None:
+                claims = self.claims[session] = Claims()
+            claims.add(request_id, hello_id)
+        if self.is_overtaken(session, hello_id) and self.claims[session].hellos.get(request_id, 0) > hello_id:
+            raise PositionLost(
+                f"request_id = {request_id}: it was sent again over a later connection, and has its answer there"
+            )
+
+    def is_overtaken(self, session: bytes | None, hello_id: int) -> bool:
+        """Tell whether something was sent again over a later connection of the session than that with this hello."""
+        return session in self.claims and self.claims[session].newest_hello_id > hello_id
 
     def execute(
         self, command: Command[Any], caller: Caller, request_id: int, ticket: Ticket, now: Now

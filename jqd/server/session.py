@@ -94,6 +94,7 @@ class Session:
         "_chunks",
         "_chunks_bytes",
         "_heard_all",
+        "_hello_id",
         "_house",
         "_reader",
         "_replies",
@@ -109,6 +110,7 @@ class Session:
         self._house = house
         self._ticket = ticket
         self._caller: Caller | None = None
+        self._hello_id = 0  # a request with a lower id was sent before, over another connection
         self._reader = FrameReader(model.FRAME_BYTES_MAX_BEFORE_HELLO)
         self._chunks: list[bytes] = []
         self._chunks_bytes = 0
@@ -235,6 +237,7 @@ class Session:
             refusing = self._house.refusing
             # A retry whose first try went through is answered: a refusal would say that nothing was changed.
             if refusing and not self._house.engine.remembers(self._caller, request.request_id):
+                self._house.engine.claim(command, self._caller, request.request_id, self._hello_id)
                 self._house.refuse(command, len(frame))
         except JqdError as error:
             if self._caller is None or (isinstance(error, ProtocolError) and error.fatal):
@@ -254,6 +257,7 @@ class Session:
             raise BadFrame(f"verb = '{command.verb}': the first request of a connection must be hello")
         engine = self._house.engine
         self._caller, welcome = engine.hello(command, now)
+        self._hello_id = request_id
         self._reader.limit = model.FRAME_BYTES_MAX
         self._say(encode_reply(request_id, engine.state.lsn, welcome))
 
@@ -265,6 +269,8 @@ class Session:
         try:
             if type(command) is Hello:
                 raise InvalidArgument("hello: this connection has said hello before")
+            if engine.claims or request_id < self._hello_id:
+                engine.claim(command, self._caller, request_id, self._hello_id)
             body = engine.execute(command, self._caller, request_id, self._ticket, now)
         except JqdError as error:
             self._reply_error(request_id, error)
@@ -287,13 +293,16 @@ class Session:
 
     def _submit(self, run: list[SubmitRequest], now: Now) -> None:
         """Carry out and answer the submits of a run."""
-        if len(run) < 2:
-            for request in run:
-                self._carry_out(request.args, request.request_id, now)
+        if not run:
             return
         assert self._caller is not None
         engine = self._house.engine
         ids = [request.request_id for request in run]
+        may_be_late = engine.claims and engine.is_overtaken(self._caller.session, self._hello_id)
+        if len(run) < 2 or may_be_late or min(ids) < self._hello_id:
+            for request in run:
+                self._carry_out(request.args, request.request_id, now)
+            return
         answers: Sequence[Body | JqdError]
         try:
             answers = engine.submit_run(ids, [request.args for request in run], self._caller, now)

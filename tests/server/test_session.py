@@ -698,3 +698,93 @@ def test_a_snapshot_is_asked_of_the_house_and_answered_with_its_lsn(house, peer)
     answers = peer.ask(request(2, "submit"), request(3, "snapshot"))
     assert answers[1].body == {"lsn": house.engine.state.lsn}
     assert house.snapshots == 1
+
+
+# --- requests that are sent again while their first copy is still on its way -----------------------
+
+
+def late_and_newer(house: House) -> tuple[Peer, Peer]:
+    """Return a connection that its client has given up, and the one that it made then."""
+    late, newer = Peer(house), Peer(house)
+    assert late.ask(hello(1, session=SESSION))[0].status == "ok"
+    assert newer.ask(hello(10, session=SESSION))[0].status == "ok"
+    return late, newer
+
+
+def states(house: House) -> list[str]:
+    return [job.state.wire_name for job in house.engine.state.jobs_from(0)]
+
+
+@pytest.mark.parametrize("error", [Busy("no"), Draining("no"), StorageFull("no")])
+def test_late_copy_of_a_refused_submit_is_not_carried_out(house, error):
+    late, newer = late_and_newer(house)
+    house.refusals = {commands.Submit: error}
+    assert newer.ask(request(2, "submit"))[0].status == error.code
+    house.refusals = {}
+    assert late.ask(request(2, "submit"))[0].status == "position_lost"
+    assert states(house) == []
+
+
+def test_late_copy_of_a_lease_that_found_nothing_takes_no_job(house):
+    late, newer = late_and_newer(house)
+    assert newer.ask(request(2, "lease"))[0].body["jobs"] == []
+    newer.ask(request(11, "submit"))
+    assert late.ask(request(2, "lease"))[0].status == "position_lost"
+    assert states(house) == ["ready"]
+
+
+def test_late_copies_in_a_row_are_not_carried_out(house):
+    late, newer = late_and_newer(house)
+    house.refusals = {commands.Submit: Busy("no")}
+    newer.ask(*submits(2, 3))
+    house.refusals = {}
+    answers = late.ask(*submits(2, 4))
+    assert [answer.status for answer in answers] == ["position_lost"] * 3 + ["ok"]
+    assert states(house) == ["ready"]
+
+
+def test_submits_that_are_sent_again_in_a_row_leave_nothing_to_their_late_copies(house):
+    late, newer = late_and_newer(house)
+    too_large = [request(number, "submit", payload=b"x" * ((1 << 20) + 1)) for number in (2, 3)]
+    assert {answer.status for answer in newer.ask(*too_large)} == {"payload_too_large"}
+    assert {answer.status for answer in late.ask(*too_large)} == {"position_lost"}
+
+
+def test_request_may_be_sent_again_over_ever_newer_connections(house):
+    _, newer = late_and_newer(house)
+    house.refusals = {commands.Submit: Busy("no")}
+    newer.ask(request(2, "submit"))
+    house.refusals = {}
+    newest = Peer(house)
+    newest.ask(hello(20, session=SESSION))
+    assert newest.ask(request(2, "submit"))[0].status == "ok"
+    assert newer.ask(request(2, "submit"))[0].status == "position_lost"
+    assert newest.ask(request(2, "submit"))[0].body == {"job_id": 1}
+
+
+def test_newest_connection_goes_on_with_runs_of_submits(house):
+    late, newer = late_and_newer(house)
+    newer.ask(request(2, "lease"))
+    assert not house.engine.is_overtaken(SESSION, 10)
+    assert house.engine.is_overtaken(SESSION, 1)
+    assert [answer.status for answer in late.ask(*submits(3, 2))] == ["ok", "ok"]
+    assert [answer.status for answer in newer.ask(*submits(11, 2))] == ["ok", "ok"]
+
+
+def test_late_copies_of_reads_and_of_other_sessions_are_like_any_other(house):
+    late, newer = late_and_newer(house)
+    newer.ask(request(2, "lease"), request(3, "queues"))
+    assert late.ask(request(3, "queues"))[0].status == "ok"
+    for other in (house.peer(), house.peer(session=b"t" * 16)):
+        assert other.ask(request(2, "lease"))[0].status == "ok"
+
+
+def test_what_was_sent_again_is_kept_within_a_bound_and_for_the_life_of_the_connections(house, monkeypatch):
+    monkeypatch.setattr(model, "ANSWERS_PER_SESSION_MAX", 2)
+    late, newer = late_and_newer(house)
+    newer.ask(*(request(number, "lease") for number in (2, 3, 4)))
+    assert house.engine.claims[SESSION].hellos == {3: 10, 4: 10}
+    newer.session.close(NOW)
+    assert house.engine.claims
+    late.session.close(NOW)
+    assert house.engine.claims == {}
