@@ -178,15 +178,29 @@ class ThreadPool:
         return outcome
 
     def _part(self, thread: "_Thread", work: Work) -> None:
+        """Let nobody interrupt this thread any more, and see an interruption that is on its way arrive."""
         while True:
             try:
                 with self._lock:
-                    work.thread = None  # from here on nobody interrupts
-                # One that was sent and has not come yet is taken back.
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), None)
+                    work.thread = None
+                if work.is_interrupted:
+                    self._await_interruption(thread)
             except Interrupted:
-                continue
-            return
+                if work.thread is None:
+                    return
+            else:
+                return
+
+    def _await_interruption(self, thread: "_Thread") -> None:
+        """Let an interruption that is on its way to this thread arrive. Raises: Interrupted.
+
+        Whether it has come before is not known, so it is sent again in its own place. To take it back would leave the
+        interpreter's mark that one is on its way set for ever: all Python code would be slower from then on, and code that
+        is traced would stand still.
+        """
+        self._interrupt(thread)
+        while True:
+            pass
 
     def perform(self, thread: "_Thread", work: Work) -> Outcome:  # noqa: ARG002 - the process pool's child is its thread's
         """Run the handler."""
@@ -251,6 +265,9 @@ class ProcessPool(ThreadPool):
     def _interrupt(self, thread: "_Thread") -> None:
         assert isinstance(thread, _Parent)
         thread.kill()
+
+    def _await_interruption(self, thread: "_Thread") -> None:
+        """Do nothing: it went to the child."""
 
     def perform(self, thread: "_Thread", work: Work) -> Outcome:
         assert isinstance(thread, _Parent)

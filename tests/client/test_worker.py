@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from jqd.core.commands import Ack, Command, Fail, JobInfo, Lease, Release
 from jqd.core.model import ERROR_TEXT_BYTES_MAX, RESULT_BYTES_MAX
 from jqd.errors import Busy
 from jqd.testing import Server, work_off, worker
+from tests.support.daemon import ROOT
 from tests.support.until import PATIENCE_S, happens
 
 pytest_plugins = ["jqd.pytest_plugin"]
@@ -226,6 +229,64 @@ def test_a_timeout_is_an_error(jqd_server):
             assert (info.state, info.errors) == ("delayed", 1)
             assert info.error == "timeout: it took longer than 0.05 s"
     assert sorted(cleaned) == ["spin", "wait"]
+
+
+# In a process of its own: what stands still is ended there. Traced code is what shows the mark, see pools.py.
+INTERRUPTIONS = """
+import asyncio
+import threading
+from jqd.client.app import App
+from jqd.client.pools import ThreadPool
+from jqd.client.requests import HeldJob
+from jqd.client.running import INTERRUPTED, Interrupted
+from tests.support.effort import steps_of
+
+app = App()
+begun = threading.Event()
+
+@app.handler("plain")
+def plain(job):
+    return b"done"
+
+@app.handler("endless")
+def endless(job):
+    begun.set()
+    while True:
+        pass
+
+@app.handler("stubborn")
+def stubborn(job):
+    try:
+        endless(job)
+    except Interrupted:
+        return b"done"
+
+def job(queue):
+    return HeldJob(job_id=1, queue=queue, payload=b"", priority=0, attempt=1, token=1)
+
+async def main():
+    pool = ThreadPool(1, [])
+    async def run(queue, *, interrupts=False):
+        begun.clear()
+        work = pool.begin(app.handlers[queue], job(queue))
+        if interrupts:
+            await asyncio.to_thread(begun.wait)
+            pool.interrupt(work)
+        outcome = await work.future
+        steps_of(lambda: None)
+        return outcome
+    assert (await run("plain")).kind == "done"
+    assert await run("endless", interrupts=True) == INTERRUPTED
+    assert (await run("stubborn", interrupts=True)).kind == "done"
+    assert (await run("plain")).kind == "done"
+    await asyncio.to_thread(pool.close, 30)
+
+asyncio.run(main())
+"""
+
+
+def test_an_interruption_leaves_nothing_behind_in_the_interpreter():
+    subprocess.run([sys.executable, "-c", INTERRUPTIONS], check=True, timeout=PATIENCE_S, cwd=ROOT)
 
 
 # --- what a handler knows -----------------------------------------------------------------------
