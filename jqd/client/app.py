@@ -92,17 +92,16 @@ class Runnable:
 
     def __init__(self, app: "App", function: Callable[..., Any], name: str, timeout: Duration | None) -> None:
         self.app = app
-        self.__name__, self.__qualname__, self.__doc__ = (
-            function.__name__,
-            function.__qualname__,
-            function.__doc__,
-        )
-        self.__module__, self.__wrapped__ = function.__module__, function
+        self.__name__: str = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+        self.__wrapped__: Callable[..., Any] = function
         self.function = function
         self.name = name
-        self.path = f"{function.__module__}:{function.__qualname__}"
-        self.timeout_s = None if timeout is None else to_ms("timeout", timeout) / 1_000
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.path: str = f"{function.__module__}:{function.__qualname__}"
+        self.timeout_s: float | None = None if timeout is None else to_ms("timeout", timeout) / 1_000
+        self.is_async: bool = inspect.iscoroutinefunction(function)
 
     def call_for(self, job: HeldJob) -> Call:
         """Return the arguments for a job. Raises: InvalidArgument: it has none that fit."""
@@ -128,7 +127,7 @@ class Task(Runnable, Generic[P, R_co]):
         options: TaskOptions,
     ) -> None:
         super().__init__(app, function, name, timeout)
-        self.arguments = Arguments(function)
+        self.arguments: Arguments = Arguments(function)
         self._options = options
 
     def __repr__(self) -> str:
@@ -302,7 +301,7 @@ class App:
     def __init__(
         self, url: str | None = None, *, timeout: Duration = 30, backoff: Backoff | None = None
     ) -> None:
-        self.url = url or os.environ.get("JQD_URL") or DEFAULT_URL
+        self.url: str = url or os.environ.get("JQD_URL") or DEFAULT_URL
         to_address(self.url)
         self.tasks: dict[str, Task[..., Any]] = {}
         self.handlers: dict[str, Handler] = {}  # by queue

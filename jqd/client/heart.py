@@ -34,7 +34,7 @@ _AGAIN_S: Final = 0.25
 # The least time for an answer: a lease of 1 s is beaten for every 0.33 s.
 _PATIENCE_S: Final = 1.0
 
-log = logging.getLogger("jqd.worker")
+log: Final = logging.getLogger("jqd.worker")
 
 
 class Heart:

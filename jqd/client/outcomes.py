@@ -35,7 +35,7 @@ class Retry(Exception):
 
     def __init__(self, message: str = "", *, in_: Duration | None = None) -> None:
         super().__init__(message)
-        self.in_ms = None if in_ is None else to_ms("in_", in_)
+        self.in_ms: int | None = None if in_ is None else to_ms("in_", in_)
 
 
 class Snooze(Exception):
@@ -46,7 +46,7 @@ class Snooze(Exception):
 
     def __init__(self, in_: Duration) -> None:
         super().__init__(in_)
-        self.in_ms = to_ms("in_", in_)
+        self.in_ms: int = to_ms("in_", in_)
 
 
 class Fail(Exception):

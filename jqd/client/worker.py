@@ -59,7 +59,7 @@ _RESULTS_BYTES_MAX: Final = 4 << 20
 
 Why = Literal["lost", "timeout", "release"]
 
-log = logging.getLogger("jqd.worker")
+log: Final = logging.getLogger("jqd.worker")
 
 
 class Ended(Enum):
@@ -130,11 +130,11 @@ class Worker:
         if max_rss is not None:
             rss_bytes()  # fails here where the system does not say
         self.app = app
-        self.queues = [queues] if isinstance(queues, str) else list(queues)
+        self.queues: list[str] = [queues] if isinstance(queues, str) else list(queues)
         self.concurrency = concurrency
-        self.name = (name or f"{socket.gethostname()}:{os.getpid()}")[:NAME_CHARS_MAX]
-        self.done_count = 0  # jobs whose handler came to its end
-        self.failed_count = 0  # jobs that failed, with or without another attempt
+        self.name: str = (name or f"{socket.gethostname()}:{os.getpid()}")[:NAME_CHARS_MAX]
+        self.done_count: int = 0  # jobs whose handler came to its end
+        self.failed_count: int = 0  # jobs that failed, with or without another attempt
         self._lease = lease
         self._grace_s = to_ms("grace", grace) / 1_000
         self._burst = burst
