@@ -126,6 +126,7 @@ QUEUE: Final = _Queue()
 DURATION: Final = _Checked("duration", "to_ms")
 TIMEOUT: Final = _Checked("duration", "to_ms", zero=False)
 DATE: Final = _Checked("date", "to_wall_ms")
+RETRY: Final = _Checked("policy", "to_retry")
 ID: Final = _Number("job id", (1 << 60) - 1)
 TOKEN: Final = _Number("token", (1 << 64) - 1)
 
@@ -232,6 +233,8 @@ def cli() -> None:
 
     \b
     Durations: 500ms, 30s, 5m, 1h30m, 2d; a number alone means seconds.
+    Retry policies, what is not said being the default shown: exponential,base=1s,factor=2,cap=1h,
+    jitter=20%; linear,base=1s,cap=1h; fixed,30s; list,1s,10s,5m,jitter=0.
     Exit codes: 0 done, 1 refused by the daemon (the code is printed), 2 wrong usage, nothing was
     asked, 3 not reachable or no reply in time; the message then says whether the outcome is unknown.
     74 the output cannot be written or the input not be read; what was asked may have been done.

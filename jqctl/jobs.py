@@ -15,7 +15,7 @@ import click
 from msgspec import structs
 
 from jqctl import output
-from jqctl.group import DATE, DURATION, ID, QUEUE, STATES, TOKEN, Settings, verb
+from jqctl.group import DATE, DURATION, ID, QUEUE, RETRY, STATES, TOKEN, Settings, verb
 from jqctl.progress import Progress
 from jqctl.replies import show, show_count, show_one, verdicts
 from jqctl.sweeps import sweep
@@ -64,6 +64,7 @@ def _metadata(
 @click.option("--run-at", type=DATE, help="Ready at this date: ISO 8601 with Z or an offset.")
 @click.option("--max-retries", type=int, metavar="N", help="Errors after which it is dead, 0 to 1000: 3.")
 @click.option("--max-crashes", type=int, metavar="N", help="Crashes after which it is dead, 0 to 1000: 5.")
+@click.option("--retry", type=RETRY, help="How long it waits after a failure: exponential; see jqctl --help.")
 @click.option("--lease", type=DURATION, help="What a worker gets that does not say, 1s to 24h: 30s.")
 @click.option("--task", help="A name for what is to be done.")
 @click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
@@ -95,7 +96,7 @@ def submit(
       jqctl submit emails '{"to": "ada"}' --encoding json --priority 5
       jqctl submit reports monthly --run-at 2030-01-31T08:00:00Z --meta team=sales
       tar c docs | jqctl submit archive -
-      jqctl submit emails --file jobs.jsonl --max-retries 10
+      jqctl submit emails --file jobs.jsonl --max-retries 10 --retry fixed,30s
 
     A line of jobs.jsonl is an object: `payload` (a string is a text, any other value JSON) or
     `payload_base64`, `queue`, and options as here (`delay`, `max-retries`, `meta`) or as on the wire
@@ -257,6 +258,7 @@ def ack(
 @click.argument("token", type=TOKEN)
 @click.option("--error", default="", help="What went wrong; kept with the job, cut at 4 KiB.")
 @click.option("--retry-in", type=DURATION, help="Next attempt after this, instead of the backoff.")
+@click.option("--retry", type=RETRY, help="This policy says how long it waits this time; see jqctl --help.")
 @click.option("--dead", is_flag=True, help="No retry.")
 def fail(
     settings: Settings,
@@ -265,6 +267,7 @@ def fail(
     token: int,
     error: str,
     retry_in: str | None,
+    retry: str | None,
     dead: bool,
 ) -> int:
     """Give a held job back as failed.
@@ -275,12 +278,15 @@ def fail(
     Examples:
       jqctl fail 17 7298374651238 --error "connection refused"
       jqctl fail 17 7298374651238 --retry-in 5m
+      jqctl fail 17 7298374651238 --retry exponential,base=1m,cap=1d
     """
     from jqd.client import requests
 
-    if dead and retry_in is not None:
-        raise click.UsageError("--dead and --retry-in: give one of them")
-    command = requests.fail([(job_id, token)], error=error, retry_in=retry_in, dead=dead)
+    said = {"--dead": dead or None, "--retry-in": retry_in, "--retry": retry}
+    names = [name for name, value in said.items() if value is not None]
+    if len(names) > 1:
+        raise click.UsageError(f"{' and '.join(names)}: give one of them")
+    command = requests.fail([(job_id, token)], error=error, retry_in=retry_in, retry=retry, dead=dead)
     return verdicts(settings, "fail", connection.call(command).results)
 
 

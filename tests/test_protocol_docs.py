@@ -120,6 +120,8 @@ def describe(kind: inspect.Type) -> tuple[str, str]:
             return "bool", ""
         case inspect.LiteralType(values=values):
             return "str", ", ".join(str(value) for value in values)
+        case inspect.VarTupleType():
+            return "list", bounds(kind.min_length, kind.max_length, " items")
         case inspect.TupleType():
             return "list", ""
         case inspect.DictType() | inspect.StructType():
@@ -239,6 +241,14 @@ def test_every_field_inside_a_reply_is_documented(title, first_column, kind):
     assert [row[:3] for row in table(title, first_column)] == reply_rows(kind)
 
 
+def test_retry_policies_are_documented():
+    assert [row[:4] for row in table("Retry policies", "field of a policy")] == request_rows(
+        model.RetryPolicy
+    )
+    takes = [(row[0], row[2]) for row in table("Retry policies", "kind")]
+    assert takes == [(kind, ", ".join(names)) for kind, names in backoff.FIELDS.items()]
+
+
 def test_fields_of_a_filter_are_documented():
     assert [row[:4] for row in table("Filters", "field")] == request_rows(commands.JobFilter)
 
@@ -324,7 +334,6 @@ def test_every_limit_is_documented_with_its_value():
         if name.isupper() and isinstance(value, int) and not name.startswith("_") and name not in NO_LIMITS
     }
     expected["REQUEST_ID_MAX"] = messages.REQUEST_ID_MAX
-    expected |= {f"RETRY_{name}": getattr(backoff, name) for name in ("BASE_MS", "CAP_MS", "JITTER_PERCENT")}
     assert {row[0]: number(row[1]) for row in table("Limits", "limit")} == expected
 
 

@@ -34,7 +34,7 @@ from jqd.client.shared import (
     make_shared,
     renewed,
 )
-from jqd.client.values import DEFAULT_URL, Duration, Payload, to_ms
+from jqd.client.values import DEFAULT_URL, Duration, Payload, Retry, to_ms
 from jqd.core.commands import (
     Command,
     Extended,
@@ -344,6 +344,7 @@ class AsyncClient:
         *,
         error: str = "",
         retry_in: Duration | None = None,
+        retry: Retry | None = None,
         dead: bool = False,
         timeout: Duration | None = None,
     ) -> None:
@@ -352,11 +353,14 @@ class AsyncClient:
         Args:
             error: what went wrong; kept with the job, cut at 4 KiB.
             retry_in: Duration until the next attempt, instead of the backoff.
+            retry: Retry, the policy that says how long it waits this time, instead of the job's own.
             dead: no retry (reason `killed`).
         Raises: JobNotFound, LeaseLost.
         """
         jobs = [requests.holding(job, token)]
-        reply = await self.fail_many(jobs, error=error, retry_in=retry_in, dead=dead, timeout=timeout)
+        reply = await self.fail_many(
+            jobs, error=error, retry_in=retry_in, retry=retry, dead=dead, timeout=timeout
+        )
         requests.check("fail", reply.results)
 
     async def fail_many(
@@ -365,11 +369,12 @@ class AsyncClient:
         *,
         error: str = "",
         retry_in: Duration | None = None,
+        retry: Retry | None = None,
         dead: bool = False,
         timeout: Duration | None = None,
     ) -> Verdicts:
         """Give held jobs back as failed. Returns a verdict per run of jobs."""
-        command = requests.fail(jobs, error=error, retry_in=retry_in, dead=dead)
+        command = requests.fail(jobs, error=error, retry_in=retry_in, retry=retry, dead=dead)
         return await self.call(command, timeout=timeout)
 
     async def release(

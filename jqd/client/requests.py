@@ -14,7 +14,18 @@ from typing import Any, Final, TypedDict
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from jqd.client.values import Date, Duration, Payload, from_bytes, to_bytes, to_ms, to_optional_ms, to_wall_ms
+from jqd.client.values import (
+    Date,
+    Duration,
+    Payload,
+    Retry,
+    from_bytes,
+    to_bytes,
+    to_ms,
+    to_optional_ms,
+    to_retry,
+    to_wall_ms,
+)
 from jqd.core.commands import (
     Ack,
     Cancel,
@@ -126,6 +137,7 @@ class JobOptions(TypedDict, total=False):
     run_at:          Date at which it is ready; instead of delay.
     max_retries:     how often it is tried again after an error, then it is dead; 3.
     max_crashes:     how often it is tried again after a crash, then it is dead; 5.
+    retry:           Retry, how long it waits after an error or a second crash; exponential from 1 s to 1 h.
     lease:           Duration that a worker gets for it, where the worker does not say; 30 s.
     delivery:        "at_least_once", or "at_most_once": max_retries must then be 0 or left out.
     task:            a name for what is to be done with it.
@@ -140,6 +152,7 @@ class JobOptions(TypedDict, total=False):
     run_at: Date | None
     max_retries: int | None
     max_crashes: int | None
+    retry: Retry | None
     lease: Duration | None
     delivery: Delivery
     task: str | None
@@ -172,6 +185,8 @@ def _fields(options: JobOptions) -> dict[str, Any]:
             fields[_DURATIONS[name]] = to_ms(name, value)  # type: ignore[arg-type]  # a Duration by its name
         elif name == "run_at":
             fields["run_at_ms"] = to_wall_ms(name, value)  # type: ignore[arg-type]
+        elif name == "retry":
+            fields[name] = to_retry(name, value)  # type: ignore[arg-type]
         elif name == "metadata":
             fields[name] = dict(value)  # type: ignore[call-overload]
         else:
@@ -360,10 +375,21 @@ def ack(
 
 
 def fail(
-    jobs: Iterable[Holding], *, error: str = "", retry_in: Duration | None = None, dead: bool = False
+    jobs: Iterable[Holding],
+    *,
+    error: str = "",
+    retry_in: Duration | None = None,
+    retry: Retry | None = None,
+    dead: bool = False,
 ) -> Fail:
     """Return the command that gives held jobs back as failed; `error` is kept with each."""
-    return Fail(items=_items(jobs), error=error, retry_in_ms=to_optional_ms("retry_in", retry_in), dead=dead)
+    return Fail(
+        items=_items(jobs),
+        error=error,
+        retry_in_ms=to_optional_ms("retry_in", retry_in),
+        retry=None if retry is None else to_retry("retry", retry),
+        dead=dead,
+    )
 
 
 def release(jobs: Iterable[Holding], *, delay: Duration = 0) -> Release:

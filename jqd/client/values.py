@@ -6,6 +6,7 @@ Must not know: which command a value belongs to, connections. Ranges are the ser
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final, get_args
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from jqd.core.model import Encoding, shorten
+from jqd.core.model import Encoding, RetryPolicy, shorten
 from jqd.errors import InvalidArgument, JqdError
 
 Duration = float | timedelta | str
@@ -125,6 +126,56 @@ def to_wall_ms(field: str, value: Date) -> int:
         how = text if isinstance(value, str) else "datetime.now(UTC), not datetime.now()"
         raise InvalidArgument(f"{field} = {shorten(value)}: a date needs a time zone: {how}")
     return (date - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+# --- retry policies ---------------------------------------------------------------------------
+
+Retry = RetryPolicy | Mapping[str, object] | str
+"""How long a job waits after a failure: a RetryPolicy, its fields as a map, or a text: `exponential`,
+`exponential,base=2s,factor=1.5,cap=10m,jitter=10%`, `linear,base=5s,cap=5m`, `fixed,30s`, `list,1s,10s,5m`."""
+
+
+def to_retry(field: str, value: Retry) -> RetryPolicy:
+    """Read a retry policy. A text is its kind and then, between commas, what it says; a bare duration is `base`, in
+    a list the next delay.
+
+    Raises: InvalidArgument: not one of these. Whether it makes sense is the server's to check.
+    """
+    if isinstance(value, RetryPolicy):
+        return value
+    try:
+        fields = _retry_fields(field, value) if isinstance(value, str) else dict(value)
+        return msgspec.convert(fields, RetryPolicy)
+    except (TypeError, ValueError) as error:  # what msgspec raises is one of these
+        raise InvalidArgument(f"{field} = {shorten(value)}: {error}") from None
+
+
+def _retry_fields(field: str, text: str) -> dict[str, object]:
+    kind, *parts = (part.strip() for part in text.split(","))
+    fields: dict[str, object] = {"kind": kind}
+    delays: list[int] = []
+    for part in parts:
+        name, said, value = part.partition("=")
+        match name if said else "":
+            case "" if kind == "list":
+                delays.append(to_ms(field, part))
+                continue
+            case "" | "base":
+                name, found = "base_ms", to_ms(f"{field} base", value if said else part)
+            case "cap":
+                name, found = "cap_ms", to_ms(f"{field} cap", value)
+            case "factor":
+                name, found = "factor_percent", round(float(value) * 100)
+            case "jitter":
+                name, found = "jitter_percent", int(value.removesuffix("%"))
+            case _:
+                raise ValueError(f"{part!r} is none of base=, factor=, cap=, jitter=")
+        if name in fields:
+            raise ValueError(f"{part!r} is said twice")
+        fields[name] = found
+    if delays:
+        fields["delays_ms"] = delays
+    return fields
 
 
 # --- payloads ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 from msgspec import Meta, Struct, field
 
 from jqd.core import model
-from jqd.core.model import Cause, DeadReason, Delivery, Encoding, Name, StateName
+from jqd.core.model import Cause, DeadReason, Delivery, Encoding, Name, RetryPolicy, StateName
 from jqd.errors import VersionMismatch
 
 PROTOCOL_VERSION: Final = 1
@@ -147,6 +147,7 @@ class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=
     run_at_ms: WallMs | None = None
     max_retries: AttemptLimit | None = None
     max_crashes: AttemptLimit | None = None
+    retry: RetryPolicy | None = None
     lease_ms: LeaseMs | None = None
     delivery: Delivery = "at_least_once"
     encoding: Encoding = "raw"
@@ -297,6 +298,7 @@ class Fail(Command[Verdicts]):
     items: HeldItems
     error: ErrorText = ""
     retry_in_ms: DelayMs | None = None
+    retry: RetryPolicy | None = None
     dead: bool = False
 
 
@@ -347,6 +349,7 @@ class JobInfo(Answer, omit_defaults=True):
     crashes: int = 0
     max_retries: int = model.MAX_RETRIES_DEFAULT
     max_crashes: int = model.MAX_CRASHES_DEFAULT
+    retry: RetryPolicy | None = None  # None: jqd's default
     lease_ms: int = model.LEASE_MS_DEFAULT
     lease_ms_left: int | None = None  # leased
     worker: str | None = None  # leased

@@ -91,9 +91,9 @@ def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> V
 
     State:   leased -> delayed | ready (retry_in_ms 0) | dead (retries; killed with `dead`).
     Returns: a verdict per run: ok, job_not_found, lease_lost.
+    Raises:  InvalidArgument.
     """
-    if command.dead and command.retry_in_ms is not None:
-        raise InvalidArgument(f"retry_in_ms = {command.retry_in_ms}: with dead there is no retry")
+    _check_retry(command)
     check_ranges(ranges for _, ranges in command.items)
     results: list[Verdict] = []
     retried: list[tuple[int, int]] = []
@@ -102,11 +102,12 @@ def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> V
         for job in _jobs(state, _held(state, now, token, ranges, results)):
             if command.dead or job.errors + 1 > settings.max_retries(job, state):
                 dead.append(job.id)
-            elif command.retry_in_ms is None:
-                delay_ms = backoff.retry_delay_ms(job.errors + 1, job.id, job.attempt)
-                retried.append((job.id, now.engine_ms + delay_ms))
-            else:
-                retried.append((job.id, now.engine_ms + command.retry_in_ms if command.retry_in_ms else 0))
+                continue
+            delay_ms = command.retry_in_ms
+            if delay_ms is None:
+                policy = command.retry or settings.retry_policy(job, state)
+                delay_ms = backoff.retry_delay_ms(job.errors + 1, job.id, job.attempt, policy)
+            retried.append((job.id, now.engine_ms + delay_ms if delay_ms else 0))
     error = _cut_text(command.error)
     if retried:
         emit(JobsRetried(retried, "error", error, caller.principal))
@@ -114,6 +115,20 @@ def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> V
         reason: DeadReason = "killed" if command.dead else "retries"
         emit(JobsDied(to_ranges(dead), reason, "error", error, caller.principal))
     return Verdicts(results=results)
+
+
+def _check_retry(command: Fail) -> None:
+    """Refuse a command that says two things about the next attempt, or what cannot be."""
+    if command.dead and command.retry_in_ms is not None:
+        raise InvalidArgument(f"retry_in_ms = {command.retry_in_ms}: with dead there is no retry")
+    if command.retry is not None:
+        if command.dead:
+            raise InvalidArgument(f"retry.kind = {command.retry.kind}: with dead there is no retry")
+        if command.retry_in_ms is not None:
+            raise InvalidArgument(
+                f"retry_in_ms = {command.retry_in_ms} and retry.kind = {command.retry.kind}: give one of them"
+            )
+        backoff.check_policy("retry", command.retry)
 
 
 def release(command: Release, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:

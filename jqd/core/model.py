@@ -41,6 +41,12 @@ LEASE_MS_MAX: Final = 1 * DAY_MS
 MAX_RETRIES_DEFAULT: Final = 3
 MAX_CRASHES_DEFAULT: Final = 5
 ATTEMPT_LIMIT_MAX: Final = 1_000
+RETRY_BASE_MS_DEFAULT: Final = 1 * SECOND_MS
+RETRY_FACTOR_PERCENT_DEFAULT: Final = 200
+RETRY_FACTOR_PERCENT_MAX: Final = 10_000  # a hundredfold: from 1 s the second retry is above every cap
+RETRY_CAP_MS_DEFAULT: Final = 1 * HOUR_MS
+RETRY_JITTER_PERCENT_DEFAULT: Final = 20
+RETRY_DELAYS_MAX: Final = 32  # in a list; it is kept with the options of its jobs
 WAIT_MS_MAX: Final = 30 * SECOND_MS  # below the idle timeout of every usual proxy
 DELAY_MS_MAX: Final = 366 * DAY_MS
 # A date up to year 9999, the last one that RFC 3339 can write.
@@ -99,6 +105,7 @@ _NAME: Final = re.compile(NAME_PATTERN)
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 Encoding = Literal["raw", "text", "json", "msgpack"]
 Delivery = Literal["at_least_once", "at_most_once"]
+RetryKind = Literal["exponential", "linear", "fixed", "list"]
 StateName = Literal["delayed", "ready", "leased", "done", "dead", "cancelled", "expired"]
 DeadReason = Literal["retries", "crashes", "refused", "abandoned", "killed"]
 # Why an attempt ended without success. A restart is nobody's fault and counts against no limit.
@@ -178,6 +185,31 @@ class Now(Struct, frozen=True, gc=False, array_like=True):
     wall_ms: int
 
 
+RetryMs = Annotated[int, Meta(ge=1, le=DELAY_MS_MAX)]
+
+
+class RetryPolicy(
+    Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """How long a job waits after a failure; see backoff.py. None: jqd's default of this field.
+
+    Said on the wire and kept on disk as it was said: a map that leaves out what is None.
+    """
+
+    kind: RetryKind = "exponential"
+    base_ms: RetryMs | None = None
+    factor_percent: Annotated[int, Meta(ge=100, le=RETRY_FACTOR_PERCENT_MAX)] | None = None
+    cap_ms: RetryMs | None = None
+    jitter_percent: Annotated[int, Meta(ge=0, le=100)] | None = None
+    delays_ms: (
+        Annotated[
+            tuple[Annotated[int, Meta(ge=0, le=DELAY_MS_MAX)], ...],
+            Meta(min_length=1, max_length=RETRY_DELAYS_MAX),
+        ]
+        | None
+    ) = None
+
+
 class JobOptions(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):
     """What a submit says about a job besides its payload. Shared by all jobs that were given the same.
 
@@ -197,6 +229,7 @@ class JobOptions(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unkno
     lease_ms: int | None = None
     delivery: Delivery = "at_least_once"
     metadata: dict[str, str] | None = None
+    retry: RetryPolicy | None = None
 
 
 class Lease(Struct, gc=False):

@@ -41,8 +41,10 @@ def _expire(jobs: list[Job], state: State, now: Now, emit: Emit, cause: model.Ca
         elif job.crashes + 1 > settings.max_crashes(job, state):
             crashed.append(job.id)
         else:
-            delay_ms = backoff.retry_delay_ms(job.crashes, job.id, job.attempt)
-            retried.append((job.id, now.engine_ms + delay_ms))
+            delay_ms = backoff.retry_delay_ms(
+                job.crashes, job.id, job.attempt, settings.retry_policy(job, state)
+            )
+            retried.append((job.id, now.engine_ms + delay_ms if delay_ms else 0))
     error = f"lease of {lease.lease_ms} ms ran out"
     if retried:
         emit(JobsRetried(retried, cause, error))

@@ -4,7 +4,7 @@ Knows:         how a job is shown, how far one call looks.
 Must not know: any change: what is here emits none.
 """
 
-from jqd.core import model, settings
+from jqd.core import backoff, model, settings
 from jqd.core.commands import AttemptInfo, Get, JobFilter, JobInfo, JobList, ListJobs
 from jqd.core.deciding import REPLY_JOB_BYTES, Emit
 from jqd.core.model import Caller, Job, JobState, Now
@@ -91,6 +91,9 @@ def job_info(job: Job, state: State, now: Now) -> JobInfo:
         max_crashes=settings.max_crashes(job, state),
         lease_ms=settings.lease_ms(job, state),
     )
+    policy = settings.retry_policy(job, state)
+    if policy is not backoff.DEFAULT:
+        info.retry = policy
     if job.lease is not None:
         info.lease_ms_left = max(0, job.lease.deadline_ms - now.engine_ms)
         info.worker = job.lease.worker

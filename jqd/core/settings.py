@@ -4,8 +4,8 @@ Knows:         which default stands behind which option.
 Must not know: which command asks, the wire.
 """
 
-from jqd.core import model
-from jqd.core.model import Job
+from jqd.core import backoff, model
+from jqd.core.model import Job, RetryPolicy
 from jqd.core.state import State
 
 
@@ -19,6 +19,11 @@ def max_crashes(job: Job, state: State) -> int:  # noqa: ARG001
     """Return how many crashes a job survives."""
     limit = job.options.max_crashes
     return model.MAX_CRASHES_DEFAULT if limit is None else limit
+
+
+def retry_policy(job: Job, state: State) -> RetryPolicy:  # noqa: ARG001
+    """Return how long a job waits after a failure."""
+    return job.options.retry or backoff.DEFAULT
 
 
 def lease_ms(job: Job, state: State) -> int:  # noqa: ARG001

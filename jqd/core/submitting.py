@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from msgspec.structs import astuple
 
-from jqd.core import model
+from jqd.core import backoff, model
 from jqd.core.changes import JobsSubmitted
 from jqd.core.commands import JobFields, Submit, SubmitGroup, SubmitMany, Submitted, SubmittedMany
 from jqd.core.deciding import Emit
@@ -143,7 +143,13 @@ def _checked_options(fields: JobFields, state: State) -> JobOptions:
     if fields.delivery == "at_most_once":
         if max_retries:
             raise InvalidArgument(f"max_retries = {max_retries}: with delivery at_most_once it must be 0")
+        if fields.retry is not None:
+            raise InvalidArgument(
+                f"retry.kind = {fields.retry.kind}: with delivery at_most_once nothing is retried"
+            )
         max_retries = 0
+    if fields.retry is not None:
+        backoff.check_policy("retry", fields.retry)
     return state.share(
         JobOptions(
             queue=fields.queue,
@@ -155,6 +161,7 @@ def _checked_options(fields: JobFields, state: State) -> JobOptions:
             lease_ms=fields.lease_ms,
             delivery=fields.delivery,
             metadata=fields.metadata,
+            retry=fields.retry,
         )
     )
 

@@ -8,6 +8,7 @@ import pytest
 from jqd.client import requests
 from jqd.client.requests import HeldJob
 from jqd.core.commands import Ack, Cancel, Extend, JobFilter, Leased, LeasedJob, Submit, SubmitGroup
+from jqd.core.model import RetryPolicy
 from jqd.errors import InvalidArgument, JobNotFound, JqdError, LeaseLost, PayloadTooLarge
 
 A, B = (HeldJob(job_id=n, token=7, queue="q", attempt=1, payload=b"") for n in (1, 2))
@@ -20,6 +21,7 @@ def test_every_option_has_its_field_on_the_wire():
         "run_at": datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC),
         "max_retries": 1,
         "max_crashes": 2,
+        "retry": "fixed,7s",
         "lease": 3,
         "delivery": "at_most_once",
         "task": "t",
@@ -41,6 +43,7 @@ def test_every_option_has_its_field_on_the_wire():
         run_at_ms=2_000,
         max_retries=1,
         max_crashes=2,
+        retry=RetryPolicy(kind="fixed", base_ms=7_000),
         lease_ms=3_000,
         delivery="at_most_once",
         task="t",

@@ -18,8 +18,10 @@ from jqd.client.values import (
     to_bytes,
     to_ms,
     to_optional_ms,
+    to_retry,
     to_wall_ms,
 )
+from jqd.core.model import RetryPolicy
 from jqd.errors import Busy, InvalidArgument
 
 
@@ -246,3 +248,45 @@ def test_an_address(url, address):
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(InvalidArgument, match=r"url = .*jqd://HOST:PORT or unix:///PATH"):
         to_address(url)
+
+
+@pytest.mark.parametrize(
+    ("said", "policy"),
+    [
+        ("exponential", RetryPolicy()),
+        (
+            "exponential, base=2s, factor=1.5, cap=10m, jitter=10%",
+            RetryPolicy(base_ms=2_000, factor_percent=150, cap_ms=600_000, jitter_percent=10),
+        ),
+        ("linear,5s,cap=5m", RetryPolicy(kind="linear", base_ms=5_000, cap_ms=300_000)),
+        ("fixed,30,jitter=0", RetryPolicy(kind="fixed", base_ms=30_000, jitter_percent=0)),
+        ("list,0,1s,2h", RetryPolicy(kind="list", delays_ms=(0, 1_000, 7_200_000))),
+        ({"kind": "fixed", "base_ms": 5}, RetryPolicy(kind="fixed", base_ms=5)),
+        (RetryPolicy(kind="linear"), RetryPolicy(kind="linear")),
+    ],
+)
+def test_a_retry_policy(said, policy):
+    assert to_retry("retry", said) == policy
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("", "Invalid enum value ''"),
+        ("often", "Invalid enum value 'often'"),
+        ("fixed,5s,base=6s", "'base=6s' is said twice"),
+        ("fixed,soon", "retry base = 'soon': a duration is"),
+        ("list,1s,soon", "retry = 'soon': a duration is"),
+        ("exponential,factor=x", "retry = .*: could not convert"),
+        ("exponential,factor=0.5", "Expected `int` >= 100"),
+        ("exponential,jitter=101%", "Expected `int` <= 100"),
+        ("linear,speed=5", "'speed=5' is none of base="),
+        ("list," + ",".join(["1s"] * 33), "length <= 32"),
+        ({"kind": "fixed", "base": 5}, "unknown field `base`"),
+        (["fixed"], "retry = "),
+        (5, "retry = 5"),
+    ],
+)
+def test_what_is_no_retry_policy_is_refused(said, fault):
+    with pytest.raises(InvalidArgument, match=fault):
+        to_retry("retry", said)

@@ -21,7 +21,7 @@ from jqd.core import commands as c
 from jqd.core import dump, model
 from jqd.core.changes import encode_part
 from jqd.core.dump import Dump
-from jqd.core.model import Caller
+from jqd.core.model import Caller, RetryPolicy
 from jqd.errors import JqdError
 from tests.support.core import Core, parts_of, restored_from
 from tests.support.naive import NaiveQueue, Refused
@@ -43,6 +43,22 @@ queue = st.sampled_from(QUEUES)
 picks = st.integers(0, 63)
 some_ms = st.sampled_from([0, 1, 500, 999, 1_000, 1_001, 5_000, 29_999, 30_000, 60_000, 600_000, 3_600_000])
 some_lease_ms = st.sampled_from([None, None, 1_000, 2_000, 30_000, 86_400_000])
+policies = st.sampled_from(
+    [
+        RetryPolicy(),
+        RetryPolicy(base_ms=333, factor_percent=150, cap_ms=1_000, jitter_percent=0),
+        RetryPolicy(kind="linear", base_ms=700, cap_ms=1_000),
+        RetryPolicy(kind="fixed", base_ms=50, jitter_percent=97),
+        RetryPolicy(kind="list", delays_ms=(0, 5_000), jitter_percent=7),
+    ]
+)
+no_policies = st.sampled_from(
+    [
+        RetryPolicy(base_ms=10_000, cap_ms=9_999),
+        RetryPolicy(kind="list"),
+        RetryPolicy(kind="fixed", cap_ms=1_000),
+    ]
+)
 varied = st.fixed_dictionaries(
     {},
     optional={
@@ -54,6 +70,7 @@ varied = st.fixed_dictionaries(
         "delivery": st.sampled_from(["at_most_once", "at_least_once"]),
         "encoding": st.sampled_from(["raw", "json"]),
         "task": st.just("t"),
+        "retry": policies,
         "metadata": st.just({"k": "v"}),
     },
 ).map(lambda fields: {"queue": "a"} | fields)
@@ -165,7 +182,10 @@ class Machine(RuleBasedStateMachine):
     def submit_with_a_date(self, fields, in_ms):
         self.say(c.Submit(run_at_ms=self.core.wall_ms + in_ms, **fields))
 
-    @rule(fields=st.sampled_from([{"queue": "/"}, {"group": "g"}, {"delay_ms": 1, "run_at_ms": 1}]))
+    @rule(
+        fields=st.sampled_from([{"queue": "/"}, {"group": "g"}, {"delay_ms": 1, "run_at_ms": 1}])
+        | no_policies.map(lambda policy: {"retry": policy})
+    )
     def submit_nonsense(self, fields):
         self.say(c.Submit(**fields), "one")
 
@@ -255,12 +275,13 @@ class Machine(RuleBasedStateMachine):
     @rule(
         items=st.lists(st.tuples(picks, picks), min_size=1, max_size=2),
         retry_in_ms=st.sampled_from([None, None, 0, 700]),
+        retry=st.none() | st.none() | policies | no_policies,
         dead=st.sampled_from([False, False, False, True]),
         ticket=tickets,
     )
-    def fail(self, items, retry_in_ms, dead, ticket):
+    def fail(self, items, retry_in_ms, retry, dead, ticket):
         made = [(self.token(pick), self.ids_under(self.token(pick), part)) for pick, part in items]
-        self.say(c.Fail(items=made, error="oops", retry_in_ms=retry_in_ms, dead=dead), ticket)
+        self.say(c.Fail(items=made, error="oops", retry_in_ms=retry_in_ms, retry=retry, dead=dead), ticket)
 
     @rule(pick=picks, part=picks, delay_ms=some_ms, ticket=tickets)
     def release(self, pick, part, delay_ms, ticket):

@@ -3,8 +3,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from jqd.core.backoff import retry_delay_ms
+from jqd.core import model
+from jqd.core.backoff import check_policy, retry_delay_ms
+from jqd.core.model import RetryPolicy
+from jqd.errors import InvalidArgument
 
 
 @given(st.integers(1, 1_001), st.integers(1, (1 << 60) - 1), st.integers(1, 1 << 32))
@@ -42,3 +46,63 @@ def test_jitter_spreads_jobs_that_failed_together():
 
 def test_jitter_differs_from_attempt_to_attempt():
     assert len({retry_delay_ms(20, 1, attempt) for attempt in range(1, 17)}) > 12
+
+
+# --- policies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "delays_ms"),
+    [
+        (RetryPolicy(base_ms=100, factor_percent=150, cap_ms=300), [100, 150, 225, 300, 300]),
+        (RetryPolicy(base_ms=7, factor_percent=100), [7] * 5),
+        (RetryPolicy(factor_percent=10_000), [1_000, 100_000, 3_600_000, 3_600_000, 3_600_000]),
+        (RetryPolicy(kind="linear", base_ms=400, cap_ms=1_500), [400, 800, 1_200, 1_500, 1_500]),
+        (RetryPolicy(kind="linear"), [1_000, 2_000, 3_000, 4_000, 5_000]),
+        (RetryPolicy(kind="fixed", base_ms=model.DELAY_MS_MAX), [model.DELAY_MS_MAX] * 5),
+        (RetryPolicy(kind="fixed"), [1_000] * 5),
+        (RetryPolicy(kind="list", delays_ms=(5, 0, 9)), [5, 0, 9, 9, 9]),
+    ],
+)
+def test_each_kind_has_its_delays(policy, delays_ms):
+    check_policy("retry", policy)
+    exact = replace(policy, jitter_percent=0)
+    assert [retry_delay_ms(n, 3, n, exact) for n in range(1, 6)] == delays_ms
+    for n, delay_ms in enumerate(delays_ms, 1):
+        for percent in (7, 100):
+            got_ms = retry_delay_ms(n, 3, n, replace(policy, jitter_percent=percent))
+            assert delay_ms * (100 - percent) <= got_ms * 100 <= delay_ms * (100 + percent)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+@given(n=st.integers(1, 1_001), base_ms=st.integers(1, 1 << 34), factor=st.integers(100, 10_000))
+def test_no_delay_passes_its_cap_however_many_failures(kind, n, base_ms, factor):
+    policy = RetryPolicy(
+        kind=kind,
+        base_ms=base_ms,
+        factor_percent=factor if kind == "exponential" else None,
+        cap_ms=model.DELAY_MS_MAX,
+        jitter_percent=0,
+    )
+    assert min(base_ms, model.DELAY_MS_MAX) <= retry_delay_ms(n, 1, n, policy) <= model.DELAY_MS_MAX
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (
+            RetryPolicy(delays_ms=(1,)),
+            r"retry.delays_ms = \[1\]: a policy of kind 'exponential' takes base_ms",
+        ),
+        (RetryPolicy(kind="linear", factor_percent=200), r"retry.factor_percent = 200: .*'linear'"),
+        (RetryPolicy(kind="fixed", cap_ms=5), r"retry.cap_ms = 5: .*'fixed' takes base_ms jitter_percent"),
+        (RetryPolicy(kind="list", base_ms=5, delays_ms=(1,)), r"retry.base_ms = 5: .*'list'"),
+        (RetryPolicy(kind="list"), r"retry.delays_ms is missing"),
+        (RetryPolicy(base_ms=6, cap_ms=5), r"retry.base_ms = 6: it is above cap_ms, which is 5"),
+        (RetryPolicy(kind="linear", base_ms=3_600_001), r"retry.base_ms = 3600001: .* which is 3600000"),
+        (RetryPolicy(cap_ms=999), r"retry.base_ms = 1000: it is above cap_ms, which is 999"),
+    ],
+)
+def test_policy_that_makes_no_sense_is_refused(policy, message):
+    with pytest.raises(InvalidArgument, match=message):
+        check_policy("retry", policy)

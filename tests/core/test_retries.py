@@ -4,7 +4,9 @@ import pytest
 
 from jqd.core import model
 from jqd.core.backoff import retry_delay_ms
-from tests.support.core import Core
+from jqd.core.model import RetryPolicy
+from jqd.errors import InvalidArgument
+from tests.support.core import Core, parts_of
 
 
 def crash(core: Core) -> None:
@@ -215,3 +217,95 @@ def test_done_job_keeps_the_story_of_its_failures(core):
     core.ack(token, 1, result=b"r")
     shown = core.get(1)
     assert (shown.state, shown.errors, len(shown.attempts), shown.result) == ("done", 1, 1, b"r")
+
+
+# --- policies -----------------------------------------------------------------------------------
+
+FIXED = RetryPolicy(kind="fixed", base_ms=700, jitter_percent=0)
+LIST = RetryPolicy(kind="list", delays_ms=(10, 20), jitter_percent=0)
+
+
+def test_errors_wait_by_the_policy_of_the_job(core):
+    core.submit(retry=LIST, max_retries=3)
+    for delay_ms in (10, 20, 20):
+        error(core)
+        assert core.get(1).due_ms_left == delay_ms
+        until_ready(core)
+    assert core.get(1).retry == LIST
+
+
+def test_first_crash_is_ready_at_once_and_later_ones_wait_by_the_policy(core):
+    core.submit(retry=LIST)
+    crash(core)
+    assert core.states(1) == ["ready"]
+    for delay_ms in (10, 20, 20):
+        crash(core)
+        assert core.get(1).due_ms_left == delay_ms
+        until_ready(core)
+
+
+def test_policy_of_a_fail_holds_for_this_time(core):
+    core.submit(retry=LIST)
+    token, job_id = core.held()
+    core.fail(token, job_id, retry=FIXED)
+    assert (core.get(1).due_ms_left, core.get(1).retry) == (700, LIST)
+    until_ready(core)
+    error(core)
+    assert core.get(1).due_ms_left == 20
+
+
+def test_policy_of_a_fail_is_no_further_retry(core):
+    core.submit(max_retries=0)
+    token, job_id = core.held()
+    core.fail(token, job_id, retry=FIXED)
+    assert core.get(1).reason == "retries"
+
+
+def test_policy_survives_restarts_and_snapshots(core):
+    core.submit(retry=FIXED)
+    core.check()
+    core.restart(parts=parts_of(core.engine.begin_dump()))
+    error(core)
+    assert core.get(1).due_ms_left == 700
+    core.check()
+
+
+def test_delay_of_nothing_is_at_once(core):
+    core.submit(retry=RetryPolicy(kind="list", delays_ms=(0,)))
+    error(core)
+    assert core.states(1) == ["ready"]
+
+
+def test_job_that_says_nothing_shows_no_policy(core):
+    core.submit()
+    assert core.get(1).retry is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"retry_in_ms": 5, "retry": FIXED}, "retry_in_ms = 5 and retry.kind = fixed: give one of them"),
+        ({"dead": True, "retry": FIXED}, "retry.kind = fixed: with dead there is no retry"),
+        ({"retry": RetryPolicy(kind="list")}, "retry.delays_ms is missing"),
+    ],
+)
+def test_fail_that_contradicts_itself_is_refused(core, fields, message):
+    core.submit()
+    token, job_id = core.held()
+    with pytest.raises(InvalidArgument, match=message):
+        core.fail(token, job_id, **fields)
+    assert core.states(1) == ["leased"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"retry": RetryPolicy(kind="list")}, "retry.delays_ms is missing"),
+        ({"retry": FIXED, "delivery": "at_most_once"}, "retry.kind = fixed: with delivery at_most_once"),
+    ],
+)
+def test_submit_with_a_policy_that_makes_no_sense_is_refused(core, fields, message):
+    with pytest.raises(InvalidArgument, match=message):
+        core.submit(**fields)
+    with pytest.raises(InvalidArgument, match="groups.0..retry"):
+        core.submit_jobs(2, **fields)

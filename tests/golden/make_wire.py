@@ -22,7 +22,7 @@ from jqd.core import changes, commands, model
 from jqd.core.changes import Change, encode_batch
 from jqd.core.commands import COMMANDS, Command
 from jqd.core.engine import LIMITS, Engine
-from jqd.core.model import JobOptions, Now
+from jqd.core.model import JobOptions, Now, RetryPolicy
 from jqd.core.queues import Identity
 from jqd.core.state import State
 from jqd.errors import WIRE_ERRORS, JqdError
@@ -39,6 +39,10 @@ SESSION = bytes(range(16))
 
 # --- the wire -----------------------------------------------------------------------------------
 
+# No policy has all of this at once; the codec does not know.
+RETRY = RetryPolicy(
+    kind="list", base_ms=1, factor_percent=150, cap_ms=5_000, jitter_percent=0, delays_ms=(0, 1_000)
+)
 JOB_FIELDS: dict[str, Any] = {
     "queue": "mail",
     "priority": -5,
@@ -46,6 +50,7 @@ JOB_FIELDS: dict[str, Any] = {
     "run_at_ms": WALL_MS,
     "max_retries": 7,
     "max_crashes": 0,
+    "retry": RETRY,
     "lease_ms": 60_000,
     "delivery": "at_most_once",
     "encoding": "json",
@@ -107,7 +112,7 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
     ),
     "fail": (
         commands.Fail(items=[(TOKEN, [(1, 1)])]),
-        commands.Fail(items=HELD, error="SMTP 451", retry_in_ms=5_000, dead=True),
+        commands.Fail(items=HELD, error="SMTP 451", retry_in_ms=5_000, retry=RETRY, dead=True),
     ),
     "release": (commands.Release(items=[(TOKEN, [(1, 1)])]), commands.Release(items=HELD, delay_ms=5_000)),
     "cancel": (commands.Cancel(), commands.Cancel(**SWEEP)),
@@ -153,6 +158,7 @@ _FULL_JOB = commands.JobInfo(
     crashes=2,
     max_retries=7,
     max_crashes=0,
+    retry=RETRY,
     lease_ms=60_000,
     lease_ms_left=59_000,
     worker="w1",
@@ -290,6 +296,7 @@ _FULL_OPTIONS = JobOptions(
     lease_ms=60_000,
     delivery="at_most_once",
     metadata={"trace": "ä1"},
+    retry=RETRY,
 )
 _RANGES = [(1, 3), (7, 1)]
 
@@ -380,7 +387,7 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.DaemonStarted(EPOCH + 2, "0.1.0"),
             changes.SessionsForgotten([SESSION]),
             changes.JobsForgotten([(3, 1)]),
-            changes.JobsSubmitted(6, JobOptions(), [b"f"]),
+            changes.JobsSubmitted(6, JobOptions(retry=RetryPolicy(kind="fixed")), [b"f"]),
             changes.TimeAdvanced(10_000),
         ],
     ),

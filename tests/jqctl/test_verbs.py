@@ -43,6 +43,7 @@ from jqd.core.commands import (
     Swept,
     Verdicts,
 )
+from jqd.core.model import RetryPolicy
 from jqd.errors import EXIT_IO_ERROR, Busy, JobNotFound, QueueNotFound, StorageFull
 from tests.support.fakeserver import Asked, FakeServer
 from tests.support.shell import Shell
@@ -67,12 +68,12 @@ def test_submit_says_every_option_and_prints_the_id(shell):
     shell.server.answers["submit"] = Submitted(job_id=17)
     code, out, _ = shell(
         "submit", "emails", "hé", "--priority", "-5", "--delay", "1h30m", "--max-retries", "1", "--max-crashes", "2",
-        "--lease", "60", "--task", "t", "--at-most-once", "--meta", "a=b=c", "--meta", "d=",
+        "--retry", "list,1s,2m", "--lease", "60", "--task", "t", "--at-most-once", "--meta", "a=b=c", "--meta", "d=",
     )  # fmt: skip
     assert (code, out) == (0, "17\n")
     assert shell.said == Submit(
         queue="emails", payload="hé".encode(), encoding="text", priority=-5, delay_ms=5_400_000, max_retries=1,
-        max_crashes=2, lease_ms=60_000, task="t", delivery="at_most_once", metadata={"a": "b=c", "d": ""},
+        max_crashes=2, retry=RetryPolicy(kind="list", delays_ms=(1_000, 120_000)), lease_ms=60_000, task="t", delivery="at_most_once", metadata={"a": "b=c", "d": ""},
     )  # fmt: skip
     shell("submit", "emails", "x", "--run-at", "1970-01-01T00:00:01Z")
     assert shell.said.run_at_ms == 1_000
@@ -207,6 +208,10 @@ def test_nothing_to_lease_is_no_error(shell):
         (
             ["fail", "--error", "e", "--retry-in", "5m"],
             Fail(items=[(TOKEN, [(4, 1)])], error="e", retry_in_ms=300_000),
+        ),
+        (
+            ["fail", "--retry", "fixed,5s"],
+            Fail(items=[(TOKEN, [(4, 1)])], retry=RetryPolicy(kind="fixed", base_ms=5_000)),
         ),
         (["fail", "--dead"], Fail(items=[(TOKEN, [(4, 1)])], dead=True)),
         (["release", "--delay", "1s"], Release(items=[(TOKEN, [(4, 1)])], delay_ms=1_000)),
@@ -378,6 +383,9 @@ def test_a_refusal_that_a_retry_can_help_says_when(shell):
         ["--timeout", "0", "ping"],
         ["ping", "--timeout", "0.1ms"],
         ["fail", "1", "2", "--dead", "--retry-in", "5m"],
+        ["fail", "1", "2", "--dead", "--retry", "fixed"],
+        ["fail", "1", "2", "--retry-in", "5m", "--retry", "fixed"],
+        ["submit", "q", "--retry", "often"],
         ["fail", "1", "2", "--dead", "--retry-in", "0"],
         ["ack", "1", "2", "--result", "r", "--error", "e"],
         ["ack", "1", "2", "--result", "", "--error", ""],

@@ -6,6 +6,8 @@ one thing it does not compute: it knows the bounds, and takes the time that it i
 """
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 from msgspec import Struct
@@ -219,8 +221,9 @@ class NaiveQueue:
     def check_fields(self, fields: c.JobFields) -> None:
         if fields.delay_ms is not None and fields.run_at_ms is not None:
             raise Refused("invalid_argument")
-        if fields.delivery == "at_most_once" and fields.max_retries:
+        if fields.delivery == "at_most_once" and (fields.max_retries or fields.retry is not None):
             raise Refused("invalid_argument")
+        check_policy(fields.retry)
         if "/" in fields.queue or fields.group is not None:
             raise Refused("invalid_argument")
 
@@ -307,8 +310,9 @@ class NaiveQueue:
         return c.Verdicts(results=runs(verdicts))
 
     def on_fail(self, command: c.Fail, caller: model.Caller, now: model.Now) -> c.Verdicts:
-        if command.dead and command.retry_in_ms is not None:
+        if (command.dead, command.retry_in_ms is not None, command.retry is not None).count(True) > 1:
             raise Refused("invalid_argument")
+        check_policy(command.retry)
         check_ranges(ranges for _, ranges in command.items)
         verdicts = []
         for job_id, token in spread(command.items):
@@ -324,7 +328,7 @@ class NaiveQueue:
             else:
                 self.record(job, "error", command.error, now)
                 if command.retry_in_ms is None:
-                    self.back_off(job, job.errors, now)
+                    self.back_off(job, job.errors, now, command.retry or job.fields.retry)
                 else:
                     self.give_back(job, command.retry_in_ms, now)
         return c.Verdicts(results=runs(verdicts))
@@ -465,6 +469,7 @@ class NaiveQueue:
             crashes=job.crashes,
             max_retries=job.max_retries,
             max_crashes=job.max_crashes,
+            retry=fields.retry,
             lease_ms=fields.lease_ms or 30_000,
             lease_ms_left=max(0, job.deadline_ms - now.engine_ms) if leased else None,
             worker=job.worker if leased else None,
@@ -517,7 +522,7 @@ class NaiveQueue:
             if cause == "restart" or job.crashes == 1:
                 self.give_back(job, 0, now)
             else:
-                self.back_off(job, job.crashes - 1, now)
+                self.back_off(job, job.crashes - 1, now, job.fields.retry)
 
     def forget_old(self, now: model.Now) -> None:
         for shelf, age_ms in ((self.finished, 3_600_000), (self.dead, 30 * 86_400_000)):
@@ -578,10 +583,18 @@ class NaiveQueue:
         else:
             job.state = "ready"
 
-    def back_off(self, job: NaiveJob, failures: int, now: model.Now) -> None:
-        delay_ms = min(1_000 * 2 ** (failures - 1), 3_600_000)
+    def back_off(
+        self, job: NaiveJob, failures: int, now: model.Now, policy: model.RetryPolicy | None
+    ) -> None:
+        delay_ms, percent = delay_and_jitter(policy or model.RetryPolicy(), failures)
         self.give_back(job, delay_ms, now)
-        job.due_bounds = (now.engine_ms + delay_ms * 8 // 10, now.engine_ms + delay_ms * 12 // 10)
+        if not delay_ms:
+            return
+        spread_ms = Fraction(delay_ms * percent, 100)
+        job.due_bounds = (
+            now.engine_ms + ceil(delay_ms - spread_ms),
+            now.engine_ms + int(delay_ms + spread_ms),
+        )
 
     def unsettled(self) -> list[int]:
         """Return the jobs whose time only jitter knows."""
@@ -608,6 +621,37 @@ class NaiveQueue:
 
     def in_state(self, state: str) -> list[NaiveJob]:
         return [job for job in self.sorted() if job.state == state]
+
+
+def check_policy(policy: model.RetryPolicy | None) -> None:
+    """Refuse what makes no sense: what another kind knows, a list without delays, a base above the cap."""
+    if policy is None:
+        return
+    said = {name for name in policy.__struct_fields__ if getattr(policy, name) is not None} - {"kind"}
+    known = {"jitter_percent"} | {
+        "exponential": {"base_ms", "factor_percent", "cap_ms"},
+        "linear": {"base_ms", "cap_ms"},
+        "fixed": {"base_ms"},
+        "list": {"delays_ms"},
+    }[policy.kind]
+    if said - known or (policy.kind == "list" and "delays_ms" not in said):
+        raise Refused("invalid_argument")
+    if "cap_ms" in known and (policy.base_ms or 1_000) > (policy.cap_ms or 3_600_000):
+        raise Refused("invalid_argument")
+
+
+def delay_and_jitter(policy: model.RetryPolicy, failures: int) -> tuple[int, int]:
+    """Return the delay after so many failures, and its jitter in percent."""
+    percent = 20 if policy.jitter_percent is None else policy.jitter_percent
+    base_ms, cap_ms = policy.base_ms or 1_000, policy.cap_ms or 3_600_000
+    if policy.delays_ms is not None:
+        return [*policy.delays_ms, *[policy.delays_ms[-1]] * failures][failures - 1], percent
+    if policy.kind == "fixed":
+        return base_ms, percent
+    if policy.kind == "linear":
+        return min(base_ms * failures, cap_ms), percent
+    exact = Fraction(base_ms) * Fraction(policy.factor_percent or 200, 100) ** (failures - 1)
+    return int(min(exact, Fraction(cap_ms))), percent
 
 
 def nothing(now: model.Now) -> c.Leased:

@@ -1,0 +1,52 @@
+"""What a job was promised holds over kill -9 of the daemon, by its log and by its snapshots."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jqd.client.sync import Client
+from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.e2e
+
+
+def client_of(daemon: Daemon) -> Client:
+    host, port = daemon.address
+    return Client(f"jqd://{host}:{port}", worker="w-1")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Daemon(tmp_path / "data") as running:
+        yield running
+
+
+def kill(daemon: Daemon, *, snapshot: bool) -> Client:
+    """Kill the daemon and start it again, from a snapshot and the log behind it, or from the log alone."""
+    if snapshot:
+        with client_of(daemon) as client:
+            lsn = client.snapshot().lsn
+            while client.stats().process["snapshot_lsn"] < lsn:
+                pass
+    daemon.kill()
+    daemon.start()
+    return client_of(daemon)
+
+
+def lease_one(client: Client, queue: str):
+    (job,) = client.lease(queue, wait=20).jobs
+    return job
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_retry_policy(daemon, snapshot):
+    with client_of(daemon) as client:
+        job_id = client.submit("q", "x", retry="list,1ms,2h,jitter=0").job_id
+        client.fail(lease_one(client, "q"), error="first")
+    with kill(daemon, snapshot=snapshot) as client:
+        client.fail(lease_one(client, "q"), error="second")
+        shown = client.get(job_id)
+        assert (shown.state, shown.errors) == ("delayed", 2)
+        assert 7_100_000 < shown.due_ms_left <= 7_200_000
+        assert [attempt.error for attempt in shown.attempts] == ["first", "second"]
