@@ -23,7 +23,7 @@ from jqd.errors import JqdError
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
-    from jqd.client.requests import JobOptions
+    from jqd.client.requests import Encoding, JobOptions
 
 ENCODINGS: Final = ("raw", "text", "json", "msgpack")
 _PAGE: Final = 1_000
@@ -351,6 +351,60 @@ def cancel(
       jqctl cancel --queue emails --state delayed --dry-run
     """
     return _act(settings, connection, "cancel", ids, queue, state, dry_run=dry_run)
+
+
+@verb
+@click.argument("job_id", type=ID)
+@click.option("--priority", type=int, metavar="N", help="-32768 to 32767, higher is served first.")
+@click.option("--delay", type=DURATION, help="Ready after this, from now; 0 is at once.")
+@click.option("--run-at", type=DATE, help="Ready at this date: ISO 8601 with Z or an offset.")
+@click.option("--payload", help="A text, or - for stdin as it is.")
+@click.option("--encoding", type=click.Choice(ENCODINGS), help="What the payload is: text; from stdin: raw.")
+@click.option(
+    "--meta",
+    "metadata",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=_metadata,
+    help="Instead of all that it has; repeatable.",
+)
+def update(
+    settings: Settings,
+    connection: "Connection",
+    job_id: int,
+    payload: str | None,
+    delay: str | None,
+    run_at: str | None,
+    encoding: "Encoding | None",
+    priority: int | None,
+    metadata: dict[str, str] | None,
+) -> None:
+    """Change a job that waits, and print the state that it has now.
+
+    What is not given stays. A job that is held or has ended is refused.
+
+    \b
+    Examples:
+      jqctl update 17 --priority 9 --delay 0
+      jqctl update 17 --run-at 2030-01-31T08:00:00Z --payload '{"to": "ada"}' --encoding json
+    """
+    from jqd.client import requests
+
+    if delay is not None and run_at is not None:
+        raise click.UsageError("--delay and --run-at: give one of them")
+    data = None if payload is None else _text_or_stdin(payload)
+    if data is not None and encoding == "json":
+        _check_json(data)
+    command = requests.update(
+        job_id,
+        priority=priority,
+        delay=delay,
+        run_at=run_at,
+        payload=data,
+        encoding=encoding,
+        metadata=metadata,
+    )
+    show(settings, ("job_id", "state"), [connection.call(command)], ("job_id",), header=False)
 
 
 @verb

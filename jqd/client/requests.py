@@ -57,6 +57,7 @@ from jqd.core.commands import (
     Submitted,
     SubmittedMany,
     Swept,
+    Update,
     Verdict,
     to_ranges,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "submit",
     "submit_many",
     "swept",
+    "update",
     "validate",
 ]
 
@@ -446,6 +448,31 @@ class SweepOptions(TypedDict, total=False):
 def cancel(ids: int | Iterable[int] | None, options: SweepOptions) -> Cancel:
     """Return the command that ends waiting jobs for good."""
     return Cancel(**_sweep("cancel", ids, options))
+
+
+def update(
+    job_id: int,
+    *,
+    priority: int | None = None,
+    delay: Duration | None = None,
+    run_at: Date | None = None,
+    payload: Payload | None = None,
+    json: object | UnsetType = UNSET,
+    encoding: Encoding | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Update:
+    """Return the command that changes a waiting job; what is None stays."""
+    command = Update(
+        job_id=job_id,
+        priority=priority,
+        delay_ms=to_optional_ms("delay", delay),
+        run_at_ms=None if run_at is None else to_wall_ms("run_at", run_at),
+        encoding=encoding,
+        metadata=None if metadata is None else dict(metadata),
+    )
+    if payload is not None or json is not UNSET:
+        command.payload, command.encoding = to_bytes("payload", payload, json, encoding)
+    return command
 
 
 def requeue(ids: int | Iterable[int] | None, options: SweepOptions) -> Requeue:

@@ -42,6 +42,12 @@ class Change(Struct, array_like=True, forbid_unknown_fields=True, gc=False):
         raise NotImplementedError
 
 
+def _due(engine_ms: int | None, wall_ms: int | None) -> Due | None:
+    if engine_ms is not None:
+        return Due(engine_ms, is_wall=False)
+    return None if wall_ms is None else Due(wall_ms, is_wall=True)
+
+
 # --- time ---------------------------------------------------------------------------------------
 
 
@@ -81,11 +87,7 @@ class JobsSubmitted(Change, tag=3):
     principal: str = ""
 
     def apply(self, state: State, now: Now) -> None:
-        due = None
-        if self.due_engine_ms is not None:
-            due = Due(self.due_engine_ms, is_wall=False)
-        elif self.due_wall_ms is not None:
-            due = Due(self.due_wall_ms, is_wall=True)
+        due = _due(self.due_engine_ms, self.due_wall_ms)
         state.add_jobs(self.first_id, self.options, self.payloads, due, now)
 
 
@@ -247,6 +249,28 @@ class EpochRaised(Change, tag=16):
         state.epoch, state.grant = self.epoch, 0
 
 
+class JobUpdated(Change, tag=21):
+    """A waiting job was changed.
+
+    state: that it is in behind it: ready, or delayed until one of the two times, without one as before.
+    options: all of them, None: as they were.  payload: None: as it was.
+    """
+
+    id: int
+    state: JobState
+    options: JobOptions | None = None
+    payload: bytes | None = None
+    due_engine_ms: int | None = None
+    due_wall_ms: int | None = None
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        state.update_job(self.id, self.options, self.payload)
+        due = _due(self.due_engine_ms, self.due_wall_ms)
+        if due is not None or self.state is JobState.READY:
+            state.move_job(self.id, due, now)
+
+
 class IdsSkipped(Change, tag=60):
     """The ids below `next_id` are given to no job any more: facts that gave some of them out are lost.
 
@@ -276,6 +300,7 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     SessionsForgotten,
     RequestsAnswered,
     EpochRaised,
+    JobUpdated,
     IdsSkipped,
 ]
 

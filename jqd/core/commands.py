@@ -41,6 +41,7 @@ Count = Annotated[int, Meta(ge=1, le=model.JOBS_PER_REQUEST_MAX)]
 # (first id, count): ids are dense, so most requests name one range.
 Range = tuple[JobId, Count]
 Ranges = Annotated[list[Range], Meta(min_length=1, max_length=model.JOBS_PER_REQUEST_MAX)]
+Priority = Annotated[int, Meta(ge=model.PRIORITY_MIN, le=model.PRIORITY_MAX)]
 LeaseMs = Annotated[int, Meta(ge=model.LEASE_MS_MIN, le=model.LEASE_MS_MAX)]
 DelayMs = Annotated[int, Meta(ge=0, le=model.DELAY_MS_MAX)]
 WallMs = Annotated[int, Meta(ge=0, le=model.WALL_MS_MAX)]
@@ -142,7 +143,7 @@ class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=
     """What may be said about a job besides its payload; see protocol.md "submit" for each."""
 
     queue: Name = model.DEFAULT_QUEUE
-    priority: Annotated[int, Meta(ge=model.PRIORITY_MIN, le=model.PRIORITY_MAX)] = 0
+    priority: Priority = 0
     delay_ms: DelayMs | None = None
     run_at_ms: WallMs | None = None
     max_retries: AttemptLimit | None = None
@@ -494,6 +495,29 @@ class Cancel(Sweep):
     writes = True
 
 
+class Updated(Answer):
+    job_id: int
+    state: StateName  # that it has now
+
+
+class Update(Command[Updated]):
+    """Change a job that waits: what is None stays. A time (0: at once) replaces the one that it had."""
+
+    verb = "update"
+    scope = "jobs:submit"
+    reply = Updated
+    writes = True
+    adds_jobs = True  # a payload may be added, and what was written before stays in the log
+
+    job_id: JobId
+    priority: Priority | None = None
+    delay_ms: DelayMs | None = None
+    run_at_ms: WallMs | None = None
+    payload: bytes | None = None
+    encoding: Encoding | None = None  # of the payload; raw
+    metadata: dict[str, str] | None = None
+
+
 class Requeue(Sweep):
     """Make dead jobs ready again, with new budgets and their history."""
 
@@ -541,6 +565,7 @@ COMMANDS: Final[dict[str, type[Command[Any]]]] = {
         Fail,
         Release,
         Cancel,
+        Update,
         Requeue,
         Purge,
         Get,

@@ -9,8 +9,8 @@ first change nothing may raise: the process would have to stop.
 
     decide(command, state, caller, now, emit) -> reply body
 
-submitting.py, leasing.py, holding.py, passing.py, sweeping.py, reading.py and queues.py decide; protocol.md
-says their rules to the user.
+submitting.py, updating.py, leasing.py, holding.py, passing.py, sweeping.py, reading.py and queues.py decide;
+protocol.md says their rules to the user.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -23,7 +23,18 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw, Struct
 
-from jqd.core import commands, holding, leasing, model, passing, queues, reading, submitting, sweeping
+from jqd.core import (
+    commands,
+    holding,
+    leasing,
+    model,
+    passing,
+    queues,
+    reading,
+    submitting,
+    sweeping,
+    updating,
+)
 from jqd.core.changes import (
     Change,
     DaemonStarted,
@@ -76,6 +87,7 @@ DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
     commands.Fail: holding.fail,
     commands.Release: holding.release,
     commands.Cancel: sweeping.cancel,
+    commands.Update: updating.update,
     commands.Requeue: sweeping.requeue,
     commands.Purge: sweeping.purge,
     commands.Get: reading.get,

@@ -161,7 +161,7 @@ STATES_BY_NAME: Final[dict[str, JobState]] = {name: JobState(i) for i, name in e
 # The whole life of a job. State.move asserts it; protocol.md's picture is compared with it.
 TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
     JobState.DELAYED: frozenset({JobState.READY, JobState.CANCELLED, JobState.EXPIRED}),
-    JobState.READY: frozenset({JobState.LEASED, JobState.CANCELLED, JobState.EXPIRED}),
+    JobState.READY: frozenset({JobState.LEASED, JobState.DELAYED, JobState.CANCELLED, JobState.EXPIRED}),
     JobState.LEASED: frozenset(
         {JobState.DONE, JobState.DEAD, JobState.READY, JobState.DELAYED, JobState.CANCELLED}
     ),

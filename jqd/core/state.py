@@ -423,6 +423,38 @@ class State:
             self._wait(queue, jobs, None, now)
             self._rearm_dead(queue)
 
+    def update_job(self, job_id: int, options: JobOptions | None, payload: bytes | None) -> None:
+        """Change what a waiting job is: its options, but for the queue, and its payload; None: as it was."""
+        (job,) = self._jobs(job_id, 1)
+        self.work += 1
+        assert job.state in (DELAYED, READY), f"job {job_id} is {job.state.name}"
+        if payload is not None:
+            job.payload = payload
+        if options is None:
+            return
+        old = job.options
+        assert options.queue == old.queue, f"job {job_id} is in {old.queue}"
+        job.options = self.share(options)
+        if job.state is READY and options.priority != old.priority:
+            queue = self.queues[old.queue]
+            queue.ready.remove_run(old.priority, job_id, 1)
+            queue.ready.put_back(options.priority, job_id)
+            self.woken[queue.name] = None
+
+    def move_job(self, job_id: int, due: Due | None, now: Now) -> None:
+        """Give a waiting job another time; None: it is ready at once."""
+        (job,) = self._jobs(job_id, 1)
+        if job.state is READY and due is None:
+            return
+        queue = self.queues[job.options.queue]
+        changed = (
+            job.changed if due is not None and job.state is DELAYED else now
+        )  # as it came into its state
+        target = READY if due is None else DELAYED
+        self._leave(queue, [job], target if target is not job.state else None)
+        self._wait(queue, [job], due, now)
+        job.changed = changed
+
     def promote(self, limit: int, now: Now) -> None:
         """Make the earliest `limit` delayed jobs that are due ready."""
         ids = self.delay_timers.pop_due(now.engine_ms, limit)
@@ -626,7 +658,10 @@ class State:
         return jobs  # type: ignore[return-value]
 
     def _leave(self, queue: Queue, jobs: list[Job], target: JobState | None) -> None:
-        """Take jobs, all in one state, out of what their state keeps them in. target None: forgotten."""
+        """Take jobs, all in one state, out of what their state keeps them in.
+
+        target: None: they are forgotten, or stay in their state.
+        """
         state = jobs[0].state
         assert target is None or target in model.TRANSITIONS[state], f"{state.name} -> {target}"
         for job in jobs:

@@ -33,6 +33,8 @@ def jobs_of(change: Change) -> list[tuple[int, int, str]]:
         case changes.JobsSubmitted():
             waits = change.due_engine_ms is not None or change.due_wall_ms is not None
             return [(change.first_id, len(change.payloads), "delayed" if waits else "ready")]
+        case changes.JobUpdated():
+            return [(change.id, 1, change.state.wire_name)]
         case changes.ReadyJobsRestored():
             return [(change.first_id, len(change.payloads), "ready")]
         case changes.JobsRestored():

@@ -22,7 +22,7 @@ REFERENCE = re.compile(
 OPTIONS = ["JobOptions", "SweepOptions", "Held", "HeldJob"]
 # What the verbs return and what is in it, in the order of the verbs.
 REPLIES = ["Pong", "Submitted", "SubmittedMany", "LeasedJob", "Verdicts", "Extended", "AttemptInfo", "JobInfo", "JobList",
-           "QueueInfo", "QueueList", "ServerStats", "Swept", "SnapshotBegun"]  # fmt: skip
+           "QueueInfo", "QueueList", "ServerStats", "Swept", "Updated", "SnapshotBegun"]  # fmt: skip
 
 
 def head(source: str, node: ast.AST) -> str:

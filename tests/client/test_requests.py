@@ -7,7 +7,7 @@ import pytest
 
 from jqd.client import requests
 from jqd.client.requests import HeldJob
-from jqd.core.commands import Ack, Cancel, Extend, JobFilter, Leased, LeasedJob, Submit, SubmitGroup
+from jqd.core.commands import Ack, Cancel, Extend, JobFilter, Leased, LeasedJob, Submit, SubmitGroup, Update
 from jqd.core.model import RetryPolicy
 from jqd.errors import InvalidArgument, JobNotFound, JqdError, LeaseLost, PayloadTooLarge
 
@@ -130,6 +130,17 @@ def test_a_verdict_becomes_its_exception(code, error):
     with pytest.raises(error) as caught:
         requests.check("ack", [(1, 5, "ok"), (6, 2, code)])
     assert type(caught.value) is error and str(caught.value).startswith("ack of job 6: ")
+
+
+def test_update_says_only_what_is_given():
+    assert requests.update(5) == Update(job_id=5)
+    assert requests.update(5, payload="x") == Update(job_id=5, payload=b"x", encoding="text")
+    assert requests.update(5, payload=b"") == Update(job_id=5, payload=b"", encoding="raw")
+    assert requests.update(5, json=None, priority=0, delay=0, metadata={}) == Update(
+        job_id=5, payload=b"null", encoding="json", priority=0, delay_ms=0, metadata={}
+    )
+    when = datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC)
+    assert requests.update(5, run_at=when) == Update(job_id=5, run_at_ms=2_000)
 
 
 def test_a_bulk_action_takes_ids_or_a_filter():

@@ -306,6 +306,27 @@ class Machine(RuleBasedStateMachine):
             case _:
                 self.say(c.Release(items=[(token, ranges)]))
 
+    @rule(
+        pick=picks,
+        wanted=st.fixed_dictionaries(
+            {},
+            optional={
+                "priority": st.sampled_from([-1, 0, 2]),
+                "delay_ms": some_ms,
+                "payload": st.binary(max_size=3),
+                "encoding": st.sampled_from(["raw", "json"]),
+                "metadata": st.sampled_from([{}, {"k": "w"}]),
+            },
+        ),
+        in_ms=st.none() | st.none() | st.integers(-10, 10_000),
+        ticket=tickets,
+    )
+    def update(self, pick, wanted, in_ms, ticket):
+        waiting = [job.id for job in self.naive.sorted() if job.state in ("delayed", "ready")]
+        job_id = waiting[pick % len(waiting)] if waiting and pick % 5 else pick % self.naive.next_id + 1
+        run_at_ms = None if in_ms is None else self.core.wall_ms + in_ms
+        self.say(c.Update(job_id=job_id, run_at_ms=run_at_ms, **wanted), ticket)
+
     @rule()
     def requeue_the_dead(self):
         self.say(c.Requeue(filter=c.JobFilter(state="dead")))

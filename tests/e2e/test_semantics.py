@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jqd.client.sync import Client
+from jqd.errors import WrongState
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.e2e
@@ -50,3 +51,19 @@ def test_retry_policy(daemon, snapshot):
         assert (shown.state, shown.errors) == ("delayed", 2)
         assert 7_100_000 < shown.due_ms_left <= 7_200_000
         assert [attempt.error for attempt in shown.attempts] == ["first", "second"]
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_update(daemon, snapshot):
+    with client_of(daemon) as client:
+        first, second = (client.submit("q", text, delay="1h").job_id for text in ("first", "second"))
+        assert client.update(second, priority=1, delay=0, payload="changed").state == "ready"
+        assert client.update(first, delay=0, metadata={"k": "v"}).state == "ready"
+    with kill(daemon, snapshot=snapshot) as client:
+        held = client.lease("q", count=2, wait=20)
+        assert [(job.job_id, job.payload, job.metadata) for job in held.jobs] == [
+            (second, b"changed", None),
+            (first, b"first", {"k": "v"}),
+        ]
+        with pytest.raises(WrongState):
+            client.update(first, priority=1)

@@ -22,7 +22,7 @@ from jqd.core import changes, commands, model
 from jqd.core.changes import Change, encode_batch
 from jqd.core.commands import COMMANDS, Command
 from jqd.core.engine import LIMITS, Engine
-from jqd.core.model import JobOptions, Now, RetryPolicy
+from jqd.core.model import JobOptions, JobState, Now, RetryPolicy
 from jqd.core.queues import Identity
 from jqd.core.state import State
 from jqd.errors import WIRE_ERRORS, JqdError
@@ -116,6 +116,18 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
     ),
     "release": (commands.Release(items=[(TOKEN, [(1, 1)])]), commands.Release(items=HELD, delay_ms=5_000)),
     "cancel": (commands.Cancel(), commands.Cancel(**SWEEP)),
+    "update": (
+        commands.Update(job_id=1),
+        commands.Update(
+            job_id=model.JOB_ID_MAX,
+            priority=-5,
+            delay_ms=1_000,
+            run_at_ms=WALL_MS,
+            payload=b"\x00\xffpay",
+            encoding="json",
+            metadata={"trace": "ä1"},
+        ),
+    ),
     "requeue": (commands.Requeue(), commands.Requeue(**SWEEP)),
     "purge": (commands.Purge(), commands.Purge(**SWEEP)),
     "get": (commands.Get(job_id=1), commands.Get(job_id=model.JOB_ID_MAX)),
@@ -246,6 +258,10 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
         commands.Swept(count=0, cursor=None, results=[]),
         commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS),
     ),
+    "update": (
+        commands.Updated(job_id=1, state="ready"),
+        commands.Updated(job_id=model.JOB_ID_MAX, state="delayed"),
+    ),
     "requeue": (
         commands.Swept(count=0, cursor=None, results=[]),
         commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS),
@@ -336,6 +352,10 @@ FACTS: list[tuple[Change, Change]] = [
         changes.RequestsAnswered(SESSION, [(REQUEST_ID, b"\x81\xa6job_id\x01"), (REQUEST_ID + 1, TOKEN)]),
     ),
     (changes.EpochRaised(0), changes.EpochRaised(EPOCH)),
+    (
+        changes.JobUpdated(1, JobState.READY),
+        changes.JobUpdated(7, JobState.DELAYED, _FULL_OPTIONS, b"\x00\xff", 5_000, WALL_MS, "key1"),
+    ),
     (changes.IdsSkipped(1), changes.IdsSkipped(model.JOB_ID_MAX)),
 ]
 
@@ -389,6 +409,14 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.JobsForgotten([(3, 1)]),
             changes.JobsSubmitted(6, JobOptions(retry=RetryPolicy(kind="fixed")), [b"f"]),
             changes.TimeAdvanced(10_000),
+        ],
+    ),
+    (
+        Now(7_100, WALL_MS + 6_100),
+        [
+            changes.JobUpdated(6, JobState.DELAYED, JobOptions(priority=3), b"g", 9_000),
+            changes.JobUpdated(6, JobState.DELAYED, None, b"h"),
+            changes.JobUpdated(6, JobState.READY),
         ],
     ),
     (Now(7_300, WALL_MS + 6_300), [changes.IdsSkipped(5_000)]),

@@ -41,6 +41,8 @@ from jqd.core.commands import (
     Submitted,
     SubmittedMany,
     Swept,
+    Update,
+    Updated,
     Verdicts,
 )
 from jqd.core.model import RetryPolicy
@@ -257,6 +259,21 @@ def test_a_queue_is_swept_page_by_page(shell):
     ]
 
 
+def test_update_says_what_is_to_change_and_prints_the_state(shell):
+    shell.server.answers["update"] = Updated(job_id=4, state="delayed")
+    code, out, _ = shell(
+        "update", "4", "--priority", "-2", "--delay", "5m", "--payload", "[1]", "--encoding", "json", "--meta", "a=b"
+    )  # fmt: skip
+    assert (code, out) == (0, "4  delayed\n")
+    assert shell.said == Update(
+        job_id=4, priority=-2, delay_ms=300_000, payload=b"[1]", encoding="json", metadata={"a": "b"}
+    )
+    assert shell.json("update", "4", "--run-at", "1970-01-01T00:00:01Z") == [
+        {"job_id": "4", "state": "delayed"}
+    ]
+    assert shell.said == Update(job_id=4, run_at_ms=1_000)
+
+
 def test_cancel_by_queue_and_state(shell):
     shell.server.answers["cancel"] = Swept(count=3, cursor=None, results=[])
     out = shell("cancel", "--queue", "q", "--state", "delayed")[1]
@@ -386,6 +403,9 @@ def test_a_refusal_that_a_retry_can_help_says_when(shell):
         ["fail", "1", "2", "--dead", "--retry", "fixed"],
         ["fail", "1", "2", "--retry-in", "5m", "--retry", "fixed"],
         ["submit", "q", "--retry", "often"],
+        ["update", "1", "--delay", "5m", "--run-at", "1970-01-01T00:00:01Z"],
+        ["update", "1", "--payload", "{", "--encoding", "json"],
+        ["update", "--priority", "1"],
         ["fail", "1", "2", "--dead", "--retry-in", "0"],
         ["ack", "1", "2", "--result", "r", "--error", "e"],
         ["ack", "1", "2", "--result", "", "--error", ""],

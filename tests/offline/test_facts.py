@@ -6,7 +6,7 @@ import pytest
 
 from jqd.core import changes
 from jqd.core.changes import AnyChange, AnyImage, decode_batch
-from jqd.core.model import JobOptions
+from jqd.core.model import JobOptions, JobState
 from jqd.core.state import State
 from jqd.offline.facts import KINDS, jobs_of
 from jqd.storage.base import Record
@@ -30,6 +30,7 @@ def samples() -> dict[type, changes.Change]:
     return found | {
         changes.SessionsForgotten: changes.SessionsForgotten([b"s"]),
         changes.EpochRaised: changes.EpochRaised(9),
+        changes.JobUpdated: changes.JobUpdated(1, JobState.READY),
         changes.IdsSkipped: changes.IdsSkipped(9),
     }
 
@@ -73,9 +74,13 @@ def test_delayed_and_ready_are_told_apart():
         changes.JobsSubmitted(1, JobOptions(), [b""], due_wall_ms=5),
         changes.JobsReleased([(1, 2)], due_ms=5),
         changes.JobsRetried([(1, 0), (2, 5)], "error"),
+        changes.JobUpdated(1, JobState.READY),
+        changes.JobUpdated(1, JobState.DELAYED),
     ]
     assert [jobs_of(fact) for fact in facts] == [
         [(1, 1, "delayed")],
         [(1, 2, "delayed")],
         [(1, 1, "ready"), (2, 1, "delayed")],
+        [(1, 1, "ready")],
+        [(1, 1, "delayed")],
     ]

@@ -44,6 +44,7 @@ COMMANDS: list[c.Command[Any]] = [
     c.Fail(items=[(1, [(1, 1)])], error="e", retry_in_ms=0),
     c.Release(items=[(1, [(1, 1)])], delay_ms=5),
     c.Cancel(ids=[(1, 1)]),
+    c.Update(job_id=1, payload=b"p", delay_ms=5),
     c.Requeue(filter=c.JobFilter(queue="q", state="dead"), cursor=7, limit=1_000, dry_run=True),
     c.Purge(filter=c.JobFilter()),
     c.Get(job_id=model.JOB_ID_MAX),

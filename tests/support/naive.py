@@ -10,7 +10,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from jqd.core import commands as c
 from jqd.core import model
@@ -365,6 +365,51 @@ class NaiveQueue:
         for job in found:
             self.finish(job, "cancelled", now)
         return swept
+
+    def on_update(self, command: c.Update, caller: model.Caller, now: model.Now) -> c.Updated:
+        moves = command.delay_ms is not None or command.run_at_ms is not None
+        says_something = moves or any(
+            one is not None for one in (command.priority, command.payload, command.metadata)
+        )
+        both = command.delay_ms is not None and command.run_at_ms is not None
+        if both or not says_something or (command.encoding and command.payload is None):
+            raise Refused("invalid_argument")
+        if command.job_id not in self.jobs:
+            raise Refused("job_not_found")
+        job = self.jobs[command.job_id]
+        if job.state not in ("delayed", "ready"):
+            raise Refused("wrong_state")
+        self.overwrite(job, command.payload, command.encoding, command.priority, command.metadata)
+        if moves:
+            self.move(job, command.delay_ms, command.run_at_ms, now)
+        return c.Updated(job_id=job.id, state=job.state)  # type: ignore[arg-type]
+
+    def overwrite(
+        self,
+        job: NaiveJob,
+        payload: bytes | None,
+        encoding: Any,
+        priority: int | None,
+        metadata: dict[str, str] | None,
+    ) -> None:
+        self.changed = True
+        job.fields = structs.replace(job.fields)  # others may share it
+        if payload is not None:
+            job.payload, job.fields.encoding = payload, encoding or "raw"
+        if priority is not None:
+            job.fields.priority = priority
+        if metadata is not None:
+            job.fields.metadata = metadata
+
+    def move(self, job: NaiveJob, delay_ms: int | None, run_at_ms: int | None, now: model.Now) -> None:
+        before = job.state
+        job.state, job.due_ms, job.due_wall_ms = "ready", None, None
+        if delay_ms:
+            job.state, job.due_ms = "delayed", now.engine_ms + delay_ms
+        elif run_at_ms is not None and run_at_ms > now.wall_ms:
+            job.state, job.due_wall_ms = "delayed", run_at_ms
+        if job.state != before:
+            job.changed = now
 
     def on_requeue(self, command: c.Requeue, caller: model.Caller, now: model.Now) -> c.Swept:
         found, swept = self.sweep(command, ("dead",), ("dead",))

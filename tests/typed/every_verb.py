@@ -28,8 +28,10 @@ from jqd.core.commands import (
     Submitted,
     SubmittedMany,
     Swept,
+    Updated,
     Verdicts,
 )
+from jqd.core.model import StateName
 
 
 def blocking(url: str) -> None:
@@ -76,6 +78,10 @@ def blocking(url: str) -> None:
         assert_type(client.release_many([rest[3]]), Verdicts)
         assert_type(client.requeue(third.job_id), Swept)
         assert_type(client.cancel([third.job_id]), Swept)
+        waiting = client.submit("later", "x", delay="1h")
+        assert_type(
+            client.update(waiting.job_id, priority=9, delay=timedelta(hours=2), json={"a": 1}), Updated
+        )
         swept = client.purge(queue="blocking", limit=10, dry_run=True)
         assert_type(swept.count, int)
         info = client.get(first.job_id)
@@ -126,6 +132,8 @@ async def with_asyncio(url: str) -> None:
         assert_type(await client.release_many(rest[1:]), Verdicts)
         assert_type(await client.requeue(third.job_id), Swept)
         assert_type(await client.cancel(third.job_id), Swept)
+        later = await client.submit("later", "x", delay=3_600)
+        assert_type((await client.update(later.job_id, metadata={"user": "ada"})).state, StateName)
         assert_type(await client.purge(queue="asyncio", state="dead"), Swept)
         assert_type(await client.get(second.job_id), JobInfo)
         assert_type(await client.list(cursor=0), JobList)

@@ -1,0 +1,98 @@
+"""What the fields of a submit mean: a job's options, its time, and what is refused.
+
+Knows:         which fields there are, what they mean together, their limits.
+Must not know: which command says them, the jobs that are there.
+"""
+
+from msgspec.structs import astuple
+
+from jqd.core import backoff, model
+from jqd.core.commands import JobFields, Submit, SubmitGroup
+from jqd.core.model import JobOptions, Now
+from jqd.core.state import State
+from jqd.errors import InvalidArgument, PayloadTooLarge
+
+# The field that differs from job to job stands first, so that the rest is the key of what is shared.
+assert Submit.__struct_fields__[0] == "payload"
+assert SubmitGroup.__struct_fields__[0] == "payloads"
+
+
+def options_of(fields: Submit | SubmitGroup, state: State) -> JobOptions:
+    """Return the options that these fields mean, checked; shared with earlier jobs where possible."""
+    key = astuple(fields)[1:] if fields.metadata is None else None
+    if key is not None:
+        known = state.options_by_fields.get(key)
+        if known is not None:
+            return known
+    options = _checked_options(fields, state)
+    if key is not None and fields.delay_ms is None and fields.run_at_ms is None:
+        state.options_by_fields[key] = options
+    return options
+
+
+def _checked_options(fields: JobFields, state: State) -> JobOptions:
+    for name in ("group", "dedupe_key", "idempotency_key", "expires_ms", "result_ttl_ms"):
+        value = getattr(fields, name)
+        if value is not None:
+            raise InvalidArgument(f"{name} = {model.shorten(value)}: this server does not support {name} yet")
+    if fields.tenant != model.DEFAULT_TENANT:
+        raise InvalidArgument(
+            f"tenant = {model.shorten(fields.tenant)}: this server knows only {model.DEFAULT_TENANT!r} yet"
+        )
+    if fields.queue not in state.queues:
+        model.check_name("queue", fields.queue)
+    if fields.task is not None:
+        model.check_name("task", fields.task)
+    if fields.metadata is not None:
+        check_metadata(fields.metadata)
+    max_retries = fields.max_retries
+    if fields.delivery == "at_most_once":
+        if max_retries:
+            raise InvalidArgument(f"max_retries = {max_retries}: with delivery at_most_once it must be 0")
+        if fields.retry is not None:
+            raise InvalidArgument(
+                f"retry.kind = {fields.retry.kind}: with delivery at_most_once nothing is retried"
+            )
+        max_retries = 0
+    if fields.retry is not None:
+        backoff.check_policy("retry", fields.retry)
+    return state.share(
+        JobOptions(
+            queue=fields.queue,
+            task=fields.task,
+            encoding=fields.encoding,
+            priority=fields.priority,
+            max_retries=max_retries,
+            max_crashes=fields.max_crashes,
+            lease_ms=fields.lease_ms,
+            delivery=fields.delivery,
+            metadata=fields.metadata,
+            retry=fields.retry,
+        )
+    )
+
+
+def check_metadata(metadata: dict[str, str]) -> None:
+    """Refuse metadata over its limit. Raises: InvalidArgument."""
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+    if size > model.METADATA_BYTES_MAX:
+        raise InvalidArgument(f"metadata = {size} bytes: the limit is {model.METADATA_BYTES_MAX}")
+
+
+def due_of(delay_ms: int | None, run_at_ms: int | None, now: Now) -> tuple[int | None, int | None]:
+    """Return (engine_ms, wall_ms) at which a job becomes ready: at most one, both None = at once.
+
+    Raises: InvalidArgument: both were said.
+    """
+    if delay_ms is not None and run_at_ms is not None:
+        raise InvalidArgument(f"delay_ms = {delay_ms} and run_at_ms = {run_at_ms}: give one of them")
+    if delay_ms:
+        return now.engine_ms + delay_ms, None
+    if run_at_ms is not None and run_at_ms > now.wall_ms:
+        return None, run_at_ms
+    return None, None
+
+
+def payload_too_large(field: str, payload: bytes) -> PayloadTooLarge:
+    """Return the error that a payload over its limit is."""
+    return PayloadTooLarge(f"{field} = {len(payload)} bytes: the limit is {model.PAYLOAD_BYTES_MAX}")
