@@ -31,7 +31,9 @@ _LINE_BYTES_MAX: Final = 8 << 20
 _KNOWN_MAX: Final = 1_000
 
 _ALIASES: Final = {"meta": "metadata"}
-_MS: Final = frozenset({"delay_ms", "lease_ms", "expires_ms", "result_ttl_ms"})
+_MS: Final = frozenset(
+    {"delay_ms", "lease_ms", "expires_ms", "result_ttl_ms", "dedupe_ttl_ms", "idempotency_ttl_ms"}
+)
 _TIMES: Final = frozenset({"delay", "delay_ms", "run_at", "run-at", "run_at_ms"})
 _OPTIONS: Final = frozenset(JobOptions.__annotations__)
 _line_decoder: Final = msgspec.json.Decoder(dict[str, Raw])

@@ -67,6 +67,18 @@ def _metadata(
 @click.option("--retry", type=RETRY, help="How long it waits after a failure: exponential; see jqctl --help.")
 @click.option("--lease", type=DURATION, help="What a worker gets that does not say, 1s to 24h: 30s.")
 @click.option("--task", help="A name for what is to be done.")
+@click.option("--dedupe-key", metavar="NAME", help="One job of this name lives in the queue at a time.")
+@click.option(
+    "--dedupe",
+    type=click.Choice(("existing", "reject", "replace", "debounce")),
+    help="If one does: print its id, refuse this one, replace payload, priority and metadata, or the time too: existing.",
+)
+@click.option(
+    "--dedupe-until", type=click.Choice(("finished", "started")), help="How long it has the key: finished."
+)
+@click.option("--dedupe-ttl", type=DURATION, help="It has the key this long instead, 1s to 7d.")
+@click.option("--idempotency-key", metavar="NAME", help="The same submit again prints the first one's id.")
+@click.option("--idempotency-ttl", type=DURATION, help="So long it is recognised, 1s to 7d: 24h.")
 @click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
 @click.option(
     "--meta",
@@ -95,6 +107,7 @@ def submit(
     Examples:
       jqctl submit emails '{"to": "ada"}' --encoding json --priority 5
       jqctl submit reports monthly --run-at 2030-01-31T08:00:00Z --meta team=sales
+      jqctl submit reports monthly --dedupe-key monthly --dedupe debounce --delay 5m
       tar c docs | jqctl submit archive -
       jqctl submit emails --file jobs.jsonl --max-retries 10 --retry fixed,30s
 
@@ -119,6 +132,8 @@ def submit(
         _check_json(data or b"")
     reply = connection.call(requests.submit(queue, data, chosen))
     show(settings, ("job_id",), [reply], ("job_id",), header=False)
+    if reply.existing and settings.format == "table":
+        output.say("it was there before")
 
 
 def _check_json(payload: str | bytes) -> None:

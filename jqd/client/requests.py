@@ -67,6 +67,8 @@ from jqd.core.model import (
     LIST_LIMIT_MAX,
     PAYLOAD_BYTES_MAX,
     STATE_NAMES,
+    Dedupe,
+    DedupeUntil,
     Delivery,
     Encoding,
     StateName,
@@ -145,8 +147,15 @@ class JobOptions(TypedDict, total=False):
     task:            a name for what is to be done with it.
     metadata:        texts by name, 4 KiB in all.
     encoding:        what the payload's bytes are: "raw", "text", "json", "msgpack".
-    tenant, group, dedupe_key, idempotency_key, expires, result_ttl: see protocol.md "submit". A server
-                     that does not support one refuses it.
+    dedupe_key:      of the jobs of a queue that have this name one lives at a time.
+    dedupe:          what a further submit does: "existing" returns the job that lives, "reject" raises Duplicate,
+                     "replace" gives it this payload, priority and metadata, "debounce" also this time.
+    dedupe_until:    the job has its key until it is "finished", or only until it is "started".
+    dedupe_ttl:      Duration for which it has it instead, from the submit on; 1 s to 7 d.
+    idempotency_key: a further submit of the same returns the first one's job, whatever became of it; one of
+                     something else raises IdempotencyConflict.
+    idempotency_ttl: Duration for which the key is remembered, 1 s to 7 d; 24 h.
+    tenant, group, expires, result_ttl: see protocol.md "submit". A server that does not support one refuses it.
     """
 
     priority: int
@@ -163,7 +172,11 @@ class JobOptions(TypedDict, total=False):
     tenant: str
     group: str | None
     dedupe_key: str | None
+    dedupe: Dedupe
+    dedupe_until: DedupeUntil
+    dedupe_ttl: Duration | None
     idempotency_key: str | None
+    idempotency_ttl: Duration | None
     expires: Duration | None
     result_ttl: Duration | None
 
@@ -174,6 +187,8 @@ _DURATIONS: Final = {
     "lease": "lease_ms",
     "expires": "expires_ms",
     "result_ttl": "result_ttl_ms",
+    "dedupe_ttl": "dedupe_ttl_ms",
+    "idempotency_ttl": "idempotency_ttl_ms",
 }
 
 
@@ -244,8 +259,9 @@ def validate(group: SubmitGroup) -> SubmitGroup:
         value = f" = {shorten(getattr(bare, field))}" if hasattr(bare, field) else ""
         raise InvalidArgument(f"{field}{value}: {what[:1].lower()}{what[1:]}") from None
     check_name("queue", group.queue)
-    if group.task is not None:
-        check_name("task", group.task)
+    for field in ("task", "dedupe_key", "idempotency_key"):
+        if (name := getattr(group, field)) is not None:
+            check_name(field, name)
     if (size := max(map(len, group.payloads))) > PAYLOAD_BYTES_MAX:
         raise PayloadTooLarge(f"payload = {size} bytes: the limit is {PAYLOAD_BYTES_MAX}")
     return group

@@ -18,6 +18,7 @@ from typing import Final, Union
 import msgspec
 from msgspec import Struct
 
+from jqd.core.keys import Key, idempotency_name
 from jqd.core.model import (
     Cause,
     DeadReason,
@@ -271,6 +272,33 @@ class JobUpdated(Change, tag=21):
             state.move_job(self.id, due, now)
 
 
+class SubmitRemembered(Change, tag=22):
+    """A submit with an idempotency key was carried out: for so long from now on it has this answer."""
+
+    tenant: str
+    key: str
+    job_id: int
+    count: int
+    content: bytes
+    ttl_ms: int
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:
+        name = idempotency_name(self.tenant, self.key)
+        state.put_key(name, Key(self.job_id, self.count, now.engine_ms + self.ttl_ms, self.content))
+
+
+class KeysForgotten(Change, tag=23):
+    """The time of keys was over."""
+
+    names: list[str]
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.work += 16 * len(self.names)  # a name takes up to 400 bytes in a record
+        for name in self.names:
+            state.drop_key(name)
+
+
 class IdsSkipped(Change, tag=60):
     """The ids below `next_id` are given to no job any more: facts that gave some of them out are lost.
 
@@ -301,6 +329,8 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     RequestsAnswered,
     EpochRaised,
     JobUpdated,
+    SubmitRemembered,
+    KeysForgotten,
     IdsSkipped,
 ]
 
@@ -400,6 +430,16 @@ class SessionRestored(Image, tag=19):
         state.restore_session(self.session, self.principal, self.floor, self.answers)
 
 
+class KeysRestored(Image, tag=24):
+    """Keys, by their names."""
+
+    keys: dict[str, Key]
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        for name, key in self.keys.items():
+            state.put_key(name, key)
+
+
 class StateRestored(Image, tag=20):
     """All that a snapshot has was said: the numbers at its LSN."""
 
@@ -413,7 +453,7 @@ class StateRestored(Image, tag=20):
         state.finish_restoring(self.lsn, self.now, self.epoch, self.grant, self.next_id)
 
 
-AnyImage = Union[ReadyJobsRestored, JobsRestored, SessionRestored, StateRestored]  # noqa: UP007
+AnyImage = Union[ReadyJobsRestored, JobsRestored, SessionRestored, KeysRestored, StateRestored]  # noqa: UP007
 
 
 class Batch(Struct, array_like=True, forbid_unknown_fields=True, gc=False):

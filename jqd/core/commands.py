@@ -15,7 +15,17 @@ from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 from msgspec import Meta, Struct, field
 
 from jqd.core import model
-from jqd.core.model import Cause, DeadReason, Delivery, Encoding, Name, RetryPolicy, StateName
+from jqd.core.model import (
+    Cause,
+    DeadReason,
+    Dedupe,
+    DedupeUntil,
+    Delivery,
+    Encoding,
+    Name,
+    RetryPolicy,
+    StateName,
+)
 from jqd.errors import VersionMismatch
 
 PROTOCOL_VERSION: Final = 1
@@ -44,6 +54,7 @@ Ranges = Annotated[list[Range], Meta(min_length=1, max_length=model.JOBS_PER_REQ
 Priority = Annotated[int, Meta(ge=model.PRIORITY_MIN, le=model.PRIORITY_MAX)]
 LeaseMs = Annotated[int, Meta(ge=model.LEASE_MS_MIN, le=model.LEASE_MS_MAX)]
 DelayMs = Annotated[int, Meta(ge=0, le=model.DELAY_MS_MAX)]
+KeyTtlMs = Annotated[int, Meta(ge=model.KEY_TTL_MS_MIN, le=model.KEY_TTL_MS_MAX)]
 WallMs = Annotated[int, Meta(ge=0, le=model.WALL_MS_MAX)]
 AttemptLimit = Annotated[int, Meta(ge=0, le=model.ATTEMPT_LIMIT_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=model.LIST_LIMIT_MAX)]
@@ -157,13 +168,18 @@ class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=
     tenant: Name = model.DEFAULT_TENANT
     group: Name | None = None
     dedupe_key: Name | None = None
+    dedupe: Dedupe = "existing"
+    dedupe_until: DedupeUntil = "finished"
+    dedupe_ttl_ms: KeyTtlMs | None = None
     idempotency_key: Name | None = None
+    idempotency_ttl_ms: KeyTtlMs | None = None
     expires_ms: DelayMs | None = None
     result_ttl_ms: DelayMs | None = None
 
 
-class Submitted(Answer):
+class Submitted(Answer, omit_defaults=True):
     job_id: int
+    existing: bool = False  # it was there before: its dedupe or idempotency key was known
 
 
 class Submit(JobFields, Command[Submitted]):
@@ -344,6 +360,7 @@ class JobInfo(Answer, omit_defaults=True):
     tenant: str = model.DEFAULT_TENANT
     group: str | None = None
     task: str | None = None
+    dedupe_key: str | None = None
     metadata: dict[str, str] | None = None
     delivery: Delivery = "at_least_once"
     errors: int = 0
@@ -450,6 +467,7 @@ class ServerStats(Answer):
     lease_count: int
     parked_count: int
     session_count: int
+    key_count: int  # dedupe and idempotency keys that are remembered
     result_bytes: int
     process: dict[str, int]  # see above
 

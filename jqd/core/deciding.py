@@ -29,6 +29,7 @@ OK: Final = "ok"
 JOB_NOT_FOUND: Final = "job_not_found"
 LEASE_LOST: Final = "lease_lost"
 WRONG_STATE: Final = "wrong_state"
+DUPLICATE: Final = "duplicate"
 
 # What a job costs in a reply besides its payload: keys, numbers, a queue's name. An estimate.
 REPLY_JOB_BYTES: Final = 160

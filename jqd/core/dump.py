@@ -27,11 +27,13 @@ from jqd.core.changes import (
     Image,
     JobImage,
     JobsRestored,
+    KeysRestored,
     LeaseImage,
     ReadyJobsRestored,
     SessionRestored,
     StateRestored,
 )
+from jqd.core.keys import SHARDS, Key, shard_of
 from jqd.core.model import Job, JobState, Lease
 from jqd.core.state import PAGE_JOBS, PAGE_SHIFT, Session, State
 
@@ -64,6 +66,9 @@ class Dump:
         self._kept: dict[int, Job] = {}  # by id: as they were, of those not taken yet that have changed since
         self._sessions = dict.fromkeys(reversed(state.sessions))  # not taken yet, the oldest last
         self._kept_sessions: dict[bytes, SessionRestored] = {}
+        self._shards = list(range(SHARDS))  # of keys, not taken yet
+        # By shard and name: keys as they were, None where there was none, of what has changed since.
+        self._kept_keys: dict[int, dict[str, Key | None]] = {}
         state.keeper = self
         self.work = self.work_left  # of the whole walk
 
@@ -89,6 +94,12 @@ class Dump:
         if session in self._sessions and session not in self._kept_sessions:
             self._kept_sessions[session] = _session(session, record)
 
+    def keep_key(self, name: str, key: Key | None) -> None:
+        """Remember a key as it is, None: it is not there."""
+        number = shard_of(name)
+        if number < len(self._shards):  # they are taken from the highest down
+            self._kept_keys.setdefault(number, {}).setdefault(name, key)
+
     # --- the walk -----------------------------------------------------------------------------
 
     def take_slice(self) -> list[Image]:
@@ -98,6 +109,8 @@ class Dump:
             images = self._take_jobs()
         if not images and self._sessions:
             images = self._take_sessions()
+        while self._shards and not images:
+            images = self._take_keys()
         if not images and self._state.keeper is self:
             images = [self._end]
             self.close()
@@ -109,6 +122,7 @@ class Dump:
             self._state.keeper = None
         self._kept.clear()
         self._kept_sessions.clear()
+        self._kept_keys.clear()
 
     def _take_jobs(self) -> list[Image]:
         """Take the next SLICE_JOBS ids of the lowest page, or fewer if their payloads are large."""
@@ -138,6 +152,17 @@ class Dump:
         by_id = {job.id: job for job in jobs}
         by_id.update((job_id, self._kept[job_id]) for job_id in range(first, end) if job_id in self._kept)
         return [by_id[job_id] for job_id in sorted(by_id)]
+
+    def _take_keys(self) -> list[Image]:
+        """Take the next shard of the keys, as it was."""
+        number = self._shards.pop()
+        keys = dict(self._state.keys.shard(number))
+        for name, key in self._kept_keys.pop(number, {}).items():
+            if key is None:
+                keys.pop(name, None)
+            else:
+                keys[name] = key
+        return [KeysRestored(keys)] if keys else []
 
     def _take_sessions(self) -> list[Image]:
         images: list[Image] = []

@@ -601,6 +601,7 @@ class Engine:
         if self._promotion_due(now) or (timed and self._high_water_due_ms() <= now.engine_ms):
             self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
         passing.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        passing.forget_keys(state, now, self._emit, model.EXPIRIES_PER_TICK)
         passing.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
         if state.result_bytes > model.RESULTS_BYTES_MAX:
             passing.forget_oldest_results(state, self._emit, model.RESULTS_PER_TICK)
@@ -631,6 +632,7 @@ class Engine:
             delay_ms,
             state.finished_timers.next_ms(),
             state.dead_timers.next_ms(),
+            state.keys.timers.next_ms(),
             self._parked_timers.next_ms(),
         )
         if lease_ms < NEVER_MS or delay_ms < NEVER_MS:

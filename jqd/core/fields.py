@@ -25,13 +25,13 @@ def options_of(fields: Submit | SubmitGroup, state: State) -> JobOptions:
         if known is not None:
             return known
     options = _checked_options(fields, state)
-    if key is not None and fields.delay_ms is None and fields.run_at_ms is None:
+    if key is not None and fields.delay_ms is None and fields.run_at_ms is None and not is_keyed(fields):
         state.options_by_fields[key] = options
     return options
 
 
 def _checked_options(fields: JobFields, state: State) -> JobOptions:
-    for name in ("group", "dedupe_key", "idempotency_key", "expires_ms", "result_ttl_ms"):
+    for name in ("group", "expires_ms", "result_ttl_ms"):
         value = getattr(fields, name)
         if value is not None:
             raise InvalidArgument(f"{name} = {model.shorten(value)}: this server does not support {name} yet")
@@ -45,6 +45,7 @@ def _checked_options(fields: JobFields, state: State) -> JobOptions:
         model.check_name("task", fields.task)
     if fields.metadata is not None:
         check_metadata(fields.metadata)
+    _check_keys(fields)
     max_retries = fields.max_retries
     if fields.delivery == "at_most_once":
         if max_retries:
@@ -68,8 +69,39 @@ def _checked_options(fields: JobFields, state: State) -> JobOptions:
             delivery=fields.delivery,
             metadata=fields.metadata,
             retry=fields.retry,
+            dedupe_key=fields.dedupe_key,
+            dedupe_until=fields.dedupe_until,
+            dedupe_ttl_ms=fields.dedupe_ttl_ms,
         )
     )
+
+
+def is_keyed(fields: JobFields) -> bool:
+    """Tell whether what becomes of a submit depends on a key."""
+    return fields.dedupe_key is not None or fields.idempotency_key is not None
+
+
+def _check_keys(fields: JobFields) -> None:
+    if fields.dedupe_key is not None:
+        model.check_name("dedupe_key", fields.dedupe_key)
+        if fields.dedupe_ttl_ms is not None and fields.dedupe_until != "finished":
+            raise InvalidArgument(
+                f"dedupe_until = {fields.dedupe_until} and dedupe_ttl_ms = {fields.dedupe_ttl_ms}: give one of them"
+            )
+        if fields.dedupe == "debounce" and fields.delay_ms is None and fields.run_at_ms is None:
+            raise InvalidArgument(
+                "dedupe = debounce: it moves the time of the job: give delay_ms or run_at_ms"
+            )
+    else:
+        for name, default in (("dedupe", "existing"), ("dedupe_until", "finished"), ("dedupe_ttl_ms", None)):
+            if (value := getattr(fields, name)) != default:
+                raise InvalidArgument(f"{name} = {value}: there is no dedupe_key")
+    if fields.idempotency_key is not None:
+        model.check_name("idempotency_key", fields.idempotency_key)
+    elif fields.idempotency_ttl_ms is not None:
+        raise InvalidArgument(
+            f"idempotency_ttl_ms = {fields.idempotency_ttl_ms}: there is no idempotency_key"
+        )
 
 
 def check_metadata(metadata: dict[str, str]) -> None:

@@ -79,6 +79,11 @@ RESULTS_BYTES_MAX: Final = 256 << 20  # in all, the oldest go first
 # Read by apply(), so part of the disk format: another value needs a new number for the fact that uses it.
 HISTORY_COUNT_MAX: Final = 16
 
+KEYS_MAX: Final = 1_000_000  # dedupe and idempotency keys; some 300 bytes each
+KEY_TTL_MS_MIN: Final = 1 * SECOND_MS
+KEY_TTL_MS_MAX: Final = 7 * DAY_MS
+IDEMPOTENCY_TTL_MS_DEFAULT: Final = 24 * HOUR_MS
+
 SESSIONS_MAX: Final = 100_000
 SESSION_RETENTION_MS: Final = 10 * MINUTE_MS  # after its last connection
 # Parts of the disk format, see HISTORY_COUNT_MAX. An answer that lists 10,000 verdicts has some 100 KiB.
@@ -105,6 +110,8 @@ _NAME: Final = re.compile(NAME_PATTERN)
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 Encoding = Literal["raw", "text", "json", "msgpack"]
 Delivery = Literal["at_least_once", "at_most_once"]
+Dedupe = Literal["existing", "reject", "replace", "debounce"]
+DedupeUntil = Literal["finished", "started"]
 RetryKind = Literal["exponential", "linear", "fixed", "list"]
 StateName = Literal["delayed", "ready", "leased", "done", "dead", "cancelled", "expired"]
 DeadReason = Literal["retries", "crashes", "refused", "abandoned", "killed"]
@@ -230,6 +237,9 @@ class JobOptions(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unkno
     delivery: Delivery = "at_least_once"
     metadata: dict[str, str] | None = None
     retry: RetryPolicy | None = None
+    dedupe_key: str | None = None  # of one job alone: its options are shared with nobody
+    dedupe_until: DedupeUntil = "finished"
+    dedupe_ttl_ms: int | None = None  # from the submit on, whatever becomes of the job
 
 
 class Lease(Struct, gc=False):

@@ -242,6 +242,20 @@ class TimerHeap(Generic[Key]):
         """Return the earliest (ms, key); there must be one."""
         return self.heap[0]
 
+    def due(self, ms: int, limit: int) -> list[Key]:
+        """Return up to `limit` keys that are due at `ms`, earliest first, without taking them."""
+        heap = self.heap
+        keys: list[Key] = []
+        frontier = [(heap[0], 0)] if heap else []  # (entry, index in the heap)
+        while frontier and len(keys) < limit and frontier[0][0][0] <= ms:
+            entry, index = heappop(frontier)
+            for child in (2 * index + 1, 2 * index + 2):
+                if child < len(heap):
+                    heappush(frontier, (heap[child], child))
+            if entry not in self.holes:
+                keys.append(entry[1])
+        return keys
+
     def pop_due(self, ms: int, limit: int) -> list[Key]:
         """Take up to `limit` keys that are due at `ms`, earliest first."""
         keys: list[Key] = []

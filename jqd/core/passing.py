@@ -5,7 +5,7 @@ Must not know: when it is asked (engine.py), what the clock is.
 """
 
 from jqd.core import backoff, model, settings
-from jqd.core.changes import JobsDied, JobsForgotten, JobsRetried
+from jqd.core.changes import JobsDied, JobsForgotten, JobsRetried, KeysForgotten
 from jqd.core.commands import to_ranges
 from jqd.core.deciding import Emit, judged_at_ms, live_jobs
 from jqd.core.model import Job, Lease, Now
@@ -73,6 +73,13 @@ def forget_old_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
         ids = state.queues[next(iter(state.overfull))].excess()[:limit]
         emit(JobsForgotten(to_ranges(ids)))
         limit -= len(ids)
+
+
+def forget_keys(state: State, now: Now, emit: Emit, limit: int) -> None:
+    """Give up to `limit` keys up whose time is over."""
+    names = state.keys.timers.due(now.engine_ms, limit)
+    if names:
+        emit(KeysForgotten(names))
 
 
 def forget_oldest_results(state: State, emit: Emit, limit: int) -> None:

@@ -55,6 +55,7 @@ def stats(identity: Identity, state: State, now: Now, uptime_ms: int, parked_cou
         lease_count=len(state.leases),
         parked_count=parked_count,
         session_count=len(state.sessions),
+        key_count=state.keys.count,
         result_bytes=state.result_bytes,
         process={},
     )

@@ -83,6 +83,7 @@ def job_info(job: Job, state: State, now: Now) -> JobInfo:
         tenant=options.tenant,
         group=options.group,
         task=options.task,
+        dedupe_key=options.dedupe_key,
         metadata=options.metadata,
         delivery=options.delivery,
         errors=job.errors,

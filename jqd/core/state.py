@@ -12,6 +12,7 @@ Who may touch it: decisions read; only the apply() of a change (changes.py) call
     timers     lease_timers (token), delay_timers (job id) and retention by engine clock;
                date_timers (job id) by wall clock
     sessions   session -> the answers that a retry would get again
+    keys       dedupe and idempotency keys -> the jobs that they stand for (keys.py)
     woken      queues in which a job became ready since the engine last looked; a hint, not a fact
 
 Pages because a dict of a million jobs stops the loop for 26 ms when it grows; ids are dense, so a
@@ -24,12 +25,13 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby, repeat
 from operator import attrgetter
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct, field
 
 from jqd.core import model
+from jqd.core.keys import Key, KeyTable, dedupe_name
 from jqd.core.model import (
     Attempt,
     Cause,
@@ -60,6 +62,7 @@ _options_of: Final = attrgetter("options")
 _options_and_state_of: Final = attrgetter("options", "state")
 
 Ranges = Sequence[tuple[int, int]]
+Timed = TypeVar("Timed", int, str)
 
 
 class Queue:
@@ -119,6 +122,8 @@ class Keeper(Protocol):
 
     def keep_session(self, session: bytes, record: Session) -> None: ...
 
+    def keep_key(self, name: str, key: Key | None) -> None: ...
+
 
 class State:
     """See the file's card."""
@@ -144,6 +149,7 @@ class State:
         self.date_timers: TimerHeap[int] = TimerHeap()
         self.finished_timers: TimerHeap[str] = TimerHeap()
         self.dead_timers: TimerHeap[str] = TimerHeap()
+        self.keys = KeyTable()
         self.overfull: dict[str, None] = {}  # queues with more finished or dead jobs than they may keep
         self.woken: dict[str, None] = {}
         self._pages: dict[int, list[Job | None]] = {}
@@ -217,6 +223,11 @@ class State:
         queue = self.queues.get(queue_name)
         return queue.ready.peek(count) if queue is not None else []
 
+    def key(self, name: str, now: Now) -> Key | None:
+        """Return what a key stands for, or None if it is not known or its time is over."""
+        key = self.keys.get(name)
+        return None if key is None or (key.due_ms is not None and key.due_ms <= now.engine_ms) else key
+
     def counts(self) -> list[int]:
         """Return jobs by JobState over all queues."""
         return [
@@ -233,8 +244,8 @@ class State:
     # --- writing: jobs come -------------------------------------------------------------------
 
     def share(self, options: JobOptions) -> JobOptions:
-        """Return an equal object that others use too. Metadata is rarely equal, and not hashable."""
-        if options.metadata is not None:
+        """Return an equal object that others use too. Metadata is rarely equal, and not hashable; a key never is."""
+        if options.metadata is not None or options.dedupe_key is not None:
             return options
         shared = self._shared.get(options)
         if shared is None:
@@ -258,6 +269,8 @@ class State:
         count = len(payloads)
         self.work += count
         self.next_id = first_id + count
+        if options.dedupe_key is not None:
+            self._take_key(first_id, options, now)
         page = self._pages.get(first_id >> PAGE_SHIFT)
         if count == 1 and due is None and page is not None:  # a lone submit: what follows, without lists
             page.append(Job(first_id, options, payloads[0], READY, now, now))
@@ -327,6 +340,8 @@ class State:
             queue.ready.remove_run(options.priority, jobs[0].id, len(jobs))
             queue.counts[READY] -= len(jobs)
             queue.counts[LEASED] += len(jobs)
+            if options.dedupe_key is not None and options.dedupe_until == "started":
+                self._give_up_key(jobs)
             lease.live_count += len(jobs)
         self._hold(lease)
 
@@ -361,6 +376,8 @@ class State:
         for options, jobs in self._groups(ranges, mixed=state is CANCELLED):
             queue = self.queues[options.queue]
             self._leave(queue, jobs, state)
+            if options.dedupe_key is not None:
+                self._give_up_key(jobs)
             for job in jobs:
                 job.state = state
                 job.payload = None
@@ -387,6 +404,8 @@ class State:
             queue = self.queues[options.queue]
             self._record_attempts(jobs, cause, error, now)
             self._leave(queue, jobs, DEAD)
+            if options.dedupe_key is not None:
+                self._give_up_key(jobs)
             for job in jobs:
                 job.state = DEAD
                 job.changed = now
@@ -420,14 +439,18 @@ class State:
                 job.errors = job.crashes = 0
                 assert job.outcome is not None
                 job.outcome.reason = None
+            if options.dedupe_key is not None and holds_while_alive(options):
+                for job in jobs:
+                    self._take_key(job.id, options, now)
             self._wait(queue, jobs, None, now)
             self._rearm_dead(queue)
 
     def update_job(self, job_id: int, options: JobOptions | None, payload: bytes | None) -> None:
         """Change what a waiting job is: its options, but for the queue, and its payload; None: as it was."""
         (job,) = self._jobs(job_id, 1)
-        self.work += 1
         assert job.state in (DELAYED, READY), f"job {job_id} is {job.state.name}"
+        # The fact has all options, though its request may have named one: this is what they take in a record.
+        self.work += 1 if options is None else 64 if options.metadata is None else 256
         if payload is not None:
             job.payload = payload
         if options is None:
@@ -472,6 +495,8 @@ class State:
         for options, jobs in self._groups(ranges, mixed=True):
             queue = self.queues[options.queue]
             self._leave(queue, jobs, None)
+            if options.dedupe_key is not None:
+                self._give_up_key(jobs)
             for job in jobs:
                 if job.outcome is not None and job.outcome.result is not None:
                     self.result_bytes -= len(job.outcome.result)
@@ -631,6 +656,33 @@ class State:
                 record.answer_bytes -= len(answer)
             floor = max(floor, oldest)
         record.floor = floor
+
+    # --- writing: keys ------------------------------------------------------------------------
+
+    def put_key(self, name: str, key: Key) -> None:
+        """Let a key stand for a job, in the place of one that is over."""
+        if self.keeper is not None:
+            self.keeper.keep_key(name, self.keys.get(name))
+        self.keys.put(name, key)
+
+    def drop_key(self, name: str) -> None:
+        """Forget a key."""
+        if self.keeper is not None:
+            self.keeper.keep_key(name, self.keys.get(name))
+        self.keys.drop(name)
+
+    def _take_key(self, job_id: int, options: JobOptions, now: Now) -> None:
+        ttl_ms = options.dedupe_ttl_ms
+        due_ms = None if ttl_ms is None else now.engine_ms + ttl_ms
+        self.put_key(dedupe_name(options), Key(job_id, due_ms=due_ms))
+
+    def _give_up_key(self, jobs: list[Job]) -> None:
+        """Free the keys of jobs that have one only as long as they live, or wait."""
+        for job in jobs:
+            name = dedupe_name(job.options)
+            key = self.keys.get(name)
+            if key is not None and key.job_id == job.id and key.due_ms is None:
+                self.drop_key(name)
 
     # --- parts of moves -----------------------------------------------------------------------
 
@@ -842,6 +894,7 @@ class State:
                 for _, q in sorted(self.queues.items())
             ],
             [(token, _shares(parts)) for token, parts in sorted(self.leases.items())],
+            sorted((name, *msgspec.structs.astuple(key)) for name, key in self.keys.items()),
             sorted((key, s.principal, s.floor, list(s.answers.items())) for key, s in self.sessions.items()),
         ]
         return hashlib.sha256(msgspec.msgpack.encode(facts)).hexdigest()
@@ -865,12 +918,29 @@ class State:
             assert (queue.finished_due_ms is None) == (not queue.finished)
             assert (queue.dead_due_ms is None) == (not queue.dead)
         self._check_timers(jobs)
+        self._check_keys(jobs)
         results = [
             job.outcome.result for job in jobs if job.outcome is not None and job.outcome.result is not None
         ]
         assert sum(map(len, results)) == self.result_bytes
         holes = {number: sum(job is None for job in page) for number, page in self._pages.items()}
         assert self._page_holes == {number: count for number, count in holes.items() if count}
+
+    def _check_keys(self, jobs: list[Job]) -> None:
+        keys = dict(self.keys.items())
+        assert len(keys) == self.keys.count
+        assert _alive(self.keys.timers) == sorted(
+            (key.due_ms, name) for name, key in keys.items() if key.due_ms is not None
+        )
+        of_jobs = {name: key.job_id for name, key in keys.items() if key.due_ms is None}
+        for name, job_id in of_jobs.items():
+            job = self.known_job(job_id)
+            assert job.state in (DELAYED, READY, LEASED), f"job {job_id} is {job.state.name}"
+            assert dedupe_name(job.options) == name
+        for job in jobs:
+            if job.options.dedupe_key is not None and holds_while_alive(job.options):
+                alive = job.state in (DELAYED, READY, LEASED)
+                assert (of_jobs.get(dedupe_name(job.options)) == job.id) == alive, f"job {job.id}"
 
     def _check_timers(self, jobs: list[Job]) -> None:
         held: dict[int, int] = {}
@@ -892,6 +962,11 @@ class State:
                 (job.due.ms, job.id) for job in jobs if job.due is not None and job.due.is_wall is is_wall
             )
             assert _alive(timers) == dues
+
+
+def holds_while_alive(options: JobOptions) -> bool:
+    """Tell whether a job has its dedupe key as long as it lives, and again when it is revived."""
+    return options.dedupe_ttl_ms is None and options.dedupe_until == "finished"
 
 
 def _facts(job: Job) -> tuple[object, ...]:
@@ -928,7 +1003,7 @@ def _packed(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return runs
 
 
-def _alive(timers: TimerHeap[int]) -> list[tuple[int, int]]:
+def _alive(timers: TimerHeap[Timed]) -> list[tuple[int, Timed]]:
     assert len(timers) == len(timers.heap) - len(timers.holes)
     return sorted(entry for entry in timers.heap if entry not in timers.holes)
 

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from msgspec.structs import astuple
 
 from jqd.core import model
-from jqd.core.changes import JobsSubmitted
-from jqd.core.commands import Submit, SubmitMany, Submitted, SubmittedMany
+from jqd.core.changes import Change, JobsSubmitted
+from jqd.core.commands import Submit, SubmitGroup, SubmitMany, Submitted, SubmittedMany
 from jqd.core.deciding import Emit
-from jqd.core.fields import due_of, options_of, payload_too_large
-from jqd.core.model import Caller, Now
+from jqd.core.fields import due_of, is_keyed, options_of, payload_too_large
+from jqd.core.keyed import plan
+from jqd.core.keys import dedupe_name, idempotency_name
+from jqd.core.model import Caller, JobOptions, Now
 from jqd.core.state import State
 from jqd.errors import InvalidArgument, JqdError
 
@@ -22,7 +24,7 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     """Add one job, ready at once or at its time.
 
     Returns: its id.          Cost: O(1); O(log delayed) with a time.
-    Raises:  InvalidArgument, PayloadTooLarge.
+    Raises:  InvalidArgument, PayloadTooLarge; with a key also IdempotencyConflict, Duplicate, Overloaded.
     """
     options = options_of(command, state)
     due_engine_ms, due_wall_ms = due_of(command.delay_ms, command.run_at_ms, now)
@@ -30,6 +32,11 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     if len(payload) > model.PAYLOAD_BYTES_MAX:
         raise payload_too_large("payload", payload)
     job_id = state.next_id
+    if command.idempotency_key is not None or options.dedupe_key is not None:
+        planned = plan(command, options, [payload], state, caller, now, next_id=job_id)
+        for change in planned.changes:
+            emit(change)
+        return Submitted(job_id=planned.first_id, existing=planned.existing)
     emit(JobsSubmitted(job_id, options, [payload], due_engine_ms, due_wall_ms, caller.principal))
     return Submitted(job_id=job_id)
 
@@ -54,6 +61,13 @@ def submit_run(
         fields = astuple(command)[1:]
         try:
             if fields != alike:
+                if is_keyed(command):  # what becomes of it depends on those before it
+                    for change in changes:
+                        emit(change)
+                    changes, alike = [], None
+                    replies.append(submit(command, state, caller, now, emit))
+                    next_id = state.next_id
+                    continue
                 change = JobsSubmitted(
                     next_id,
                     options_of(command, state),
@@ -82,15 +96,18 @@ def submit_run(
 def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emit: Emit) -> SubmittedMany:
     """Add the jobs of all groups, or none of them.
 
-    Raises: InvalidArgument, PayloadTooLarge; the message names the group.
+    Raises: InvalidArgument, PayloadTooLarge; the message names the group. With keys as submit().
     """
     count = sum(len(group.payloads) for group in command.groups)
     if count > model.JOBS_PER_REQUEST_MAX:
         raise InvalidArgument(
             f"groups = {count} jobs in all: the limit is {model.JOBS_PER_REQUEST_MAX} a request"
         )
-    changes: list[JobsSubmitted] = []
+    changes: list[Change] = []
+    jobs: list[tuple[int, int, bool]] = []
     next_id = state.next_id
+    names: set[str] = set()
+    new_keys = 0
     for index, group in enumerate(command.groups):
         try:
             options = options_of(group, state)
@@ -100,10 +117,40 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
         if max(map(len, group.payloads)) > model.PAYLOAD_BYTES_MAX:
             number, payload = max(enumerate(group.payloads), key=lambda item: len(item[1]))
             raise payload_too_large(f"groups[{index}].payloads[{number}]", payload)
+        if is_keyed(group):
+            _check_group(index, group, options, names)
+            planned = plan(
+                group, options, group.payloads, state, caller, now, next_id=next_id, pending_keys=new_keys
+            )
+            changes += planned.changes
+            jobs.append((planned.first_id, planned.count, planned.existing))
+            next_id += 0 if planned.existing else planned.count
+            new_keys += planned.new_keys
+            continue
         changes.append(
             JobsSubmitted(next_id, options, group.payloads, due_engine_ms, due_wall_ms, caller.principal)
         )
+        jobs.append((next_id, len(group.payloads), False))
         next_id += len(group.payloads)
     for change in changes:
         emit(change)
-    return SubmittedMany(jobs=[(change.first_id, len(change.payloads), False) for change in changes])
+    return SubmittedMany(jobs=jobs)
+
+
+def _check_group(index: int, group: SubmitGroup, options: JobOptions, names: set[str]) -> None:
+    """Refuse a dedupe key for several jobs, and a key that another group of the request has: adds to `names`."""
+    if group.dedupe_key is not None and len(group.payloads) > 1:
+        raise InvalidArgument(
+            f"groups[{index}].payloads = {len(group.payloads)} items: with a dedupe_key the limit is 1"
+        )
+    keys: dict[str, str] = {}
+    if group.dedupe_key is not None:
+        keys["dedupe_key"] = dedupe_name(options)
+    if group.idempotency_key is not None:
+        keys["idempotency_key"] = idempotency_name(group.tenant, group.idempotency_key)
+    for field, name in keys.items():
+        if name in names:
+            raise InvalidArgument(
+                f"groups[{index}].{field} = {getattr(group, field)}: it is named twice in one request"
+            )
+        names.add(name)

@@ -10,10 +10,11 @@ from typing import Final
 from jqd.core import model
 from jqd.core.changes import JobsCancelled, JobsForgotten, JobsRequeued
 from jqd.core.commands import Cancel, JobFilter, Purge, Requeue, Sweep, Swept, Verdict, to_ranges
-from jqd.core.deciding import JOB_NOT_FOUND, OK, WRONG_STATE, Emit, add_verdict, check_ranges
-from jqd.core.model import Caller, JobState, Now
+from jqd.core.deciding import DUPLICATE, JOB_NOT_FOUND, OK, WRONG_STATE, Emit, add_verdict, check_ranges
+from jqd.core.keys import dedupe_name
+from jqd.core.model import Caller, Job, JobState, Now
 from jqd.core.reading import scan
-from jqd.core.state import DEAD, DELAYED, READY, State
+from jqd.core.state import DEAD, DELAYED, READY, State, holds_while_alive
 from jqd.errors import InvalidArgument, WrongState
 
 _WAITING: Final = (DELAYED, READY)
@@ -30,14 +31,33 @@ def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) 
     )
 
 
-def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
+def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:
     """Make dead jobs ready again: new budgets of errors and crashes, same history, a higher token.
 
     State:  dead -> ready.
+    A job that would live beside another one with its dedupe key stays dead: duplicate.
+
     Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
     """
+    taken: set[str] = set()  # keys of those found so far
+
+    def is_second(job: Job) -> bool:
+        options = job.options
+        if options.dedupe_key is None or not holds_while_alive(options):
+            return False
+        name = dedupe_name(options)
+        if name in taken or state.key(name, now) is not None:
+            return True
+        taken.add(name)
+        return False
+
     return _sweep(
-        command, state, (DEAD,), (DEAD,), lambda ranges: emit(JobsRequeued(ranges, caller.principal))
+        command,
+        state,
+        (DEAD,),
+        (DEAD,),
+        lambda ranges: emit(JobsRequeued(ranges, caller.principal)),
+        is_second,
     )
 
 
@@ -59,10 +79,12 @@ def _sweep(
     accepted: tuple[JobState, ...],
     default: tuple[JobState, ...],
     act: Callable[[list[tuple[int, int]]], None],
+    is_second: Callable[[Job], bool] = lambda _: False,
 ) -> Swept:
     """Find the jobs that `ids` or `filter` mean, and act on them unless it is a dry run.
 
     accepted: states that may be named; default: those meant by a filter without a state.
+    is_second: tells of a job, in the order in which they are found, that another one stands in its way.
     """
     results: list[Verdict] = []
     cursor: int | None = None
@@ -73,17 +95,21 @@ def _sweep(
     if command.ids is not None and command.limit != model.LIST_LIMIT_MAX:
         raise InvalidArgument(f"limit = {command.limit}: with ids all of them are meant")
     if command.ids is not None:
-        found = _by_ids(command.ids, state, accepted, results)
+        found = _by_ids(command.ids, state, accepted, is_second, results)
     else:
         assert command.filter is not None
-        found, cursor = _by_filter(command, command.filter, state, accepted, default)
+        found, cursor = _by_filter(command, command.filter, state, accepted, default, is_second)
     if found and not command.dry_run:
         act(to_ranges(found))
     return Swept(count=len(found), cursor=cursor, results=results)
 
 
 def _by_ids(
-    ids: Sequence[tuple[int, int]], state: State, accepted: tuple[JobState, ...], results: list[Verdict]
+    ids: Sequence[tuple[int, int]],
+    state: State,
+    accepted: tuple[JobState, ...],
+    is_second: Callable[[Job], bool],
+    results: list[Verdict],
 ) -> list[int]:
     check_ranges([ids])
     found: list[int] = []
@@ -93,8 +119,9 @@ def _by_ids(
             if job is None:
                 code = JOB_NOT_FOUND
             elif job.state in accepted:
-                code = OK
-                found.append(job_id)
+                code = DUPLICATE if is_second(job) else OK
+                if code is OK:
+                    found.append(job_id)
             else:
                 code = WRONG_STATE
             add_verdict(results, job_id, 1, code)
@@ -107,6 +134,7 @@ def _by_filter(
     state: State,
     accepted: tuple[JobState, ...],
     default: tuple[JobState, ...],
+    is_second: Callable[[Job], bool],
 ) -> tuple[list[int], int | None]:
     states = default
     if wanted.state is not None:
@@ -115,4 +143,4 @@ def _by_filter(
             names = " ".join(one.wire_name for one in accepted)
             raise WrongState(f"filter.state = {wanted.state}: {command.verb} takes {names}")
     jobs, cursor = scan(state, wanted.queue, states, command.cursor, command.limit)
-    return [job.id for job in jobs], cursor
+    return [job.id for job in jobs if not is_second(job)], cursor

@@ -37,6 +37,7 @@ LIMITS = {
     "SESSIONS_MAX": 2,
     "ANSWERS_PER_SESSION_MAX": 3,
     "SCAN_JOBS_MAX": 12,
+    "KEYS_MAX": 6,
 }
 
 queue = st.sampled_from(QUEUES)
@@ -74,6 +75,22 @@ varied = st.fixed_dictionaries(
         "metadata": st.just({"k": "v"}),
     },
 ).map(lambda fields: {"queue": "a"} | fields)
+# Keys: few, so that they meet; with all that may be said about them, and some that may not.
+keyed = st.fixed_dictionaries(
+    {"queue": st.sampled_from(["a", "b"])},
+    optional={
+        "dedupe_key": st.sampled_from(["k", "l"]),
+        "dedupe": st.sampled_from(["existing", "reject", "replace", "debounce"]),
+        "dedupe_until": st.sampled_from(["finished", "started"]),
+        "dedupe_ttl_ms": st.sampled_from([1_000, 60_000]),
+        "idempotency_key": st.sampled_from(["m", "n"]),
+        "idempotency_ttl_ms": st.sampled_from([1_000, 600_000]),
+        "priority": st.sampled_from([0, 5]),
+        "delay_ms": st.sampled_from([0, 1_000]),
+        "metadata": st.just({"k": "v"}),
+    },
+)
+some_payload = st.sampled_from([b"", b"x"])
 # Half of all jobs are alike, so that neighbours are.
 options = st.just({"queue": "a"}) | varied
 
@@ -174,6 +191,20 @@ class Machine(RuleBasedStateMachine):
     def submit(self, fields, payload, ticket):
         self.say(c.Submit(payload=payload, **fields), ticket)
 
+    @rule(fields=keyed, payload=some_payload, ticket=tickets)
+    def submit_with_a_key(self, fields, payload, ticket):
+        self.say(c.Submit(payload=payload, **fields), ticket)
+
+    @rule(
+        groups=st.lists(
+            st.tuples(keyed | options, st.lists(some_payload, min_size=1, max_size=2)), min_size=1, max_size=3
+        ),
+        ticket=tickets,
+    )
+    def submit_many_with_keys(self, groups, ticket):
+        made = [c.SubmitGroup(payloads=payloads, **fields) for fields, payloads in groups]
+        self.say(c.SubmitMany(groups=made), ticket)
+
     @rule(fields=options, delay_ms=some_ms, ticket=tickets)
     def submit_later(self, fields, delay_ms, ticket):
         self.say(c.Submit(delay_ms=delay_ms, **fields), ticket)
@@ -200,7 +231,9 @@ class Machine(RuleBasedStateMachine):
     @rule(
         jobs=st.lists(
             st.tuples(
-                options | st.sampled_from([{"queue": "/"}, {"group": "g"}, {"queue": "a", "delay_ms": 700}]),
+                options
+                | keyed
+                | st.sampled_from([{"queue": "/"}, {"group": "g"}, {"queue": "a", "delay_ms": 700}]),
                 st.binary(max_size=3),
             ),
             min_size=2,
@@ -511,6 +544,7 @@ class Machine(RuleBasedStateMachine):
         assert stats.jobs == {state: len(self.naive.in_state(state)) for state in stats.jobs}
         assert stats.parked_count == len(self.naive.parked)
         assert stats.session_count == len(self.naive.sessions)
+        assert stats.key_count == len(self.naive.keys)
         assert stats.lease_count == len({job.token for job in self.naive.in_state("leased")})
 
     def teardown(self):

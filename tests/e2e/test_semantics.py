@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jqd.client.sync import Client
-from jqd.errors import WrongState
+from jqd.errors import Duplicate, IdempotencyConflict, WrongState
 from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.e2e
@@ -67,3 +67,28 @@ def test_update(daemon, snapshot):
         ]
         with pytest.raises(WrongState):
             client.update(first, priority=1)
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_keys(daemon, snapshot):
+    with client_of(daemon) as client:
+        one = client.submit("q", "first", dedupe_key="d")
+        paid = client.submit("pay", "9 EUR", idempotency_key="order-9")
+        assert (one.existing, paid.existing) == (False, False)
+    with kill(daemon, snapshot=snapshot) as client:
+        again = client.submit("q", "second", dedupe_key="d", dedupe="replace")
+        assert (again.job_id, again.existing) == (one.job_id, True)
+        with pytest.raises(Duplicate):
+            client.submit("q", dedupe_key="d", dedupe="reject")
+        job = lease_one(client, "q")
+        assert job.payload == b"second"
+        client.ack(job)
+        assert not client.submit("q", "third", dedupe_key="d").existing
+        client.ack(lease_one(client, "pay"))
+    with kill(daemon, snapshot=snapshot) as client:
+        again = client.submit("pay", "9 EUR", idempotency_key="order-9")
+        assert (again.job_id, again.existing) == (paid.job_id, True)
+        with pytest.raises(IdempotencyConflict):
+            client.submit("pay", "8 EUR", idempotency_key="order-9")
+        with pytest.raises(Duplicate):
+            client.submit("q", dedupe_key="d", dedupe="reject")

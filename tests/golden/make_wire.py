@@ -59,7 +59,11 @@ JOB_FIELDS: dict[str, Any] = {
     "tenant": "acme",
     "group": "user-17",
     "dedupe_key": "nightly",
+    "dedupe": "debounce",
+    "dedupe_until": "started",
+    "dedupe_ttl_ms": 7_000,
     "idempotency_key": "order-9",
+    "idempotency_ttl_ms": 8_000,
     "expires_ms": 5_000,
     "result_ttl_ms": 6_000,
 }
@@ -164,6 +168,7 @@ _FULL_JOB = commands.JobInfo(
     tenant="acme",
     group="user-17",
     task="send",
+    dedupe_key="nightly",
     metadata={"trace": "ä1"},
     delivery="at_most_once",
     errors=1,
@@ -199,6 +204,7 @@ _LITTLE_STATS: dict[str, Any] = {
     "lease_count": 2,
     "parked_count": 3,
     "session_count": 4,
+    "key_count": 6,
     "result_bytes": 5,
 }
 _WELCOME: dict[str, Any] = {
@@ -218,7 +224,7 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
         commands.Pong(wall_ms=0, engine_ms=0),
         commands.Pong(wall_ms=WALL_MS, engine_ms=5_000),
     ),
-    "submit": (commands.Submitted(job_id=1), commands.Submitted(job_id=model.JOB_ID_MAX)),
+    "submit": (commands.Submitted(job_id=1), commands.Submitted(job_id=model.JOB_ID_MAX, existing=True)),
     "submit_many": (
         commands.SubmittedMany(jobs=[(1, 1, False)]),
         commands.SubmittedMany(jobs=[(1, 10_000, False), (20_000, 1, True)]),
@@ -313,6 +319,9 @@ _FULL_OPTIONS = JobOptions(
     delivery="at_most_once",
     metadata={"trace": "ä1"},
     retry=RETRY,
+    dedupe_key="nightly",
+    dedupe_until="started",
+    dedupe_ttl_ms=7_000,
 )
 _RANGES = [(1, 3), (7, 1)]
 
@@ -356,6 +365,11 @@ FACTS: list[tuple[Change, Change]] = [
         changes.JobUpdated(1, JobState.READY),
         changes.JobUpdated(7, JobState.DELAYED, _FULL_OPTIONS, b"\x00\xff", 5_000, WALL_MS, "key1"),
     ),
+    (
+        changes.SubmitRemembered("default", "k", 1, 1, b"", 1_000),
+        changes.SubmitRemembered("acme", "order-9", 7, 10_000, bytes(range(16)), 86_400_000, "key1"),
+    ),
+    (changes.KeysForgotten([]), changes.KeysForgotten(["i/acme/order-9", "d/acme/mail/nightly"])),
     (changes.IdsSkipped(1), changes.IdsSkipped(model.JOB_ID_MAX)),
 ]
 
@@ -417,6 +431,15 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.JobUpdated(6, JobState.DELAYED, JobOptions(priority=3), b"g", 9_000),
             changes.JobUpdated(6, JobState.DELAYED, None, b"h"),
             changes.JobUpdated(6, JobState.READY),
+        ],
+    ),
+    (
+        Now(7_200, WALL_MS + 6_200),
+        [
+            changes.JobsSubmitted(7, JobOptions(dedupe_key="k"), [b"i"]),
+            changes.JobsSubmitted(8, JobOptions(dedupe_key="l", dedupe_ttl_ms=1_000), [b"j"]),
+            changes.SubmitRemembered("default", "m", 8, 1, b"content", 1_000),
+            changes.KeysForgotten(["i/default/m"]),
         ],
     ),
     (Now(7_300, WALL_MS + 6_300), [changes.IdsSkipped(5_000)]),

@@ -157,6 +157,7 @@ def test_dump_prints_each_fact_with_place_clocks_and_fields(jqctl, log):
         "first_id": "1",
         "options": {
             "queue": "mail", "tenant": "default", "encoding": "json", "priority": 0, "delivery": "at_least_once",
+            "dedupe_until": "finished",
         },
         "payloads": [{"payload": {"n": 1}}],
         "principal": "",

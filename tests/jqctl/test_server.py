@@ -21,6 +21,7 @@ def figures(**process: int) -> ServerStats:
         lease_count=0,
         parked_count=0,
         session_count=0,
+        key_count=0,
         result_bytes=0,
         process={"snapshot_bytes": 512, "log_bytes": 1_024, **process},
     )

@@ -79,8 +79,22 @@ def test_submit_says_every_option_and_prints_the_id(shell):
     )  # fmt: skip
     shell("submit", "emails", "x", "--run-at", "1970-01-01T00:00:01Z")
     assert shell.said.run_at_ms == 1_000
-    assert shell.json("submit", "emails") == [{"job_id": "17"}]
+    assert shell.json("submit", "emails") == [{"job_id": "17", "existing": False}]
     assert shell.said == Submit(queue="emails")
+
+
+def test_submit_says_the_keys_and_that_a_job_was_there_before(shell):
+    shell.server.answers["submit"] = Submitted(job_id=17, existing=True)
+    code, out, err = shell(
+        "submit", "q", "--dedupe-key", "d", "--dedupe", "debounce", "--dedupe-until", "started", "--dedupe-ttl", "5s",
+        "--idempotency-key", "i", "--idempotency-ttl", "2d",
+    )  # fmt: skip
+    assert (code, out, err) == (0, "17\n", "it was there before\n")
+    assert shell.said == Submit(
+        queue="q", dedupe_key="d", dedupe="debounce", dedupe_until="started", dedupe_ttl_ms=5_000,
+        idempotency_key="i", idempotency_ttl_ms=172_800_000,
+    )  # fmt: skip
+    assert shell.json("submit", "q") == [{"job_id": "17", "existing": True}]
 
 
 def test_submit_of_a_dash_sends_stdin_as_it_is(shell, monkeypatch, tmp_path):

@@ -19,6 +19,8 @@ NAME_NO_JOB = {
     changes.SessionsForgotten,
     changes.RequestsAnswered,
     changes.EpochRaised,
+    changes.SubmitRemembered,
+    changes.KeysForgotten,
     changes.IdsSkipped,
 }
 
@@ -30,6 +32,8 @@ def samples() -> dict[type, changes.Change]:
     return found | {
         changes.SessionsForgotten: changes.SessionsForgotten([b"s"]),
         changes.EpochRaised: changes.EpochRaised(9),
+        changes.SubmitRemembered: changes.SubmitRemembered("default", "k", 1, 1, b"", 5),
+        changes.KeysForgotten: changes.KeysForgotten(["i/default/k"]),
         changes.JobUpdated: changes.JobUpdated(1, JobState.READY),
         changes.IdsSkipped: changes.IdsSkipped(9),
     }

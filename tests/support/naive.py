@@ -5,6 +5,7 @@ can be said and answered (commands), and the numbers (model); no decision, no co
 one thing it does not compute: it knows the bounds, and takes the time that it is told by `adopt`.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from math import ceil
@@ -71,6 +72,15 @@ class NaiveJob:
         return self.state == "leased" and self.token == token and now.engine_ms < self.deadline_ms
 
 
+class NaiveKey(Struct):
+    """What a key stands for, until when, and what was submitted with it."""
+
+    first_id: int
+    count: int
+    due_ms: int | None
+    content: Any
+
+
 class NaiveParked:
     """A lease that waits."""
 
@@ -100,6 +110,7 @@ class NaiveQueue:
         self.finished: list[int] = []  # in the order in which they ended
         self.dead: list[int] = []
         self.sessions: dict[bytes, NaiveSession] = {}  # those that have changed something
+        self.keys: dict[tuple[str | None, ...], NaiveKey] = {}  # ("d", queue, key) or ("i", key)
         self.connected: list[bytes] = []  # once for each connection
         self.parked: list[NaiveParked] = []
         self.outbox: list[tuple[str, int, c.Leased]] = []
@@ -207,16 +218,87 @@ class NaiveQueue:
 
     def on_submit(self, command: c.Submit, caller: model.Caller, now: model.Now) -> c.Submitted:
         self.check_fields(command)
-        return c.Submitted(job_id=self.add(command, command.payload, now))
+        first_id, _, existing = self.carry_out([(command, [command.payload])], now)[0]
+        return c.Submitted(job_id=first_id, existing=existing)
 
     def on_submit_many(self, command: c.SubmitMany, caller: model.Caller, now: model.Now) -> c.SubmittedMany:
+        named: list[tuple[str | None, ...]] = []
         for group in command.groups:
             self.check_fields(group)
-        ranges = []
-        for group in command.groups:
-            ids = [self.add(group, payload, now) for payload in group.payloads]
-            ranges.append((ids[0], len(ids), False))
+            if group.dedupe_key is not None and len(group.payloads) > 1:
+                raise Refused("invalid_argument")
+            for key in (("d", group.queue, group.dedupe_key), ("i", group.idempotency_key)):
+                if key[-1] is not None and key in named:
+                    raise Refused("invalid_argument")
+                named.append(key)
+        ranges = self.carry_out([(group, group.payloads) for group in command.groups], now)
         return c.SubmittedMany(jobs=ranges)
+
+    def carry_out(
+        self, groups: list[tuple[c.JobFields, list[bytes]]], now: model.Now
+    ) -> list[tuple[int, int, bool]]:
+        """Carry out all groups, or none of them: what happens is tried on a copy first."""
+        trial = copy.deepcopy(self)
+        for group, payloads in groups:
+            trial.submit_group(group, payloads, now)
+        return [self.submit_group(group, payloads, now) for group, payloads in groups]
+
+    def submit_group(
+        self, fields: c.JobFields, payloads: list[bytes], now: model.Now
+    ) -> tuple[int, int, bool]:
+        dedupe, idempotency = ("d", fields.queue, fields.dedupe_key), ("i", fields.idempotency_key)
+        content = (
+            payloads,
+            structs.replace(as_fields(fields), idempotency_key=None, idempotency_ttl_ms=None),
+        )
+        known = self.known(idempotency, now)
+        if known is not None:
+            if known.content != content:
+                raise Refused("idempotency_conflict")
+            return known.first_id, known.count, True
+        held = self.known(dedupe, now)
+        added = (fields.dedupe_key is not None and held is None) + (fields.idempotency_key is not None)
+        answer = (0, 0, False)
+        if held is not None:
+            self.meet(fields, payloads[0], held.first_id, now)
+            answer = (held.first_id, 1, True)
+        if added and len(self.keys) + added > model.KEYS_MAX:
+            raise Refused("overloaded")
+        if held is None:
+            ids = [self.add(fields, payload, now) for payload in payloads]
+            answer = (ids[0], len(ids), False)
+            if fields.dedupe_key is not None:
+                ttl_ms = fields.dedupe_ttl_ms
+                due_ms = None if ttl_ms is None else now.engine_ms + ttl_ms
+                self.keys[dedupe] = NaiveKey(ids[0], 1, due_ms, None)
+        if fields.idempotency_key is not None:
+            self.changed = True
+            due_ms = now.engine_ms + (fields.idempotency_ttl_ms or 86_400_000)
+            self.keys[idempotency] = NaiveKey(*answer[:2], due_ms, content)
+        return answer
+
+    def meet(self, fields: c.JobFields, payload: bytes, job_id: int, now: model.Now) -> None:
+        """Do to the job that has the key what the mode says."""
+        job = self.jobs.get(job_id)
+        if fields.dedupe == "existing":
+            return
+        if fields.dedupe == "reject" or job is None or job.state not in ("delayed", "ready"):
+            raise Refused("duplicate")
+        self.overwrite(job, payload, fields.encoding, fields.priority, fields.metadata)
+        if fields.dedupe == "debounce":
+            self.move(job, fields.delay_ms, fields.run_at_ms, now)
+
+    def known(self, key: tuple[str | None, ...], now: model.Now) -> "NaiveKey | None":
+        found = self.keys.get(key)
+        return (
+            None if found is None or (found.due_ms is not None and found.due_ms <= now.engine_ms) else found
+        )
+
+    def free(self, job: NaiveJob) -> None:
+        """Take from a job the key that it has no longer than it lives, or waits."""
+        key = ("d", job.fields.queue, job.fields.dedupe_key)
+        if key in self.keys and self.keys[key].first_id == job.id and self.keys[key].due_ms is None:
+            del self.keys[key]
 
     def check_fields(self, fields: c.JobFields) -> None:
         if fields.delay_ms is not None and fields.run_at_ms is not None:
@@ -225,6 +307,15 @@ class NaiveQueue:
             raise Refused("invalid_argument")
         check_policy(fields.retry)
         if "/" in fields.queue or fields.group is not None:
+            raise Refused("invalid_argument")
+        if fields.dedupe_key is None:
+            if (fields.dedupe, fields.dedupe_until, fields.dedupe_ttl_ms) != ("existing", "finished", None):
+                raise Refused("invalid_argument")
+        elif (fields.dedupe_until == "started" and fields.dedupe_ttl_ms is not None) or (
+            fields.dedupe == "debounce" and fields.delay_ms is None and fields.run_at_ms is None
+        ):
+            raise Refused("invalid_argument")
+        if fields.idempotency_key is None and fields.idempotency_ttl_ms is not None:
             raise Refused("invalid_argument")
 
     def add(self, fields: c.JobFields, payload: bytes, now: model.Now) -> int:
@@ -257,6 +348,8 @@ class NaiveQueue:
             job.token = (self.epoch << 32) + self.grant
             job.lease_ms, job.deadline_ms = lease_ms, now.engine_ms + lease_ms
             job.worker, job.restarted = caller.worker, False
+            if job.fields.dedupe_until == "started":
+                self.free(job)
         return c.Leased(
             token=jobs[0].token,
             lease_ms_left=lease_ms,
@@ -361,7 +454,7 @@ class NaiveQueue:
     # --- bulk, reading ------------------------------------------------------------------------
 
     def on_cancel(self, command: c.Cancel, caller: model.Caller, now: model.Now) -> c.Swept:
-        found, swept = self.sweep(command, ("delayed", "ready"), ("delayed", "ready"))
+        found, swept = self.sweep(command, ("delayed", "ready"), ("delayed", "ready"), now)
         for job in found:
             self.finish(job, "cancelled", now)
         return swept
@@ -412,9 +505,11 @@ class NaiveQueue:
             job.changed = now
 
     def on_requeue(self, command: c.Requeue, caller: model.Caller, now: model.Now) -> c.Swept:
-        found, swept = self.sweep(command, ("dead",), ("dead",))
+        found, swept = self.sweep(command, ("dead",), ("dead",), now)
         for job in found:
             self.changed = True
+            if takes_key_again(job):
+                self.keys["d", job.fields.queue, job.fields.dedupe_key] = NaiveKey(job.id, 1, None, None)
             self.dead.remove(job.id)
             job.errors = job.crashes = 0
             job.reason = None
@@ -422,13 +517,13 @@ class NaiveQueue:
         return swept
 
     def on_purge(self, command: c.Purge, caller: model.Caller, now: model.Now) -> c.Swept:
-        found, swept = self.sweep(command, ("delayed", "ready", "dead"), ("delayed", "ready"))
+        found, swept = self.sweep(command, ("delayed", "ready", "dead"), ("delayed", "ready"), now)
         for job in found:
             self.forget(job.id)
         return swept
 
     def sweep(
-        self, command: c.Sweep, accepted: tuple[str, ...], usual: tuple[str, ...]
+        self, command: c.Sweep, accepted: tuple[str, ...], usual: tuple[str, ...], now: model.Now
     ) -> tuple[list[NaiveJob], c.Swept]:
         if (command.ids is None) == (command.filter is None):
             raise Refused("invalid_argument")
@@ -436,10 +531,14 @@ class NaiveQueue:
         cursor = None
         if command.ids is not None:
             check_ranges([command.ids])
-            found = []
+            found: list[NaiveJob] = []
             for job_id, _ in spread([(0, command.ids)]):
                 if job_id not in self.jobs:
                     verdicts.append((job_id, "job_not_found"))
+                elif self.jobs[job_id].state in accepted and self.would_be_second(
+                    command, self.jobs[job_id], found, now
+                ):
+                    verdicts.append((job_id, "duplicate"))
                 elif self.jobs[job_id].state in accepted:
                     verdicts.append((job_id, "ok"))
                     found.append(self.jobs[job_id])
@@ -449,9 +548,21 @@ class NaiveQueue:
             state = command.filter.state
             if state is not None and state not in accepted:
                 raise Refused("wrong_state")
-            found, cursor = self.page(command.filter.queue, usual if state is None else (state,), command)
+            met, cursor = self.page(command.filter.queue, usual if state is None else (state,), command)
+            found = []
+            for job in met:
+                if not self.would_be_second(command, job, found, now):
+                    found.append(job)
         swept = c.Swept(count=len(found), cursor=cursor, results=runs(verdicts))
         return ([] if command.dry_run else found), swept
+
+    def would_be_second(self, command: c.Sweep, job: NaiveJob, found: list[NaiveJob], now: model.Now) -> bool:
+        """Tell whether a revived job would live beside another one with its key."""
+        if not isinstance(command, c.Requeue) or not takes_key_again(job):
+            return False
+        key = (job.fields.queue, job.fields.dedupe_key)
+        others = [(one.fields.queue, one.fields.dedupe_key) for one in found if takes_key_again(one)]
+        return key in others or self.known(("d", *key), now) is not None
 
     def page(
         self, queue: str | None, states: tuple[str, ...], command: c.Sweep | c.ListJobs
@@ -508,6 +619,7 @@ class NaiveQueue:
             encoding=fields.encoding,
             priority=fields.priority,
             task=fields.task,
+            dedupe_key=fields.dedupe_key,
             metadata=fields.metadata,
             delivery=fields.delivery,
             errors=job.errors,
@@ -538,6 +650,8 @@ class NaiveQueue:
         over = [job for job in self.in_state("leased") if job.deadline_ms <= self.judged(now).engine_ms]
         for job in sorted(over, key=self.expiry_order):
             self.expire(job, now)
+        for key in [key for key in self.keys if self.known(key, now) is None]:
+            del self.keys[key]
         self.forget_old(now)
         for name, session in list(self.sessions.items()):
             if name not in self.connected and session.alone_since_ms + 600_000 <= now.engine_ms:
@@ -598,12 +712,14 @@ class NaiveQueue:
 
     def finish(self, job: NaiveJob, state: str, now: model.Now) -> None:
         self.changed = True
+        self.free(job)
         job.state, job.changed, job.payload = state, now, None
         job.due_ms = job.due_wall_ms = job.due_bounds = None
         self.finished.append(job.id)
 
     def bury(self, job: NaiveJob, reason: str, cause: str, error: str, now: model.Now) -> None:
         self.record(job, cause, error, now)
+        self.free(job)
         job.state, job.changed, job.reason = "dead", now, reason
         self.dead.append(job.id)
 
@@ -653,6 +769,7 @@ class NaiveQueue:
 
     def forget(self, job_id: int) -> None:
         self.changed = True
+        self.free(self.jobs[job_id])
         del self.jobs[job_id]
         self.finished = [one for one in self.finished if one != job_id]
         self.dead = [one for one in self.dead if one != job_id]
@@ -697,6 +814,20 @@ def delay_and_jitter(policy: model.RetryPolicy, failures: int) -> tuple[int, int
         return min(base_ms * failures, cap_ms), percent
     exact = Fraction(base_ms) * Fraction(policy.factor_percent or 200, 100) ** (failures - 1)
     return int(min(exact, Fraction(cap_ms))), percent
+
+
+def takes_key_again(job: NaiveJob) -> bool:
+    fields = job.fields
+    return (fields.dedupe_key, fields.dedupe_until, fields.dedupe_ttl_ms) == (
+        fields.dedupe_key,
+        "finished",
+        None,
+    ) and (fields.dedupe_key is not None)
+
+
+def as_fields(fields: c.JobFields) -> c.JobFields:
+    """Return what is said about a job, without how it is said."""
+    return c.JobFields(**{name: getattr(fields, name) for name in c.JobFields.__struct_fields__})
 
 
 def nothing(now: model.Now) -> c.Leased:
