@@ -60,6 +60,7 @@ AttemptLimit = Annotated[int, Meta(ge=0, le=model.ATTEMPT_LIMIT_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=model.LIST_LIMIT_MAX)]
 # Longer texts are cut by the decision; this bound only keeps the decoder honest.
 ErrorText = Annotated[str, Meta(max_length=model.PAYLOAD_BYTES_MAX)]
+FilterText = Annotated[str, Meta(min_length=1, max_length=model.FILTER_CHARS_MAX)]
 Label = Annotated[str, Meta(max_length=model.NAME_CHARS_MAX)]
 
 # (first id, count, code) per run of jobs with the same outcome: "ok" or an error code.
@@ -395,6 +396,7 @@ class JobFilter(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
 
     queue: Name | None = None
     state: StateName | None = None
+    where: FilterText | None = None  # in the filter language, see filters.py
 
 
 class JobList(Answer):

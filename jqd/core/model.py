@@ -62,8 +62,13 @@ NAME_CHARS_MAX: Final = 128
 JOBS_PER_REQUEST_MAX: Final = 10_000
 QUEUES_PER_LEASE_MAX: Final = 64
 LIST_LIMIT_MAX: Final = 1_000
-# Jobs looked at in one list or bulk call before it answers with a cursor: about 5 ms of the loop.
+# Steps of one list or bulk call before it answers with a cursor: a job looked at is one, and so is each comparison
+# that a filter makes on it (filters.py). About 5 ms of the loop.
 SCAN_JOBS_MAX: Final = 20_000
+# A filter's text: what a person writes in one line, and what 250 us read. Each value compared with is one comparison.
+FILTER_CHARS_MAX: Final = 1_000
+FILTER_COMPARISONS_MAX: Final = 32
+FILTER_DEPTH_MAX: Final = 16
 FRAME_BYTES_MAX: Final = 16 << 20
 FRAME_BYTES_MAX_BEFORE_HELLO: Final = 4 << 10
 # A reply ends before this, with at least one job in it; one payload of 1 MiB always fits.

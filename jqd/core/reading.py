@@ -4,9 +4,12 @@ Knows:         how a job is shown, how far one call looks.
 Must not know: any change: what is here emits none.
 """
 
-from jqd.core import backoff, model, settings
+from collections.abc import Set as AbstractSet
+
+from jqd.core import backoff, filters, model, settings
 from jqd.core.commands import AttemptInfo, Get, JobFilter, JobInfo, JobList, ListJobs
 from jqd.core.deciding import REPLY_JOB_BYTES, Emit
+from jqd.core.filters import Filter
 from jqd.core.model import Caller, Job, JobState, Now
 from jqd.core.state import State
 
@@ -25,11 +28,12 @@ def get(command: Get, state: State, caller: Caller, now: Now, emit: Emit) -> Job
 def list_jobs(command: ListJobs, state: State, caller: Caller, now: Now, emit: Emit) -> JobList:  # noqa: ARG001
     """Show jobs in order of their ids, without payloads.
 
-    Raises: QueueNotFound.
+    Raises: QueueNotFound, InvalidArgument (filter.where).
     """
     wanted = command.filter or JobFilter()
-    states = tuple(JobState) if wanted.state is None else (model.STATES_BY_NAME[wanted.state],)
-    jobs, cursor = scan(state, wanted.queue, states, command.cursor, command.limit)
+    states = frozenset(JobState) if wanted.state is None else frozenset({model.STATES_BY_NAME[wanted.state]})
+    where = None if wanted.where is None else filters.parse(wanted.where, now)
+    jobs, cursor = scan(state, wanted.queue, states, where, command.cursor, command.limit)
     infos: list[JobInfo] = []
     size = 0
     for job in jobs:
@@ -41,21 +45,37 @@ def list_jobs(command: ListJobs, state: State, caller: Caller, now: Now, emit: E
 
 
 def scan(
-    state: State, queue: str | None, states: tuple[JobState, ...], cursor: int, limit: int
+    state: State,
+    queue: str | None,
+    states: AbstractSet[JobState],
+    where: Filter | None,
+    cursor: int,
+    limit: int,
 ) -> tuple[list[Job], int | None]:
     """Return up to `limit` matching jobs from `cursor` on, and where to go on.
 
-    Looks at SCAN_JOBS_MAX jobs at most, so that a filter that matches little does not stop the loop.
+    Takes SCAN_JOBS_MAX steps at most, so that a filter that matches little does not stop the loop: a job
+    looked at is one, and what `where` costs on it comes on top.
     """
     if queue is not None:
         state.known_queue(queue)
+    if where is not None:
+        states = states & where.states
     found: list[Job] = []
-    for looked, job in enumerate(state.jobs_from(cursor)):
-        if len(found) >= limit or looked >= model.SCAN_JOBS_MAX:
+    steps = 0
+    for job in state.jobs_from(cursor):
+        if len(found) >= limit or steps >= model.SCAN_JOBS_MAX:
+            state.work += steps
             return found, job.id
-        state.work += 1
+        steps += 1
         if job.state in states and (queue is None or job.options.queue == queue):
-            found.append(job)
+            if where is None:
+                found.append(job)
+                continue
+            steps += where.cost(job)
+            if where.test(job):
+                found.append(job)
+    state.work += steps
     return found, None
 
 

@@ -7,7 +7,7 @@ Must not know: who holds a job (holding.py), the wire.
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from jqd.core import model
+from jqd.core import filters, model
 from jqd.core.changes import JobsCancelled, JobsForgotten, JobsRequeued
 from jqd.core.commands import Cancel, JobFilter, Purge, Requeue, Sweep, Swept, Verdict, to_ranges
 from jqd.core.deciding import DUPLICATE, JOB_NOT_FOUND, OK, WRONG_STATE, Emit, add_verdict, check_ranges
@@ -20,14 +20,14 @@ from jqd.errors import InvalidArgument, WrongState
 _WAITING: Final = (DELAYED, READY)
 
 
-def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
+def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:
     """End waiting jobs for good.
 
     State:  delayed | ready -> cancelled.
-    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
+    Raises: InvalidArgument, WrongState (filter), QueueNotFound.
     """
     return _sweep(
-        command, state, _WAITING, _WAITING, lambda ranges: emit(JobsCancelled(ranges, caller.principal))
+        command, state, now, _WAITING, _WAITING, lambda ranges: emit(JobsCancelled(ranges, caller.principal))
     )
 
 
@@ -37,7 +37,7 @@ def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit
     State:  dead -> ready.
     A job that would live beside another one with its dedupe key stays dead: duplicate.
 
-    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
+    Raises: InvalidArgument, WrongState (filter), QueueNotFound.
     """
     taken: set[str] = set()  # keys of those found so far
 
@@ -54,6 +54,7 @@ def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit
     return _sweep(
         command,
         state,
+        now,
         (DEAD,),
         (DEAD,),
         lambda ranges: emit(JobsRequeued(ranges, caller.principal)),
@@ -61,21 +62,22 @@ def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit
     )
 
 
-def purge(command: Purge, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:  # noqa: ARG001
+def purge(command: Purge, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:
     """Remove waiting jobs without a trace; dead ones where ids or filter.state name them.
 
     State:  delayed | ready | dead -> gone.
-    Raises: InvalidArgument, WrongState (filter.state), QueueNotFound.
+    Raises: InvalidArgument, WrongState (filter), QueueNotFound.
     """
     accepted = (*_WAITING, DEAD)
     return _sweep(
-        command, state, accepted, _WAITING, lambda ranges: emit(JobsForgotten(ranges, caller.principal))
+        command, state, now, accepted, _WAITING, lambda ranges: emit(JobsForgotten(ranges, caller.principal))
     )
 
 
 def _sweep(
     command: Sweep,
     state: State,
+    now: Now,
     accepted: tuple[JobState, ...],
     default: tuple[JobState, ...],
     act: Callable[[list[tuple[int, int]]], None],
@@ -83,7 +85,7 @@ def _sweep(
 ) -> Swept:
     """Find the jobs that `ids` or `filter` mean, and act on them unless it is a dry run.
 
-    accepted: states that may be named; default: those meant by a filter without a state.
+    accepted: states that may be named; default: those meant by a filter that says nothing about states.
     is_second: tells of a job, in the order in which they are found, that another one stands in its way.
     """
     results: list[Verdict] = []
@@ -98,7 +100,7 @@ def _sweep(
         found = _by_ids(command.ids, state, accepted, is_second, results)
     else:
         assert command.filter is not None
-        found, cursor = _by_filter(command, command.filter, state, accepted, default, is_second)
+        found, cursor = _by_filter(command, command.filter, state, now, accepted, default, is_second)
     if found and not command.dry_run:
         act(to_ranges(found))
     return Swept(count=len(found), cursor=cursor, results=results)
@@ -132,15 +134,23 @@ def _by_filter(
     command: Sweep,
     wanted: JobFilter,
     state: State,
+    now: Now,
     accepted: tuple[JobState, ...],
     default: tuple[JobState, ...],
     is_second: Callable[[Job], bool],
 ) -> tuple[list[int], int | None]:
-    states = default
+    states = frozenset(default)
+    where = None if wanted.where is None else filters.parse(wanted.where, now)
+    names = " ".join(one.wire_name for one in accepted)
     if wanted.state is not None:
-        states = (model.STATES_BY_NAME[wanted.state],)
-        if states[0] not in accepted:
-            names = " ".join(one.wire_name for one in accepted)
+        states = frozenset({model.STATES_BY_NAME[wanted.state]})
+        if not states.issubset(accepted):
             raise WrongState(f"filter.state = {wanted.state}: {command.verb} takes {names}")
-    jobs, cursor = scan(state, wanted.queue, states, command.cursor, command.limit)
+    elif where is not None and where.names_state:
+        states = where.states & frozenset(accepted)
+        if not states:
+            raise WrongState(
+                f"filter.where means no job in one of these states: {command.verb} takes {names}"
+            )
+    jobs, cursor = scan(state, wanted.queue, states, where, command.cursor, command.limit)
     return [job.id for job in jobs if not is_second(job)], cursor

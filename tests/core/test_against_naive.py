@@ -91,6 +91,31 @@ keyed = st.fixed_dictionaries(
     },
 )
 some_payload = st.sampled_from([b"", b"x"])
+# Filters: comparisons, joined in ways that group differently.
+comparison = st.sampled_from(
+    [
+        *(
+            "state = dead",
+            "state != ready",
+            "state in (delayed, ready, done)",
+            "reason = killed",
+            "queue = a",
+        ),
+        *("queue in (a, c)", "queue contains B", "tenant = default", "group = ''", "task = t", "task = ''"),
+        *("metadata.k = v", "metadata.k != v", "error contains OOPS", "error contains ran", "error = ''"),
+        *("priority > 0", "priority in (-1, 1)", "attempt >= 2", "errors < 1", "crashes = 1", "crashes != 0"),
+        *("age > 1s", "age <= 30s", "state_age < 1m", "state_age >= 500ms"),
+    ]
+)
+conditions = st.recursive(
+    comparison,
+    lambda inner: (
+        st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(" ".join)
+        | inner.map("not ({})".format)
+        | inner.map("({})".format)
+    ),
+    max_leaves=4,
+)
 # Half of all jobs are alike, so that neighbours are.
 options = st.just({"queue": "a"}) | varied
 
@@ -397,19 +422,21 @@ class Machine(RuleBasedStateMachine):
         cursor=st.integers(0, 20),
         limit=st.integers(1, 12),
         dry_run=st.booleans(),
+        where=st.none() | conditions,
         ticket=tickets,
     )
-    def sweep_by_filter(self, kind, name, state, cursor, limit, dry_run, ticket):
-        wanted = c.JobFilter(queue=name, state=state)
+    def sweep_by_filter(self, kind, name, state, cursor, limit, dry_run, where, ticket):
+        wanted = c.JobFilter(queue=name, state=state, where=where)
         self.say(kind(filter=wanted, cursor=cursor, limit=limit, dry_run=dry_run), ticket)
 
     @rule(
         name=st.sampled_from([None, *QUEUES]),
         state=st.sampled_from([None, "ready"]),
         limit=st.integers(1, 20),
+        where=st.none() | conditions,
     )
-    def list_a_page(self, name, state, limit):
-        self.say(c.ListJobs(filter=c.JobFilter(queue=name, state=state), limit=limit))
+    def list_a_page(self, name, state, limit, where):
+        self.say(c.ListJobs(filter=c.JobFilter(queue=name, state=state, where=where), limit=limit))
 
     # --- snapshots ----------------------------------------------------------------------------
 

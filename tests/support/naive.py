@@ -6,6 +6,8 @@ one thing it does not compute: it knows the bounds, and takes the time that it i
 """
 
 import copy
+import itertools
+import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from math import ceil
@@ -545,10 +547,18 @@ class NaiveQueue:
                 else:
                     verdicts.append((job_id, "wrong_state"))
         else:
-            state = command.filter.state
-            if state is not None and state not in accepted:
-                raise Refused("wrong_state")
-            met, cursor = self.page(command.filter.queue, usual if state is None else (state,), command)
+            wanted = command.filter
+            states: tuple[str, ...] = usual
+            meant = None if wanted.where is None else Meaning(wanted.where)
+            if wanted.state is not None:
+                states = (wanted.state,)
+                if wanted.state not in accepted:
+                    raise Refused("wrong_state")
+            elif meant is not None and "state" in meant.fields:
+                states = tuple(state for state in accepted if meant.may_be(state))
+                if not states:
+                    raise Refused("wrong_state")
+            met, cursor = self.page(wanted.queue, states, meant, command, now)
             found = []
             for job in met:
                 if not self.would_be_second(command, job, found, now):
@@ -565,26 +575,36 @@ class NaiveQueue:
         return key in others or self.known(("d", *key), now) is not None
 
     def page(
-        self, queue: str | None, states: tuple[str, ...], command: c.Sweep | c.ListJobs
+        self,
+        queue: str | None,
+        states: Iterable[str],
+        meant: "Meaning | None",
+        command: c.Sweep | c.ListJobs,
+        now: model.Now,
     ) -> tuple[list[NaiveJob], int | None]:
         if queue is not None and queue not in self.names():
             raise Refused("queue_not_found")
         found: list[NaiveJob] = []
-        looked_at = 0
+        steps = 0
         for job in self.sorted():
             if job.id < command.cursor:
                 continue
-            if len(found) == command.limit or looked_at == model.SCAN_JOBS_MAX:
+            if len(found) == command.limit or steps >= model.SCAN_JOBS_MAX:
                 return found, job.id
-            looked_at += 1
+            steps += 1
             if job.state in states and queue in (None, job.fields.queue):
-                found.append(job)
+                if meant is None:
+                    found.append(job)
+                elif meant.may_be(job.state):
+                    steps += meant.steps(job, now)
+                    found += [job] if meant.holds(job, now) else []
         return found, None
 
     def on_list(self, command: c.ListJobs, caller: model.Caller, now: model.Now) -> c.JobList:
         wanted = command.filter or c.JobFilter()
         states = STATES if wanted.state is None else (wanted.state,)
-        found, cursor = self.page(wanted.queue, states, command)
+        meant = None if wanted.where is None else Meaning(wanted.where)
+        found, cursor = self.page(wanted.queue, states, meant, command, now)
         return c.JobList(jobs=[self.info(job, now) for job in found], cursor=cursor)
 
     def on_get(self, command: c.Get, caller: model.Caller, now: model.Now) -> c.JobInfo:
@@ -828,6 +848,84 @@ def takes_key_again(job: NaiveJob) -> bool:
 def as_fields(fields: c.JobFields) -> c.JobFields:
     """Return what is said about a job, without how it is said."""
     return c.JobFields(**{name: getattr(fields, name) for name in c.JobFields.__struct_fields__})
+
+
+class Meaning:
+    """What a filter's text says, of the plain ones that tests make: FIELD OP VALUE, and what Python says alike.
+
+    code: the text with each comparison replaced by is_true(its number).
+    """
+
+    def __init__(self, where: str) -> None:
+        self.comparisons: list[tuple[str, str, list[Any]]] = []
+        self.code = re.sub(r"([\w.]+) (=|!=|<=?|>=?|contains|in) (\([^)]*\)|[\w-]+|'')", self.number, where)
+        self.fields = [field for field, _, _ in self.comparisons]
+
+    def number(self, match: re.Match[str]) -> str:
+        values = [self.value(one.strip(" ()'")) for one in match[3].split(",")]
+        self.comparisons.append((match[1], match[2], values))
+        return f"is_true({len(self.comparisons) - 1})"
+
+    @staticmethod
+    def value(text: str) -> Any:
+        if duration := re.fullmatch(r"(\d+)(ms|s|m|h)", text):
+            return int(duration[1]) * {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}[duration[2]]
+        return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+    def holds(self, job: NaiveJob, now: model.Now) -> bool:
+        def is_true(number: int) -> bool:
+            field, sign, values = self.comparisons[number]
+            return self.compare(self.of(job, field, now), sign, values)
+
+        return bool(eval(self.code, {"is_true": is_true}))
+
+    def may_be(self, state: str) -> bool:
+        """Tell whether any outcome of the comparisons with other fields makes it true of a job in this state."""
+        for others in itertools.product((True, False), repeat=len(self.comparisons)):
+            outcomes = [
+                self.compare(state, sign, values) if field == "state" else other
+                for (field, sign, values), other in zip(self.comparisons, others, strict=True)
+            ]
+            if eval(self.code, {"is_true": outcomes.__getitem__}):
+                return True
+        return False
+
+    def steps(self, job: NaiveJob, now: model.Now) -> int:
+        """Return what testing a job counts."""
+        searched = sum(
+            len(self.of(job, field, now)) for field, sign, _ in self.comparisons if sign == "contains"
+        )
+        return sum(len(values) for _, _, values in self.comparisons) + searched // 32
+
+    @staticmethod
+    def of(job: NaiveJob, field: str, now: model.Now) -> Any:
+        if field.startswith("metadata."):
+            return (job.fields.metadata or {}).get(field.removeprefix("metadata."), "")
+        if field in ("age", "state_age"):
+            return now.engine_ms - (job.created if field == "age" else job.changed).engine_ms
+        owner = job if field in ("state", "error", "reason", "attempt", "errors", "crashes") else job.fields
+        value = getattr(owner, field)
+        return "" if value is None else value
+
+    @staticmethod
+    def compare(found: Any, sign: str, values: list[Any]) -> bool:
+        first = values[0]
+        match sign:
+            case "=":
+                return bool(found == first)
+            case "!=":
+                return bool(found != first)
+            case "<":
+                return bool(found < first)
+            case "<=":
+                return bool(found <= first)
+            case ">":
+                return bool(found > first)
+            case ">=":
+                return bool(found >= first)
+            case "in":
+                return found in values
+        return first.lower() in found.lower()
 
 
 def nothing(now: model.Now) -> c.Leased:
