@@ -9,21 +9,20 @@ Must not know: the wire, how a connection is made (connect.py), how a value is s
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 import click
 from msgspec import structs
 
-from jqctl import output
+from jqctl import acting, output
 from jqctl.group import DATE, DURATION, ID, QUEUE, RETRY, STATES, TOKEN, Settings, verb
 from jqctl.progress import Progress
-from jqctl.replies import show, show_count, show_one, verdicts
-from jqctl.sweeps import sweep
+from jqctl.replies import show, show_one, verdicts
 from jqd.errors import JqdError
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
-    from jqd.client.requests import Encoding, JobOptions
+    from jqd.client.requests import Encoding, JobOptions, StateName, SweepOptions
 
 ENCODINGS: Final = ("raw", "text", "json", "msgpack")
 _PAGE: Final = 1_000
@@ -346,26 +345,30 @@ def release(settings: Settings, connection: "Connection", job_id: int, token: in
 @click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
 @click.option("--queue", type=QUEUE, help="The waiting jobs of this queue.")
 @click.option("--state", type=click.Choice(("delayed", "ready")), help="Only those in this state.")
-@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
+@acting.filter_option
+@acting.dry_run_option
 def cancel(
     settings: Settings,
     connection: "Connection",
     ids: tuple[int, ...],
     queue: str | None,
     state: str | None,
+    filter: str | None,
     dry_run: bool,
 ) -> int:
-    """End waiting jobs for good: by id, or all of a queue or state.
+    """End waiting jobs for good: by id, or all that a queue, a state and a filter mean.
 
-    With -o id the ids that were given and cancelled are printed, one a line; jobs of a queue or state are
-    only counted, in table and json.
+    With -o id the ids that were given and cancelled are printed, one a line; jobs that were not named by
+    their ids are only counted, in table and json.
 
     \b
     Examples:
       jqctl cancel 17 18
       jqctl cancel --queue emails --state delayed --dry-run
+      jqctl cancel --filter "task = resize and metadata.user = ada"
     """
-    return _act(settings, connection, "cancel", ids, queue, state, dry_run=dry_run)
+    where = _where(ids, {"queue": queue, "state": cast("StateName | None", state), "filter": filter})
+    return acting.act(settings, connection, "cancel", ids, where, dry_run=dry_run)
 
 
 @verb
@@ -425,66 +428,75 @@ def update(
 @verb
 @click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
 @click.option("--queue", type=QUEUE, help="The dead jobs of this queue.")
-@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
+@acting.filter_option
+@acting.dry_run_option
 def requeue(
-    settings: Settings, connection: "Connection", ids: tuple[int, ...], queue: str | None, dry_run: bool
+    settings: Settings,
+    connection: "Connection",
+    ids: tuple[int, ...],
+    queue: str | None,
+    filter: str | None,
+    dry_run: bool,
 ) -> int:
-    """Make dead jobs ready again: by id, or all of a queue.
+    """Make dead jobs ready again: by id, or all that a queue and a filter mean.
 
     They get new budgets of retries; their history stays. With -o id the ids that were given and requeued
-    are printed, one a line; jobs of a queue are only counted, in table and json.
+    are printed, one a line; jobs that were not named by their ids are only counted, in table and json.
 
     \b
     Examples:
       jqctl requeue 17
-      jqctl requeue --queue emails
+      jqctl requeue --queue emails --filter "error contains timeout"
     """
-    return _act(settings, connection, "requeue", ids, queue, None if ids else "dead", dry_run=dry_run)
+    where = _where(ids, {"queue": queue, "filter": filter})
+    return acting.act(settings, connection, "requeue", ids, where, dry_run=dry_run)
 
 
 @verb
-@click.argument("ids", nargs=-1, type=ID, required=True, metavar="JOB_ID...")
-@click.option("--dry-run", is_flag=True, help="Say what would be, change nothing.")
-def purge(settings: Settings, connection: "Connection", ids: tuple[int, ...], dry_run: bool) -> int:
-    """Remove waiting or dead jobs without a trace.
+@click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
+@acting.filter_option
+@acting.dry_run_option
+@acting.yes_option
+def purge(
+    settings: Settings,
+    connection: "Connection",
+    ids: tuple[int, ...],
+    filter: str | None,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Remove waiting or dead jobs without a trace: by id, or all that a filter means.
 
-    From then on they are job_not_found. Jobs that are held, done, cancelled or expired are refused; retention removes them. Nobody is asked: the
-    jobs were named. `jqctl queue purge` removes those of a queue.
+    From then on they are job_not_found. Jobs that are held, done, cancelled or expired are refused; retention
+    removes them. A filter means waiting jobs, and dead ones where it says `state`.
+
+    Jobs that were named go without a question. With --filter they are counted and you are asked first; no is exit
+    code 1. Where nobody can be asked, --yes is required. `jqctl queue purge` removes those of a queue.
 
     \b
     Examples:
       jqctl purge 17 18 --dry-run
-      jqctl jobs --queue emails --state dead -o id | xargs -r jqctl purge
+      jqctl purge --filter "queue in (emails, sms) and age > 2d"
+      jqctl purge --filter "state = dead and state_age > 7d" --yes
     """
     from jqd.client import requests
 
+    where = _where(ids, {"filter": filter})
+    if where is not None:
+        return acting.purge(settings, connection, where, "jobs", dry_run=dry_run, yes=yes)
     reply = connection.call(requests.purge(list(ids), {"dry_run": dry_run}))
     return verdicts(settings, "purge", reply.results)
 
 
-def _act(
-    settings: Settings,
-    connection: "Connection",
-    verb: Literal["cancel", "requeue"],
-    ids: Sequence[int],
-    queue: str | None,
-    state: str | None,
-    *,
-    dry_run: bool,
-) -> int:
-    """Act on the jobs with these ids, or on all that the filter means."""
-    from jqd.client import requests
-
-    if ids and (queue is not None or (state is not None)):
-        raise click.UsageError("JOB_ID and --queue or --state: give one of them")
-    if not ids and queue is None and (state is None or verb == "requeue"):
-        raise click.UsageError("give JOB_ID or --queue" + (" or --state" if verb == "cancel" else ""))
-    if ids:
-        named = {"cancel": requests.cancel, "requeue": requests.requeue}[verb](ids, {"dry_run": dry_run})
-        return verdicts(settings, verb, connection.call(named).results)
-    count = sweep(connection, verb, {"queue": queue, "state": cast("Any", state), "dry_run": dry_run})
-    show_count(settings, verb, count, dry_run=dry_run)
-    return 0
+def _where(ids: Sequence[int], options: "SweepOptions") -> "SweepOptions | None":
+    """Return the options that say which jobs are meant, None where ids do."""
+    is_said = any(value is not None for value in options.values())
+    words = " or ".join(f"--{name}" for name in options)
+    if ids and is_said:
+        raise click.UsageError(f"JOB_ID and {words}: give one of them")
+    if not ids and not is_said:
+        raise click.UsageError(f"give JOB_ID or {words}")
+    return options if is_said else None
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -507,28 +519,50 @@ def job(settings: Settings, connection: "Connection", job_id: int) -> None:
 @verb
 @click.option("--queue", type=QUEUE, help="Only this queue.")
 @click.option("--state", type=click.Choice(STATES), help="Only this state.")
+@acting.filter_option
 @click.option("--limit", type=click.IntRange(min=0), default=100, metavar="N", help="So many: 100; 0 is all.")
 def jobs(
-    settings: Settings, connection: "Connection", queue: str | None, state: str | None, limit: int
+    settings: Settings,
+    connection: "Connection",
+    queue: str | None,
+    state: str | None,
+    filter: str | None,
+    limit: int,
 ) -> None:
     """List jobs in order of their ids, without payloads.
 
     \b
     Examples:
       jqctl jobs --queue emails --state dead
+      jqctl jobs --filter "state in (ready, delayed) and metadata.user = ada and age > 1h"
       jqctl jobs --limit 0 -o json
       jqctl jobs --state dead -o id | xargs -r jqctl requeue
     """
+    columns = ("job_id", "queue", "state", "attempt", "priority", "created_wall_ms", "error")
+    list_jobs(settings, connection, columns, limit, queue=queue, state=state, filter=filter)
+
+
+def list_jobs(
+    settings: Settings,
+    connection: "Connection",
+    columns: Sequence[str],
+    limit: int,
+    *,
+    queue: str | None,
+    state: str | None,
+    filter: str | None,
+) -> None:
+    """Print the jobs that are meant, up to `limit`; 0: all."""
     from jqd.client import requests
 
-    columns = ("job_id", "queue", "state", "attempt", "priority", "created_wall_ms", "error")
     shown = 0
     cursor: int | None = 0
     while cursor is not None and (not limit or shown < limit):
         size = min(_PAGE, limit - shown) if limit else _PAGE
-        page = connection.call(
-            requests.list_jobs(queue=queue, state=cast("Any", state), cursor=cursor, limit=size)
+        command = requests.list_jobs(
+            queue=queue, state=cast("StateName | None", state), filter=filter, cursor=cursor, limit=size
         )
+        page = connection.call(command)
         show(settings, columns, page.jobs, ("job_id",), header=not shown)
         shown += len(page.jobs)
         cursor = page.cursor

@@ -1,23 +1,20 @@
 """The verbs about queues.
 
-Knows:         arguments, help and examples of these verbs, which fields a table shows, when somebody is asked
-               whether it is meant.
+Knows:         arguments, help and examples of these verbs, which fields a table shows.
 Must not know: the wire, how a connection is made (connect.py), how a value is shown (output.py).
 """
 
 # ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
 
 import functools
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from jqctl import output, watch
+from jqctl import acting, watch
 from jqctl.group import QUEUE, STATES, Settings, cli, common, verb
-from jqctl.replies import show, show_count, show_one
-from jqctl.sweeps import sweep
+from jqctl.replies import show, show_one
 from jqd.errors import QueueNotFound
 
 if TYPE_CHECKING:
@@ -120,10 +117,17 @@ def show_(settings: Settings, connection: "Connection", name: str) -> None:
 @of_queue
 @click.argument("name", type=QUEUE)
 @click.option("--state", type=click.Choice(("delayed", "ready", "dead")), help="Only those in this state.")
-@click.option("--dry-run", is_flag=True, help="Count them, change nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@acting.filter_option
+@acting.dry_run_option
+@acting.yes_option
 def purge(
-    settings: Settings, connection: "Connection", name: str, state: str | None, dry_run: bool, yes: bool
+    settings: Settings,
+    connection: "Connection",
+    name: str,
+    state: str | None,
+    filter: str | None,
+    dry_run: bool,
+    yes: bool,
 ) -> int:
     """Remove the waiting jobs of a queue, or with --state dead the dead ones, without a trace.
 
@@ -137,38 +141,9 @@ def purge(
     Examples:
       jqctl queue purge emails --dry-run
       jqctl queue purge emails
+      jqctl queue purge emails --filter "task = digest and age > 1d"
       jqctl queue purge emails --state dead --yes
     """
-    where: SweepOptions = {"queue": name, "state": cast("StateName | None", state)}
-    total = None
-    if not dry_run and not yes:
-        if not _is_anybody_there():
-            raise click.UsageError(
-                "nobody can be asked here, stdin or stderr is no terminal: --yes purges, --dry-run only counts"
-            )
-        total = sweep(connection, "purge", {**where, "dry_run": True})
-        what = state or "delayed and ready"
-        if total and not _ask(f"Remove {total} {what} jobs of queue {name} without a trace? [y/N] "):
-            output.say("nothing was changed")
-            return 1
-    # What came in since none were counted was not asked about.
-    count = 0 if total == 0 else sweep(connection, "purge", {**where, "dry_run": dry_run}, total=total)
-    show_count(settings, "purge", count, dry_run=dry_run)
-    return 0
-
-
-def _is_anybody_there() -> bool:
-    """Tell whether a question reaches somebody who can answer it."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
-
-
-def _ask(question: str) -> bool:
-    """Ask on the terminal; no answer is no.
-
-    Unlike click.confirm this writes nothing to stdout, which may go to a program.
-    """
-    click.echo(output.clean(question), nl=False, err=True)
-    answer = sys.stdin.readline()
-    if not answer.endswith("\n"):  # the input ended: the next line would begin behind the question
-        click.echo(err=True)
-    return answer.strip().lower() in ("y", "yes")
+    where: SweepOptions = {"queue": name, "state": cast("StateName | None", state), "filter": filter}
+    what = f"{state or ('' if filter else 'delayed and ready')} jobs of queue {name}".strip()
+    return acting.purge(settings, connection, where, what, dry_run=dry_run, yes=yes)

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from msgspec import NODEFAULT, Struct, inspect
 
-from jqd.core import backoff, commands, model
+from jqd.core import backoff, commands, filters, model
 from jqd.core.commands import COMMANDS, Command
 from jqd.core.engine import DECISIONS, LIMITS
 from jqd.core.state import State
@@ -270,7 +270,20 @@ def test_table_of_verbs_says_what_changes_state_and_which_scope_it_needs():
 def test_nothing_is_documented_that_is_not_a_verb():
     after = page().split("\n## Commands\n")[1].split("\n## ")[0]
     headings = {one.replace("`", "") for one in re.findall(r"^### (.+)$", after, re.MULTILINE)}
-    assert headings - {BULK, "Filters"} == set(COMMANDS)
+    assert headings - {BULK, "Filters", "The filter language"} == set(COMMANDS)
+
+
+def test_fields_of_the_filter_language_are_documented_with_their_operators():
+    kinds = {
+        "choice": filters._CHOICES,
+        "text": [*filters._TEXTS, "metadata.KEY"],
+        "number": filters._NUMBERS,
+    }
+    kinds["duration"] = filters._SINCE_MS
+    expected = {(name, " ".join(filters._OPERATORS[kind])) for kind, names in kinds.items() for name in names}
+    assert {row[:2] for row in table("The filter language", "filter field")} == expected
+    grammar = re.findall(r"^    (\w+ +=.*)$", section("The filter language"), re.MULTILINE)
+    assert grammar and all(line in filters.__doc__ for line in grammar)
 
 
 def test_options_that_are_not_built_are_listed_and_refused():

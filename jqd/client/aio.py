@@ -406,7 +406,7 @@ class AsyncClient:
         timeout: Duration | None = None,
         **options: Unpack[SweepOptions],
     ) -> Swept:
-        """End waiting jobs for good: one by its id, several by theirs, or those of a queue or state.
+        """End waiting jobs for good: one by its id, several by theirs, or those of a queue, state or filter.
 
         One call looks at a page of all jobs, so a count of 0 is not the end: go on with the reply's `cursor`
         until it is None.
@@ -481,17 +481,20 @@ class AsyncClient:
         *,
         queue: str | None = None,
         state: StateName | None = None,
+        filter: str | None = None,
         cursor: int = 0,
         limit: int = 100,
         timeout: Duration | None = None,
     ) -> JobList:
         """Show jobs in order of their ids, without payloads: a page of at most `limit`, up to 1,000.
 
+        filter: a text such as `state = dead and error contains timeout`; see protocol.md "The filter language".
+
         A page may be short or empty before the end: go on with the reply's `cursor` until it is None.
 
-        Raises: QueueNotFound.
+        Raises: QueueNotFound, InvalidArgument (the filter, with the position).
         """
-        command = requests.list_jobs(queue=queue, state=state, cursor=cursor, limit=limit)
+        command = requests.list_jobs(queue=queue, state=state, filter=filter, cursor=cursor, limit=limit)
         return await self.call(command, timeout=timeout)
 
     async def queues(

@@ -443,19 +443,25 @@ def ping() -> Ping:
     return Ping()
 
 
-def _filter(queue: str | None, state: StateName | None) -> JobFilter | None:
-    return None if queue is None and state is None else JobFilter(queue=queue, state=state)
+def _filter(queue: str | None, state: StateName | None, where: str | None) -> JobFilter | None:
+    if queue is None and state is None and where is None:
+        return None
+    return JobFilter(queue=queue, state=state, where=where)
 
 
 class SweepOptions(TypedDict, total=False):
     """Which jobs, where no ids are given, and how.
 
-    queue, state: all conditions that are given must hold.  cursor: from the reply before; 0 begins.
-    limit:        jobs in one call, at most 1,000.          dry_run: count only, change nothing.
+    queue, state, filter: all conditions that are given must hold. filter is a text such as
+                  `error contains timeout and age > 1h`; see protocol.md "The filter language".
+    cursor:       from the reply before; 0 begins.
+    limit:        jobs in one call, at most 1,000.
+    dry_run:      count only, change nothing.
     """
 
     queue: str | None
     state: StateName | None
+    filter: str | None
     cursor: int
     limit: int
     dry_run: bool
@@ -503,10 +509,10 @@ def purge(ids: int | Iterable[int] | None, options: SweepOptions) -> Purge:
 
 def _sweep(verb: str, ids: int | Iterable[int] | None, options: SweepOptions) -> dict[str, Any]:
     fields: dict[str, Any] = dict(options)
-    condition = _filter(fields.pop("queue", None), fields.pop("state", None))
+    condition = _filter(fields.pop("queue", None), fields.pop("state", None), fields.pop("filter", None))
     ranges = None if ids is None else to_ranges([ids] if isinstance(ids, int) else list(ids))
     if (ranges is None) == (condition is None) or ranges == []:
-        raise InvalidArgument(f"{verb}: give ids, or a queue or state")
+        raise InvalidArgument(f"{verb}: give ids, or a queue, state or filter")
     return {"ids": ranges, "filter": condition, **fields}
 
 
@@ -523,10 +529,15 @@ def get(job_id: int) -> Get:
 
 
 def list_jobs(
-    *, queue: str | None = None, state: StateName | None = None, cursor: int = 0, limit: int = 100
+    *,
+    queue: str | None = None,
+    state: StateName | None = None,
+    filter: str | None = None,
+    cursor: int = 0,
+    limit: int = 100,
 ) -> ListJobs:
     """Return the command for a page of up to `limit` jobs, from `cursor` on."""
-    return ListJobs(filter=_filter(queue, state), cursor=cursor, limit=limit)
+    return ListJobs(filter=_filter(queue, state, filter), cursor=cursor, limit=limit)
 
 
 def queues(*, cursor: str = "", limit: int = LIST_LIMIT_MAX) -> Queues:

@@ -391,7 +391,7 @@ class Get(Command[JobInfo]):
     job_id: JobId
 
 
-class JobFilter(Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
+class JobFilter(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """Which jobs are meant: all conditions that are given must hold."""
 
     queue: Name | None = None

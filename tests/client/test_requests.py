@@ -155,8 +155,12 @@ def test_a_bulk_action_takes_ids_or_a_filter():
     assert requests.cancel(5, {}) == Cancel(ids=[(5, 1)])
     assert requests.cancel([5, 6, 8], {"dry_run": True}) == Cancel(ids=[(5, 2), (8, 1)], dry_run=True)
     assert requests.purge(None, {"queue": "q", "cursor": 4}).filter == JobFilter(queue="q")
+    assert requests.cancel(None, {"filter": "age > 1h"}) == Cancel(filter=JobFilter(where="age > 1h"))
+    assert requests.list_jobs(state="dead", filter="task = t").filter == JobFilter(
+        state="dead", where="task = t"
+    )
     for ids, options in [(None, {}), ([], {}), (5, {"queue": "q"})]:
-        with pytest.raises(InvalidArgument, match="give ids, or a queue or state"):
+        with pytest.raises(InvalidArgument, match="give ids, or a queue, state or filter"):
             requests.requeue(ids, options)  # type: ignore[arg-type]
 
 

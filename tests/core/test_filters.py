@@ -223,6 +223,21 @@ def test_a_call_ends_after_so_many_steps_and_says_where_to_go_on(core, monkeypat
     assert ids == list(range(11, 21))
 
 
+def test_the_costliest_filter_over_many_jobs_keeps_a_call_bounded(core):
+    """A turn of the loop does no more for it than for any other call: others are served in between."""
+    core.submit_jobs(10_000, queue="a")
+    core.submit_jobs(500, queue="b", metadata={"k": "x" * 4_000})
+    dearest = " or ".join(["metadata.k contains y"] * model.FILTER_COMPARISONS_MAX)
+    cursor, calls, most = 0, 0, 0
+    while cursor is not None:
+        work = core.state.work
+        swept = core.do(c.Cancel(filter=c.JobFilter(where=dearest), cursor=cursor))
+        cursor, calls, most = swept.cursor, calls + 1, max(most, core.state.work - work)
+    one_job = 1 + model.FILTER_COMPARISONS_MAX * (1 + 4_000 // 32)
+    assert most <= model.SCAN_JOBS_MAX + one_job
+    assert calls > 500 * one_job // (model.SCAN_JOBS_MAX + one_job)
+
+
 def test_searching_a_long_text_costs_steps(core):
     core.submit(max_retries=0)
     token, _ = core.held()
@@ -246,7 +261,7 @@ def test_any_text_is_a_filter_or_an_invalid_argument_with_a_position(text):
     try:
         parsed = filters.parse(text, NOW)
     except InvalidArgument as error:
-        assert 1 <= error.details["position"] <= len(text) + 1
+        assert error.details["position"] in range(1, len(text) + 2)
     else:
         assert parsed.test(job) in (True, False)
         assert parsed.cost(job) <= model.FILTER_COMPARISONS_MAX

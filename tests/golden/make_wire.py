@@ -137,7 +137,9 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
     "get": (commands.Get(job_id=1), commands.Get(job_id=model.JOB_ID_MAX)),
     "list": (
         commands.ListJobs(),
-        commands.ListJobs(filter=commands.JobFilter(queue="mail", state="done"), cursor=5, limit=10),
+        commands.ListJobs(
+            filter=commands.JobFilter(queue="mail", state="done", where="age > 1h"), cursor=5, limit=10
+        ),
     ),
     "queues": (commands.Queues(), commands.Queues(cursor="mail", limit=10)),
     "stats": (commands.Stats(), commands.Stats()),

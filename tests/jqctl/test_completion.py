@@ -56,6 +56,7 @@ def complete(monkeypatch, capsys) -> Callable[..., list[str]]:
     [
         ("jqctl qu", ["queue", "queues"]),
         ("jqctl queue ", ["purge", "show"]),
+        ("jqctl dead ", ["list", "purge", "requeue"]),
         ("jqctl -o ", ["table", "json", "id"]),
         ("jqctl jobs --st", ["--state"]),
         ("jqctl jobs --state de", ["delayed", "dead"]),

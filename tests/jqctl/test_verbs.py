@@ -46,7 +46,7 @@ from jqd.core.commands import (
     Verdicts,
 )
 from jqd.core.model import RetryPolicy
-from jqd.errors import EXIT_IO_ERROR, Busy, JobNotFound, QueueNotFound, StorageFull
+from jqd.errors import EXIT_IO_ERROR, Busy, InvalidArgument, JobNotFound, QueueNotFound, StorageFull
 from tests.support.fakeserver import Asked, FakeServer
 from tests.support.shell import Shell
 
@@ -269,7 +269,7 @@ def test_a_queue_is_swept_page_by_page(shell):
     shell.server.answers["requeue"] = lambda _: next(pages)
     assert shell.json("requeue", "--queue", "q", "--dry-run") == [{"count": 1_005, "dry_run": True}]
     assert [asked.command for asked in shell.server.asked] == [
-        Requeue(filter=JobFilter(queue="q", state="dead"), cursor=cursor, dry_run=True) for cursor in (0, 77)
+        Requeue(filter=JobFilter(queue="q"), cursor=cursor, dry_run=True) for cursor in (0, 77)
     ]
 
 
@@ -293,6 +293,55 @@ def test_cancel_by_queue_and_state(shell):
     out = shell("cancel", "--queue", "q", "--state", "delayed")[1]
     assert out == "3 jobs cancelled\n"
     assert shell.said == Cancel(filter=JobFilter(queue="q", state="delayed"))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["jobs"], ListJobs(filter=JobFilter(where="age > 1h"))),
+        (["cancel", "--queue", "q"], Cancel(filter=JobFilter(queue="q", where="age > 1h"))),
+        (["requeue"], Requeue(filter=JobFilter(where="age > 1h"))),
+        (["purge", "--yes"], Purge(filter=JobFilter(where="age > 1h"))),
+        (["purge", "--dry-run"], Purge(filter=JobFilter(where="age > 1h"), dry_run=True)),
+        (["queue", "purge", "q", "--yes"], Purge(filter=JobFilter(queue="q", where="age > 1h"))),
+        (["dead", "list"], ListJobs(filter=JobFilter(state="dead", where="age > 1h"))),
+        (["dead", "requeue"], Requeue(filter=JobFilter(state="dead", where="age > 1h"))),
+        (["dead", "purge", "--yes"], Purge(filter=JobFilter(state="dead", where="age > 1h"))),
+    ],
+)
+def test_a_filter_says_which_jobs_are_meant(shell, words, command):
+    shell.server.answers[command.verb] = (
+        JobList(jobs=[], cursor=None) if command.verb == "list" else Swept(count=3, cursor=None, results=[])
+    )
+    assert shell(*words, "--filter", "age > 1h")[0] == 0
+    assert shell.said == command
+
+
+def test_a_filter_with_a_mistake_is_refused_with_its_position(shell):
+    shell.server.answers["list"] = InvalidArgument("filter.where, character 4: expected a field, found 'x'")
+    code, out, err = shell("jobs", "--filter", "no x")
+    assert (code, out) == (1, "")
+    assert err == "jqctl: invalid_argument: filter.where, character 4: expected a field, found 'x'\n"
+
+
+def test_the_dead_are_listed_with_why_they_died(shell):
+    shell.server.answers["list"] = JobList(
+        jobs=[job(7, state="dead", reason="retries", attempt=4, error="SMTP 451")], cursor=None
+    )
+    code, out, _ = shell("dead", "list", "--queue", "q")
+    assert code == 0 and shell.said == ListJobs(filter=JobFilter(queue="q", state="dead"))
+    head, line = out.splitlines()
+    assert head.split() == ["JOB_ID", "QUEUE", "REASON", "ATTEMPT", "CHANGED_AT", "ERROR"]
+    assert line.split() == ["7", "q", "retries", "4", "1970-01-01T00:00:02.000Z", "SMTP", "451"]
+
+
+def test_all_the_dead_are_meant_only_where_that_is_said(shell):
+    shell.server.answers["requeue"] = Swept(count=3, cursor=None, results=[])
+    assert shell.json("dead", "requeue", "--all") == [{"count": 3, "dry_run": False}]
+    assert shell.said == Requeue(filter=JobFilter(state="dead"))
+    shell.server.answers["requeue"] = Swept(count=1, cursor=None, results=[(4, 1, "ok")])
+    assert shell("dead", "requeue", "4", "-o", "id") == (0, "4\n", "")
+    assert shell.said == Requeue(ids=[(4, 1)])
 
 
 def test_purge_of_ids_asks_nobody(shell):
@@ -424,6 +473,16 @@ def test_a_refusal_that_a_retry_can_help_says_when(shell):
         ["ack", "1", "2", "--result", "r", "--error", "e"],
         ["ack", "1", "2", "--result", "", "--error", ""],
         ["-o", "xml", "ping"],
+        ["cancel", "1", "--filter", "age > 1h"],
+        ["requeue", "1", "--queue", "q"],
+        ["purge", "1", "--filter", "age > 1h"],
+        ["purge", "--filter", "age > 1h"],
+        ["dead"],
+        ["dead", "requeue"],
+        ["dead", "requeue", "1", "--all"],
+        ["dead", "requeue", "--all", "--queue", "q"],
+        ["dead", "purge", "--yes"],
+        ["dead", "purge", "--all"],
     ],
 )
 def test_wrong_usage_exits_2_and_asks_nothing(shell, args):
