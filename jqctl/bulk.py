@@ -35,6 +35,7 @@ _MS: Final = frozenset(
     {"delay_ms", "lease_ms", "expires_ms", "result_ttl_ms", "dedupe_ttl_ms", "idempotency_ttl_ms"}
 )
 _TIMES: Final = frozenset({"delay", "delay_ms", "run_at", "run-at", "run_at_ms"})
+_EXPIRIES: Final = frozenset({"expires", "expires_ms", "expires_at", "expires-at", "expires_at_ms"})
 _OPTIONS: Final = frozenset(JobOptions.__annotations__)
 _line_decoder: Final = msgspec.json.Decoder(dict[str, Raw])
 
@@ -124,6 +125,9 @@ class _Reader:
         if not _TIMES.isdisjoint(fields):  # a line's own time replaces the command line's
             options.pop("delay", None)
             options.pop("run_at", None)
+        if not _EXPIRIES.isdisjoint(fields):
+            options.pop("expires", None)
+            options.pop("expires_at", None)
         queue = self._queue
         for said, raw in fields.items():
             value = msgspec.json.decode(raw)
@@ -133,8 +137,10 @@ class _Reader:
                 queue = value
             elif name in _MS:
                 options[name.removesuffix("_ms")] = timedelta(milliseconds=value)
-            elif name == "run_at_ms":
-                options["run_at"] = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=value)
+            elif name in ("run_at_ms", "expires_at_ms"):
+                options[name.removesuffix("_ms")] = datetime.fromtimestamp(0, UTC) + timedelta(
+                    milliseconds=value
+                )
             elif name in _OPTIONS:
                 options[name] = value
             else:

@@ -61,6 +61,8 @@ def _metadata(
 @click.option("--priority", type=int, metavar="N", help="-32768 to 32767, higher is served first: 0.")
 @click.option("--delay", type=DURATION, help="Ready after this: at once.")
 @click.option("--run-at", type=DATE, help="Ready at this date: ISO 8601 with Z or an offset.")
+@click.option("--expires", type=DURATION, help="Not started within this: expired.")
+@click.option("--expires-at", type=DATE, help="The same with a date.")
 @click.option("--max-retries", type=int, metavar="N", help="Errors after which it is dead, 0 to 1000: 3.")
 @click.option("--max-crashes", type=int, metavar="N", help="Crashes after which it is dead, 0 to 1000: 5.")
 @click.option("--retry", type=RETRY, help="How long it waits after a failure: exponential; see jqctl --help.")

@@ -86,8 +86,8 @@ def to_record(thing: msgspec.Struct | Mapping[str, Any]) -> dict[str, Any]:
 
 def _twin(name: str) -> str:
     """Return the name under which a date is said in RFC 3339, "" for what is no date."""
-    if name == "run_at_ms":
-        return "run_at"
+    if name in ("run_at_ms", "expires_at_ms"):
+        return name.removesuffix("_ms")
     return f"{name.removesuffix('wall_ms')}at" if name.endswith("wall_ms") else ""
 
 

@@ -155,7 +155,9 @@ class JobOptions(TypedDict, total=False):
     idempotency_key: a further submit of the same returns the first one's job, whatever became of it; one of
                      something else raises IdempotencyConflict.
     idempotency_ttl: Duration for which the key is remembered, 1 s to 7 d; 24 h.
-    tenant, group, expires, result_ttl: see protocol.md "submit". A server that does not support one refuses it.
+    expires:         Duration within which a worker must have started it, or it is `expired`.
+    expires_at:      Date by which; instead of expires.
+    tenant, group, result_ttl: see protocol.md "submit". A server that does not support one refuses it.
     """
 
     priority: int
@@ -178,6 +180,7 @@ class JobOptions(TypedDict, total=False):
     idempotency_key: str | None
     idempotency_ttl: Duration | None
     expires: Duration | None
+    expires_at: Date | None
     result_ttl: Duration | None
 
 
@@ -200,8 +203,8 @@ def _fields(options: JobOptions) -> dict[str, Any]:
             continue
         if name in _DURATIONS:
             fields[_DURATIONS[name]] = to_ms(name, value)  # type: ignore[arg-type]  # a Duration by its name
-        elif name == "run_at":
-            fields["run_at_ms"] = to_wall_ms(name, value)  # type: ignore[arg-type]
+        elif name in ("run_at", "expires_at"):
+            fields[f"{name}_ms"] = to_wall_ms(name, value)  # type: ignore[arg-type]
         elif name == "retry":
             fields[name] = to_retry(name, value)  # type: ignore[arg-type]
         elif name == "metadata":

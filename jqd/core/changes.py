@@ -299,6 +299,15 @@ class KeysForgotten(Change, tag=23):
             state.drop_key(name)
 
 
+class JobsExpired(Change, tag=25):
+    """Waiting jobs were not started in time."""
+
+    ranges: Ranges
+
+    def apply(self, state: State, now: Now) -> None:
+        state.finish(self.ranges, JobState.EXPIRED, now)
+
+
 class IdsSkipped(Change, tag=60):
     """The ids below `next_id` are given to no job any more: facts that gave some of them out are lost.
 
@@ -331,6 +340,7 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     JobUpdated,
     SubmitRemembered,
     KeysForgotten,
+    JobsExpired,
     IdsSkipped,
 ]
 

@@ -174,7 +174,8 @@ class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=
     dedupe_ttl_ms: KeyTtlMs | None = None
     idempotency_key: Name | None = None
     idempotency_ttl_ms: KeyTtlMs | None = None
-    expires_ms: DelayMs | None = None
+    expires_ms: Annotated[int, Meta(ge=1, le=model.DELAY_MS_MAX)] | None = None
+    expires_at_ms: WallMs | None = None
     result_ttl_ms: DelayMs | None = None
 
 
@@ -374,6 +375,7 @@ class JobInfo(Answer, omit_defaults=True):
     worker: str | None = None  # leased
     due_ms_left: int | None = None  # delayed, for a duration
     run_at_ms: int | None = None  # delayed, for a date
+    expires_at_ms: int | None = None  # if it is not started by then
     reason: DeadReason | None = None  # dead
     error: str = ""
     attempts: list[AttemptInfo] = []

@@ -500,6 +500,8 @@ class Engine:
     def _lease(
         self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now
     ) -> Body | None:
+        if self.state.expiry_timers.next_ms() <= now.wall_ms:
+            self._expire_jobs(now)
         if self.state.woken:
             self._serve_parked(now)  # they were first, perhaps this very request over a dead connection
             answer = None if caller.session is None else self._answered(caller.session, request_id, now)
@@ -514,6 +516,16 @@ class Engine:
             return body
         self._park(command, caller, request_id, ticket, now)
         return None
+
+    def _expire_jobs(self, now: Now) -> None:
+        """End jobs that a lease must not be given any more, before it looks for some."""
+        before = len(self._changes)
+        try:
+            passing.expire_jobs(self.state, now, self._emit, model.EXPIRIES_PER_TICK)
+        except Exception as error:
+            if len(self._changes) > before:
+                raise FailStop(f"jobs failed to expire after the first change: {error!r}") from error
+            raise
 
     def _park(self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now) -> None:
         if caller.session is not None:
@@ -566,7 +578,12 @@ class Engine:
             else:
                 parked = waiting[serial]
                 body = self._decide(leasing.lease, parked.command, parked.caller, parked.request_id, now)
-                self._answer_parked(parked, body)
+                if (
+                    isinstance(body, Leased) and not body.jobs
+                ):  # what is ready has expired; the next tick says so
+                    heappop(heads)
+                else:
+                    self._answer_parked(parked, body)
 
     def forgive(self, lag_ms: int) -> None:
         """From now on judge leases as of lag_ms ago: for that long nobody could be heard. 0: as of now."""
@@ -600,6 +617,7 @@ class Engine:
         timed = state.lease_timers or state.delay_timers
         if self._promotion_due(now) or (timed and self._high_water_due_ms() <= now.engine_ms):
             self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
+        passing.expire_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
         passing.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
         passing.forget_keys(state, now, self._emit, model.EXPIRIES_PER_TICK)
         passing.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
@@ -637,7 +655,7 @@ class Engine:
         )
         if lease_ms < NEVER_MS or delay_ms < NEVER_MS:
             due_ms = min(due_ms, self._high_water_due_ms())
-        date_ms = state.date_timers.next_ms()
+        date_ms = min(state.date_timers.next_ms(), state.expiry_timers.next_ms())
         if date_ms < NEVER_MS:
             due_ms = min(due_ms, now.engine_ms + max(0, date_ms - now.wall_ms))
         if self._detached:

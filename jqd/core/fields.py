@@ -17,21 +17,22 @@ assert Submit.__struct_fields__[0] == "payload"
 assert SubmitGroup.__struct_fields__[0] == "payloads"
 
 
-def options_of(fields: Submit | SubmitGroup, state: State) -> JobOptions:
+def options_of(fields: Submit | SubmitGroup, state: State, now: Now) -> JobOptions:
     """Return the options that these fields mean, checked; shared with earlier jobs where possible."""
     key = astuple(fields)[1:] if fields.metadata is None else None
     if key is not None:
         known = state.options_by_fields.get(key)
         if known is not None:
             return known
-    options = _checked_options(fields, state)
-    if key is not None and fields.delay_ms is None and fields.run_at_ms is None and not is_keyed(fields):
+    options = _checked_options(fields, state, now)
+    lasting = options.expires_wall_ms is None and not is_keyed(fields)
+    if key is not None and fields.delay_ms is None and fields.run_at_ms is None and lasting:
         state.options_by_fields[key] = options
     return options
 
 
-def _checked_options(fields: JobFields, state: State) -> JobOptions:
-    for name in ("group", "expires_ms", "result_ttl_ms"):
+def _checked_options(fields: JobFields, state: State, now: Now) -> JobOptions:
+    for name in ("group", "result_ttl_ms"):
         value = getattr(fields, name)
         if value is not None:
             raise InvalidArgument(f"{name} = {model.shorten(value)}: this server does not support {name} yet")
@@ -72,8 +73,33 @@ def _checked_options(fields: JobFields, state: State) -> JobOptions:
             dedupe_key=fields.dedupe_key,
             dedupe_until=fields.dedupe_until,
             dedupe_ttl_ms=fields.dedupe_ttl_ms,
+            expires_wall_ms=_expiry_of(fields, now),
         )
     )
+
+
+def _expiry_of(fields: JobFields, now: Now) -> int | None:
+    """Return the date by which a job must have been started; it lies behind the time at which it is ready."""
+    if fields.expires_ms is not None and fields.expires_at_ms is not None:
+        raise InvalidArgument(
+            f"expires_ms = {fields.expires_ms} and expires_at_ms = {fields.expires_at_ms}: give one of them"
+        )
+    expires_ms = fields.expires_at_ms
+    if fields.expires_ms is not None:
+        expires_ms = now.wall_ms + fields.expires_ms
+    if expires_ms is None:
+        return None
+    for name, ready_ms in (
+        ("delay_ms", None if not fields.delay_ms else now.wall_ms + fields.delay_ms),
+        ("run_at_ms", fields.run_at_ms),
+    ):
+        if ready_ms is not None and expires_ms <= ready_ms:
+            said = "expires_ms" if fields.expires_ms is not None else "expires_at_ms"
+            raise InvalidArgument(
+                f"{said} = {getattr(fields, said)}: it would expire before it is ready "
+                f"({name} = {getattr(fields, name)})"
+            )
+    return expires_ms
 
 
 def is_keyed(fields: JobFields) -> bool:

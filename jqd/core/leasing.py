@@ -27,7 +27,7 @@ def lease(command: LeaseCommand, state: State, caller: Caller, now: Now, emit: E
     for name in command.queues:
         if name not in state.queues:
             model.check_name("queues", name)
-    jobs = _candidates(command, state)
+    jobs = _candidates(command, state, now)
     if not jobs:
         return Leased(token=0, lease_ms_left=0, wall_ms=now.wall_ms, jobs=[])
     lease_ms = command.lease_ms or settings.lease_ms(jobs[0], state)
@@ -39,11 +39,15 @@ def lease(command: LeaseCommand, state: State, caller: Caller, now: Now, emit: E
     )
 
 
-def _candidates(command: LeaseCommand, state: State) -> list[Job]:
-    """Return the jobs to hand out: in order, one lease time, together below the reply's limit."""
+def _candidates(command: LeaseCommand, state: State, now: Now) -> list[Job]:
+    """Return the jobs to hand out: in order, one lease time, together below the reply's limit.
+
+    None behind one that has expired: Engine ends those first, but a bounded number at a time.
+    """
     jobs: list[Job] = []
     size = 0
     options: JobOptions | None = None  # of the job before: most neighbours share theirs
+    expires_ms: int | None = None
     more_bytes = 0  # of a job with these options, besides its payload
     for name in dict.fromkeys(command.queues):
         ids = state.ready_ids(name, command.count - len(jobs))
@@ -59,9 +63,12 @@ def _candidates(command: LeaseCommand, state: State) -> list[Job]:
                         and settings.lease_ms(job, state) != settings.lease_ms(jobs[0], state)
                     ):
                         return jobs
+                    expires_ms = options.expires_wall_ms
                     more_bytes = REPLY_JOB_BYTES
                     if options.metadata is not None:
                         more_bytes += model.METADATA_BYTES_MAX
+                if expires_ms is not None and job.attempt == 0 and expires_ms <= now.wall_ms:
+                    return jobs
                 size += len(job.payload) + more_bytes
                 if size > model.REPLY_BYTES_MAX and jobs:
                     return jobs

@@ -245,6 +245,7 @@ class JobOptions(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unkno
     dedupe_key: str | None = None  # of one job alone: its options are shared with nobody
     dedupe_until: DedupeUntil = "finished"
     dedupe_ttl_ms: int | None = None  # from the submit on, whatever becomes of the job
+    expires_wall_ms: int | None = None  # not started by then: expired
 
 
 class Lease(Struct, gc=False):

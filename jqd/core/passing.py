@@ -5,7 +5,7 @@ Must not know: when it is asked (engine.py), what the clock is.
 """
 
 from jqd.core import backoff, model, settings
-from jqd.core.changes import JobsDied, JobsForgotten, JobsRetried, KeysForgotten
+from jqd.core.changes import JobsDied, JobsExpired, JobsForgotten, JobsRetried, KeysForgotten
 from jqd.core.commands import to_ranges
 from jqd.core.deciding import Emit, judged_at_ms, live_jobs
 from jqd.core.model import Job, Lease, Now
@@ -52,6 +52,16 @@ def _expire(jobs: list[Job], state: State, now: Now, emit: Emit, cause: model.Ca
         emit(JobsDied(to_ranges(crashed), "crashes", cause, error))
     if abandoned:
         emit(JobsDied(to_ranges(abandoned), "abandoned", cause, error))
+
+
+def expire_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
+    """End up to `limit` waiting jobs whose date has come before anybody started them.
+
+    State: delayed | ready -> expired.
+    """
+    ids = state.expiry_timers.due(now.wall_ms, limit)
+    if ids:
+        emit(JobsExpired(to_ranges(sorted(ids))))
 
 
 def forget_old_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:

@@ -122,6 +122,7 @@ def job_info(job: Job, state: State, now: Now) -> JobInfo:
         info.run_at_ms = job.due.ms
     elif job.due is not None:
         info.due_ms_left = max(0, job.due.ms - now.engine_ms)
+    info.expires_at_ms = options.expires_wall_ms
     if job.outcome is not None:
         info.reason = job.outcome.reason
         info.error = job.outcome.error

@@ -10,7 +10,7 @@ Who may touch it: decisions read; only the apply() of a change (changes.py) call
     queues     name -> Queue
     leases     token -> the grant's leases, by id(): one, or up to one a job after parts of it were extended
     timers     lease_timers (token), delay_timers (job id) and retention by engine clock;
-               date_timers (job id) by wall clock
+               date_timers (job id) by wall clock, and expiry_timers of those that wait and were never handed out
     sessions   session -> the answers that a retry would get again
     keys       dedupe and idempotency keys -> the jobs that they stand for (keys.py)
     woken      queues in which a job became ready since the engine last looked; a hint, not a fact
@@ -147,6 +147,7 @@ class State:
         self.lease_timers: TimerHeap[int] = TimerHeap()
         self.delay_timers: TimerHeap[int] = TimerHeap()
         self.date_timers: TimerHeap[int] = TimerHeap()
+        self.expiry_timers: TimerHeap[int] = TimerHeap()
         self.finished_timers: TimerHeap[str] = TimerHeap()
         self.dead_timers: TimerHeap[str] = TimerHeap()
         self.keys = KeyTable()
@@ -244,8 +245,15 @@ class State:
     # --- writing: jobs come -------------------------------------------------------------------
 
     def share(self, options: JobOptions) -> JobOptions:
-        """Return an equal object that others use too. Metadata is rarely equal, and not hashable; a key never is."""
-        if options.metadata is not None or options.dedupe_key is not None:
+        """Return an equal object that others use too.
+
+        Metadata is rarely equal, and not hashable; a key never is, and a date is that of one submit.
+        """
+        if (
+            options.metadata is not None
+            or options.dedupe_key is not None
+            or options.expires_wall_ms is not None
+        ):
             return options
         shared = self._shared.get(options)
         if shared is None:
@@ -271,6 +279,9 @@ class State:
         self.next_id = first_id + count
         if options.dedupe_key is not None:
             self._take_key(first_id, options, now)
+        if options.expires_wall_ms is not None:
+            for job_id in range(first_id, first_id + count):
+                self.expiry_timers.push(options.expires_wall_ms, job_id)
         page = self._pages.get(first_id >> PAGE_SHIFT)
         if count == 1 and due is None and page is not None:  # a lone submit: what follows, without lists
             page.append(Job(first_id, options, payloads[0], READY, now, now))
@@ -340,6 +351,10 @@ class State:
             queue.ready.remove_run(options.priority, jobs[0].id, len(jobs))
             queue.counts[READY] -= len(jobs)
             queue.counts[LEASED] += len(jobs)
+            if options.expires_wall_ms is not None:
+                for job in jobs:
+                    if job.attempt == 1:  # it waited for its first start
+                        self.expiry_timers.discard(options.expires_wall_ms, job.id)
             if options.dedupe_key is not None and options.dedupe_until == "started":
                 self._give_up_key(jobs)
             lease.live_count += len(jobs)
@@ -373,11 +388,13 @@ class State:
         encoding: Encoding = "raw",
     ) -> None:
         """Move jobs to a final state: payload dropped, result kept until retention forgets the job."""
-        for options, jobs in self._groups(ranges, mixed=state is CANCELLED):
+        for options, jobs in self._groups(ranges, mixed=state is not DONE):
             queue = self.queues[options.queue]
             self._leave(queue, jobs, state)
             if options.dedupe_key is not None:
                 self._give_up_key(jobs)
+            if options.expires_wall_ms is not None:
+                self._stop_expiry(jobs)
             for job in jobs:
                 job.state = state
                 job.payload = None
@@ -385,6 +402,8 @@ class State:
             if result is not None:
                 self._keep_result(jobs, result, encoding)
             queue.counts[state] += len(jobs)
+            if state is EXPIRED:
+                self.woken[queue.name] = None  # it may have stood before others
             queue.finished.extend([job.id for job in jobs])
             if queue.finished_due_ms is None:
                 self._rearm_finished(queue)
@@ -429,6 +448,10 @@ class State:
                 self._record_attempts(jobs, cause, error, now)
             self._leave(queue, jobs, READY if due is None else DELAYED)
             self._wait(queue, jobs, due, now)
+            if options.expires_wall_ms is not None:
+                for job in jobs:
+                    if job.attempt == 0:
+                        self.expiry_timers.push(options.expires_wall_ms, job.id)
 
     def revive(self, ranges: Ranges, now: Now) -> None:
         """Move dead jobs to ready, with new budgets; their history stays."""
@@ -497,6 +520,8 @@ class State:
             self._leave(queue, jobs, None)
             if options.dedupe_key is not None:
                 self._give_up_key(jobs)
+            if options.expires_wall_ms is not None:
+                self._stop_expiry(jobs)
             for job in jobs:
                 if job.outcome is not None and job.outcome.result is not None:
                     self.result_bytes -= len(job.outcome.result)
@@ -522,6 +547,9 @@ class State:
         )
         queue.counts[READY] += count
         queue.ready.extend(options.priority, ids)
+        if options.expires_wall_ms is not None:
+            for job_id in ids:
+                self.expiry_timers.push(options.expires_wall_ms, job_id)
 
     def restore_jobs(self, options: JobOptions, jobs: list[Job]) -> None:
         """Put back jobs with rising ids, in any state."""
@@ -547,6 +575,8 @@ class State:
                 queue.dead[job.id] = None
             else:
                 queue.finished.append(job.id)
+            if options.expires_wall_ms is not None and _may_expire(job):
+                self.expiry_timers.push(options.expires_wall_ms, job.id)
             if job.outcome is not None and job.outcome.result is not None:
                 self._results.append(job.id)
                 self.result_bytes += len(job.outcome.result)
@@ -734,6 +764,13 @@ class State:
                 del queue.dead[job.id]
         else:
             _remove_oldest(queue.finished, jobs)
+
+    def _stop_expiry(self, jobs: list[Job]) -> None:
+        """Take the timers of jobs that were just taken out of their state."""
+        for job in jobs:
+            expires_ms = job.options.expires_wall_ms
+            if expires_ms is not None and _may_expire(job):
+                self.expiry_timers.discard(expires_ms, job.id)
 
     def _wait(self, queue: Queue, jobs: list[Job], due: Due | None, now: Now) -> None:
         """Put jobs, taken out of their former state, into ready or delayed."""
@@ -962,11 +999,21 @@ class State:
                 (job.due.ms, job.id) for job in jobs if job.due is not None and job.due.is_wall is is_wall
             )
             assert _alive(timers) == dues
+        expiries = sorted(
+            (job.options.expires_wall_ms, job.id)
+            for job in jobs
+            if job.options.expires_wall_ms is not None and _may_expire(job)
+        )
+        assert _alive(self.expiry_timers) == expiries
 
 
 def holds_while_alive(options: JobOptions) -> bool:
     """Tell whether a job has its dedupe key as long as it lives, and again when it is revived."""
     return options.dedupe_ttl_ms is None and options.dedupe_until == "finished"
+
+
+def _may_expire(job: Job) -> bool:
+    return job.attempt == 0 and job.state in (DELAYED, READY)
 
 
 def _facts(job: Job) -> tuple[object, ...]:

@@ -26,7 +26,7 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     Returns: its id.          Cost: O(1); O(log delayed) with a time.
     Raises:  InvalidArgument, PayloadTooLarge; with a key also IdempotencyConflict, Duplicate, Overloaded.
     """
-    options = options_of(command, state)
+    options = options_of(command, state, now)
     due_engine_ms, due_wall_ms = due_of(command.delay_ms, command.run_at_ms, now)
     payload = command.payload
     if len(payload) > model.PAYLOAD_BYTES_MAX:
@@ -70,7 +70,7 @@ def submit_run(
                     continue
                 change = JobsSubmitted(
                     next_id,
-                    options_of(command, state),
+                    options_of(command, state, now),
                     [],
                     *due_of(command.delay_ms, command.run_at_ms, now),
                     caller.principal,
@@ -110,7 +110,7 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
     new_keys = 0
     for index, group in enumerate(command.groups):
         try:
-            options = options_of(group, state)
+            options = options_of(group, state, now)
             due_engine_ms, due_wall_ms = due_of(group.delay_ms, group.run_at_ms, now)
         except InvalidArgument as error:
             raise InvalidArgument(f"groups[{index}].{error}") from None

@@ -24,6 +24,7 @@ _STATES: Final[dict[type[Change], str]] = {
     changes.JobsCancelled: "cancelled",
     changes.JobsRequeued: "ready",
     changes.JobsForgotten: "forgotten",
+    changes.JobsExpired: "expired",
 }
 
 
@@ -52,6 +53,7 @@ def jobs_of(change: Change) -> list[tuple[int, int, str]]:
             | changes.JobsCancelled()
             | changes.JobsRequeued()
             | changes.JobsForgotten()
+            | changes.JobsExpired()
         ):
             state = _STATES[type(change)]
             return [(first, count, state) for first, count in change.ranges]

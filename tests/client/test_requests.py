@@ -36,6 +36,7 @@ def test_every_option_has_its_field_on_the_wire():
         "idempotency_key": "i",
         "idempotency_ttl": "7s",
         "expires": "4s",
+        "expires_at": "1970-01-01T00:00:09Z",
         "result_ttl": "5s",
     }
     assert set(options) == set(requests.JobOptions.__annotations__)
@@ -62,6 +63,7 @@ def test_every_option_has_its_field_on_the_wire():
         idempotency_key="i",
         idempotency_ttl_ms=7_000,
         expires_ms=4_000,
+        expires_at_ms=9_000,
         result_ttl_ms=5_000,
     )
 

@@ -72,6 +72,7 @@ varied = st.fixed_dictionaries(
         "encoding": st.sampled_from(["raw", "json"]),
         "task": st.just("t"),
         "retry": policies,
+        "expires_ms": st.sampled_from([1, 1_000, 40_000]),
         "metadata": st.just({"k": "v"}),
     },
 ).map(lambda fields: {"queue": "a"} | fields)
@@ -237,6 +238,10 @@ class Machine(RuleBasedStateMachine):
     @rule(fields=options, in_ms=st.integers(-10, 10_000))
     def submit_with_a_date(self, fields, in_ms):
         self.say(c.Submit(run_at_ms=self.core.wall_ms + in_ms, **fields))
+
+    @rule(fields=options, in_ms=st.integers(-10, 10_000), delay_ms=st.sampled_from([None, 0, 5_000]))
+    def submit_until_a_date(self, fields, in_ms, delay_ms):
+        self.say(c.Submit(expires_at_ms=self.core.wall_ms + in_ms, delay_ms=delay_ms, **fields))
 
     @rule(
         fields=st.sampled_from([{"queue": "/"}, {"group": "g"}, {"delay_ms": 1, "run_at_ms": 1}])

@@ -32,6 +32,7 @@ def workload() -> Core:
     core.submit(queue="b", run_at_ms=core.wall_ms + 3_000)
     core.submit(queue="b", delivery="at_most_once")
     core.submit(queue="b", idempotency_key="k", idempotency_ttl_ms=1_000)
+    core.submit(queue="late", expires_ms=1_000)
     core.do(c.Update(job_id=14, priority=2, payload=b"q"))
     core.submit(b"", core.hello(b"t" * 16, worker="box"), queue="b")
     leased = core.lease("a", count=10, lease_ms=5_000, caller=caller)

@@ -58,7 +58,6 @@ def test_ids_are_dense_from_one(core):
     ("fields", "message"),
     [
         ({"group": "g"}, "group = 'g': this server does not support group yet"),
-        ({"expires_ms": 0}, "expires_ms = 0: this server does not support expires_ms yet"),
         ({"result_ttl_ms": 5}, "result_ttl_ms = 5: this server does not support result_ttl_ms yet"),
         ({"tenant": "acme"}, "tenant = 'acme': this server knows only 'default' yet"),
         ({"queue": "-x"}, f"queue = '-x': a name must match {model.NAME_PATTERN}"),

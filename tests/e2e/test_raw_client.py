@@ -354,7 +354,8 @@ def test_submit(client: RawClient):
         ({"dedupe_key": "no spaces"}, "invalid_argument"),
         ({"dedupe_ttl_ms": 1_000}, "invalid_argument"),
         ({"idempotency_key": "k" * 129}, "invalid_argument"),
-        ({"expires_ms": 1}, "invalid_argument"),
+        ({"expires_ms": -1}, "invalid_argument"),
+        ({"retry": {"kind": "fixed", "factor_percent": 200}}, "invalid_argument"),
         ({"result_ttl_ms": 1}, "invalid_argument"),
     ],
 )

@@ -92,3 +92,14 @@ def test_keys(daemon, snapshot):
             client.submit("pay", "8 EUR", idempotency_key="order-9")
         with pytest.raises(Duplicate):
             client.submit("q", dedupe_key="d", dedupe="reject")
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_expiry(daemon, snapshot):
+    with client_of(daemon) as client:
+        late = client.submit("q", expires="100ms").job_id
+        client.submit("q", "x", expires="1h")
+    with kill(daemon, snapshot=snapshot) as client:
+        while client.get(late).state != "expired":
+            pass
+        assert lease_one(client, "q").payload == b"x"

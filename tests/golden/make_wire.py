@@ -65,6 +65,7 @@ JOB_FIELDS: dict[str, Any] = {
     "idempotency_key": "order-9",
     "idempotency_ttl_ms": 8_000,
     "expires_ms": 5_000,
+    "expires_at_ms": WALL_MS,
     "result_ttl_ms": 6_000,
 }
 HELD = [(TOKEN, [(1, 3), (7, 1)]), ((1 << 64) - 1, [(model.JOB_ID_MAX, 1)])]
@@ -183,6 +184,7 @@ _FULL_JOB = commands.JobInfo(
     worker="w1",
     due_ms_left=1_000,
     run_at_ms=WALL_MS + 2,
+    expires_at_ms=WALL_MS + 3,
     reason="retries",
     error="SMTP 451",
     attempts=[
@@ -324,6 +326,7 @@ _FULL_OPTIONS = JobOptions(
     dedupe_key="nightly",
     dedupe_until="started",
     dedupe_ttl_ms=7_000,
+    expires_wall_ms=WALL_MS,
 )
 _RANGES = [(1, 3), (7, 1)]
 
@@ -372,6 +375,7 @@ FACTS: list[tuple[Change, Change]] = [
         changes.SubmitRemembered("acme", "order-9", 7, 10_000, bytes(range(16)), 86_400_000, "key1"),
     ),
     (changes.KeysForgotten([]), changes.KeysForgotten(["i/acme/order-9", "d/acme/mail/nightly"])),
+    (changes.JobsExpired([(1, 1)]), changes.JobsExpired(_RANGES)),
     (changes.IdsSkipped(1), changes.IdsSkipped(model.JOB_ID_MAX)),
 ]
 
@@ -442,6 +446,8 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.JobsSubmitted(8, JobOptions(dedupe_key="l", dedupe_ttl_ms=1_000), [b"j"]),
             changes.SubmitRemembered("default", "m", 8, 1, b"content", 1_000),
             changes.KeysForgotten(["i/default/m"]),
+            changes.JobsSubmitted(9, JobOptions(expires_wall_ms=WALL_MS + 6_200), [b"k"]),
+            changes.JobsExpired([(9, 1)]),
         ],
     ),
     (Now(7_300, WALL_MS + 6_300), [changes.IdsSkipped(5_000)]),

@@ -77,8 +77,10 @@ def test_submit_says_every_option_and_prints_the_id(shell):
         queue="emails", payload="hé".encode(), encoding="text", priority=-5, delay_ms=5_400_000, max_retries=1,
         max_crashes=2, retry=RetryPolicy(kind="list", delays_ms=(1_000, 120_000)), lease_ms=60_000, task="t", delivery="at_most_once", metadata={"a": "b=c", "d": ""},
     )  # fmt: skip
-    shell("submit", "emails", "x", "--run-at", "1970-01-01T00:00:01Z")
-    assert shell.said.run_at_ms == 1_000
+    shell("submit", "emails", "x", "--run-at", "1970-01-01T00:00:01Z", "--expires-at", "1970-01-01T00:00:02Z")
+    assert (shell.said.run_at_ms, shell.said.expires_at_ms) == (1_000, 2_000)
+    shell("submit", "emails", "x", "--expires", "5m")
+    assert shell.said.expires_ms == 300_000
     assert shell.json("submit", "emails") == [{"job_id": "17", "existing": False}]
     assert shell.said == Submit(queue="emails")
 

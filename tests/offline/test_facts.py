@@ -34,6 +34,7 @@ def samples() -> dict[type, changes.Change]:
         changes.EpochRaised: changes.EpochRaised(9),
         changes.SubmitRemembered: changes.SubmitRemembered("default", "k", 1, 1, b"", 5),
         changes.KeysForgotten: changes.KeysForgotten(["i/default/k"]),
+        changes.JobsExpired: changes.JobsExpired([(1, 2)]),
         changes.JobUpdated: changes.JobUpdated(1, JobState.READY),
         changes.IdsSkipped: changes.IdsSkipped(9),
     }
@@ -80,6 +81,7 @@ def test_delayed_and_ready_are_told_apart():
         changes.JobsRetried([(1, 0), (2, 5)], "error"),
         changes.JobUpdated(1, JobState.READY),
         changes.JobUpdated(1, JobState.DELAYED),
+        changes.JobsExpired([(1, 2)]),
     ]
     assert [jobs_of(fact) for fact in facts] == [
         [(1, 1, "delayed")],
@@ -87,4 +89,5 @@ def test_delayed_and_ready_are_told_apart():
         [(1, 1, "ready"), (2, 1, "delayed")],
         [(1, 1, "ready")],
         [(1, 1, "delayed")],
+        [(1, 2, "expired")],
     ]

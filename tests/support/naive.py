@@ -49,6 +49,7 @@ class NaiveJob:
         self.reason: Any = None
         self.result: bytes | None = None
         self.result_encoding: Any = "raw"
+        self.expires_ms: int | None = None
         self.due_ms: int | None = None  # by the engine clock
         self.due_wall_ms: int | None = None
         self.due_bounds: tuple[int, int] | None = None  # of due_ms, where only jitter knows it
@@ -157,6 +158,7 @@ class NaiveQueue:
             if answer is not None:
                 return answer
         if isinstance(command, c.Lease):
+            self.expire_waiting(now)
             self.serve(now)
             answer = self.answered(caller, request_id, now)
             if answer is not None:
@@ -219,30 +221,31 @@ class NaiveQueue:
         )
 
     def on_submit(self, command: c.Submit, caller: model.Caller, now: model.Now) -> c.Submitted:
-        self.check_fields(command)
         first_id, _, existing = self.carry_out([(command, [command.payload])], now)[0]
         return c.Submitted(job_id=first_id, existing=existing)
 
     def on_submit_many(self, command: c.SubmitMany, caller: model.Caller, now: model.Now) -> c.SubmittedMany:
-        named: list[tuple[str | None, ...]] = []
-        for group in command.groups:
-            self.check_fields(group)
-            if group.dedupe_key is not None and len(group.payloads) > 1:
-                raise Refused("invalid_argument")
-            for key in (("d", group.queue, group.dedupe_key), ("i", group.idempotency_key)):
-                if key[-1] is not None and key in named:
-                    raise Refused("invalid_argument")
-                named.append(key)
-        ranges = self.carry_out([(group, group.payloads) for group in command.groups], now)
-        return c.SubmittedMany(jobs=ranges)
+        return c.SubmittedMany(
+            jobs=self.carry_out([(group, group.payloads) for group in command.groups], now)
+        )
 
     def carry_out(
         self, groups: list[tuple[c.JobFields, list[bytes]]], now: model.Now
     ) -> list[tuple[int, int, bool]]:
         """Carry out all groups, or none of them: what happens is tried on a copy first."""
-        trial = copy.deepcopy(self)
+        keyed = any(group.dedupe_key or group.idempotency_key for group, _ in groups)
+        trial = copy.deepcopy(self) if keyed else None
+        named: list[tuple[str | None, ...]] = []
         for group, payloads in groups:
-            trial.submit_group(group, payloads, now)
+            self.check_fields(group, now)
+            if group.dedupe_key is not None and len(payloads) > 1:
+                raise Refused("invalid_argument")
+            for key in (("d", group.queue, group.dedupe_key), ("i", group.idempotency_key)):
+                if key[-1] is not None and key in named:
+                    raise Refused("invalid_argument")
+                named.append(key)
+            if trial is not None:
+                trial.submit_group(group, payloads, now)
         return [self.submit_group(group, payloads, now) for group, payloads in groups]
 
     def submit_group(
@@ -302,7 +305,13 @@ class NaiveQueue:
         if key in self.keys and self.keys[key].first_id == job.id and self.keys[key].due_ms is None:
             del self.keys[key]
 
-    def check_fields(self, fields: c.JobFields) -> None:
+    def check_fields(self, fields: c.JobFields, now: model.Now) -> None:
+        ready_ms = now.wall_ms + fields.delay_ms if fields.delay_ms else fields.run_at_ms
+        dates = [
+            at for at in (fields.expires_at_ms, fields.expires_ms and now.wall_ms + fields.expires_ms) if at
+        ]
+        if len(dates) > 1 or (dates and ready_ms is not None and dates[0] <= ready_ms):
+            raise Refused("invalid_argument")
         if fields.delay_ms is not None and fields.run_at_ms is not None:
             raise Refused("invalid_argument")
         if fields.delivery == "at_most_once" and (fields.max_retries or fields.retry is not None):
@@ -325,6 +334,9 @@ class NaiveQueue:
         job = NaiveJob(self.next_id, fields, payload, now)
         self.next_id += 1
         self.jobs[job.id] = job
+        job.expires_ms = fields.expires_at_ms
+        if fields.expires_ms is not None:
+            job.expires_ms = now.wall_ms + fields.expires_ms
         if fields.delay_ms:
             job.state, job.due_ms = "delayed", now.engine_ms + fields.delay_ms
         elif fields.run_at_ms is not None and fields.run_at_ms > now.wall_ms:
@@ -652,6 +664,7 @@ class NaiveQueue:
             worker=job.worker if leased else None,
             due_ms_left=None if job.due_ms is None else max(0, job.due_ms - now.engine_ms),
             run_at_ms=job.due_wall_ms,
+            expires_at_ms=job.expires_ms,
             reason=job.reason,
             error=job.error,
             attempts=job.attempts[-16:],
@@ -667,6 +680,7 @@ class NaiveQueue:
             due = job.due_ms is not None and job.due_ms <= now.engine_ms
             if due or (job.due_wall_ms is not None and job.due_wall_ms <= now.wall_ms):
                 job.state, job.changed, job.due_ms, job.due_wall_ms = "ready", now, None, None
+        self.expire_waiting(now)
         over = [job for job in self.in_state("leased") if job.deadline_ms <= self.judged(now).engine_ms]
         for job in sorted(over, key=self.expiry_order):
             self.expire(job, now)
@@ -683,6 +697,12 @@ class NaiveQueue:
         for session in self.sessions.values():
             while len(session.answers) > model.ANSWERS_PER_SESSION_MAX:
                 session.floor = max(session.floor, session.answers.pop(0)[0])
+
+    def expire_waiting(self, now: model.Now) -> None:
+        for job in self.sorted():
+            never_started = job.state in ("delayed", "ready") and job.attempt == 0
+            if never_started and job.expires_ms is not None and job.expires_ms <= now.wall_ms:
+                self.finish(job, "expired", now)
 
     @staticmethod
     def expiry_order(job: NaiveJob) -> tuple[int, int]:
