@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from jqctl import acting, watch
-from jqctl.group import QUEUE, STATES, Settings, cli, common, verb
+from jqctl.group import DURATION, QUEUE, RETRY, STATES, Settings, cli, common, verb
 from jqctl.replies import show, show_one
-from jqd.errors import QueueNotFound
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
-    from jqd.client.requests import QueueInfo, StateName, SweepOptions
+    from jqd.client.requests import QueueChanged, QueueInfo, QueueOptions, StateName, SweepOptions
 
 
 @verb
@@ -74,7 +73,7 @@ def _show_all(settings: Settings, pages: Iterable[list["QueueInfo"]], wall_ms: i
         return
     header = True
     for page in pages:
-        show(settings, ("queue", *STATES), page, ("queue",), header=header)
+        show(settings, ("queue", *STATES, "paused", "ready_age_ms"), page, ("queue",), header=header)
         header = False
 
 
@@ -84,11 +83,13 @@ def _show_all(settings: Settings, pages: Iterable[list["QueueInfo"]], wall_ms: i
 @cli.group()
 @common
 def queue() -> None:
-    """Look at one queue, or remove its jobs.
+    """Look at one queue, set what holds in it, pause it, or remove its jobs.
 
     \b
     Examples:
       jqctl queue show emails
+      jqctl queue set emails --lease 5m --max-retries 10 --length-max 100000
+      jqctl queue pause emails
       jqctl queue purge emails --state dead --dry-run
     """
 
@@ -99,19 +100,92 @@ of_queue = functools.partial(verb, group=queue)
 @of_queue
 @click.argument("name", type=QUEUE)
 def show_(settings: Settings, connection: "Connection", name: str) -> None:
-    """Show everything about one queue: its jobs counted by state.
+    """Show everything about one queue: its jobs counted by state, what holds in it, how long its jobs took.
 
-    A queue is there from its first job until its last one is purged or forgotten.
+    A queue is there from its first job until its last one is purged or forgotten, and as long as something is
+    set of it. ready_age_ms is how long the oldest ready job waits. waits and runs count jobs since the daemon's
+    start by their time from ready to lease, and from lease to ack: [ms, jobs] are so many below that many ms, and
+    not below half of it.
 
     \b
     Examples:
       jqctl queue show emails
       jqctl queue show emails -o json
     """
-    info = find(connection, name)
-    if info is None:
-        raise QueueNotFound(f"queue = {name!r}: it has no jobs")
-    show_one(settings, info, ("queue",))
+    from msgspec import structs
+
+    from jqd.client import requests
+
+    details = structs.asdict(connection.call(requests.queue(name)))
+    show_one(settings, structs.asdict(details.pop("info")) | details, ("queue",))
+
+
+@of_queue
+@click.argument("name", type=QUEUE)
+@click.option("--lease", type=DURATION, help="What a worker gets for a job that does not say: 30s.")
+@click.option("--max-retries", type=int, metavar="N", help="For jobs that do not say, 0 to 1000: 3.")
+@click.option("--max-crashes", type=int, metavar="N", help="For jobs that do not say, 0 to 1000: 5.")
+@click.option("--retry", type=RETRY, help="Waits after a failure, for jobs that do not say; as of submit.")
+@click.option("--retention", type=DURATION, help="Finished jobs are kept so long, up to 30d: 1h.")
+@click.option("--dead-retention", type=DURATION, help="Dead jobs are kept so long, up to 30d: 30d.")
+@click.option(
+    "--length-max",
+    type=int,
+    metavar="N",
+    help="Jobs that it takes, finished and dead ones apart; 0: any number.",
+)
+@click.option("--reset", is_flag=True, help="What is not said here is jqd's default again.")
+def set_(settings: Settings, connection: "Connection", name: str, reset: bool, **options: object) -> None:
+    """Change what holds in a queue, and make it if there is none; what is not said stays.
+
+    It holds at once, also for jobs that are there, and over restarts. A queue that was set is there without jobs.
+    With nothing but --reset it is as if nothing had been set; it stays paused if it is.
+
+    \b
+    Examples:
+      jqctl queue set emails --lease 5m --retry fixed,10s
+      jqctl queue set emails --length-max 100000
+      jqctl queue set emails --reset
+    """
+    from jqd.client import requests
+
+    said = {option: value for option, value in options.items() if value is not None}
+    chosen = cast("QueueOptions", said | ({"reset": True} if reset else {}))
+    _show_change(settings, connection.call(requests.set_queue(name, chosen)))
+
+
+@of_queue
+@click.argument("name", type=QUEUE)
+def pause(settings: Settings, connection: "Connection", name: str) -> None:
+    """Hand out no jobs of a queue until it is resumed, over restarts.
+
+    Jobs that are held go on, new ones are taken. Workers that wait, wait on.
+
+    \b
+    Example:
+      jqctl queue pause emails
+    """
+    from jqd.client import requests
+
+    _show_change(settings, connection.call(requests.pause(name)))
+
+
+@of_queue
+@click.argument("name", type=QUEUE)
+def resume(settings: Settings, connection: "Connection", name: str) -> None:
+    """Hand out the jobs of a paused queue again; who waits for them gets them at once.
+
+    \b
+    Example:
+      jqctl queue resume emails
+    """
+    from jqd.client import requests
+
+    _show_change(settings, connection.call(requests.resume(name)))
+
+
+def _show_change(settings: Settings, change: "QueueChanged") -> None:
+    show(settings, ("queue", "paused"), [change], ("queue",))
 
 
 @of_queue

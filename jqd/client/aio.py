@@ -24,7 +24,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from jqd.client import fork, requests
 from jqd.client.link import Link
-from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
+from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
     IDLE_LINKS_MAX,
@@ -42,6 +42,8 @@ from jqd.core.commands import (
     JobList,
     Lease,
     Pong,
+    QueueChanged,
+    QueueDetails,
     QueueList,
     ServerStats,
     SnapshotBegun,
@@ -472,6 +474,26 @@ class AsyncClient:
         """Remove jobs without a trace: waiting ones, dead ones with state="dead". Arguments as in cancel()."""
         return requests.swept("purge", ids, await self.call(requests.purge(ids, options), timeout=timeout))
 
+    async def set_queue(
+        self, queue: str, *, timeout: Duration | None = None, **options: Unpack[QueueOptions]
+    ) -> QueueChanged:
+        """Change what holds in a queue, and make it if there is none; what is not given stays.
+
+        A queue that was set is there without jobs, until it is set with nothing but `reset=True`.
+
+        Args:   options: see QueueOptions.
+        Raises: Overloaded: 10,000 queues have settings.
+        """
+        return await self.call(requests.set_queue(queue, options), timeout=timeout)
+
+    async def pause(self, queue: str, *, timeout: Duration | None = None) -> QueueChanged:
+        """Hand out nothing of a queue until resume(), over restarts; held jobs and submits go on."""
+        return await self.call(requests.pause(queue), timeout=timeout)
+
+    async def resume(self, queue: str, *, timeout: Duration | None = None) -> QueueChanged:
+        """Hand out the jobs of a paused queue again. Raises: QueueNotFound."""
+        return await self.call(requests.resume(queue), timeout=timeout)
+
     async def get(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:
         """Show one job. Raises: JobNotFound."""
         return await self.call(requests.get(job_id), timeout=timeout)
@@ -502,6 +524,10 @@ class AsyncClient:
     ) -> QueueList:
         """Show queues with their jobs counted by state: a page, in order of the names."""
         return await self.call(requests.queues(cursor=cursor, limit=limit), timeout=timeout)
+
+    async def queue(self, name: str, *, timeout: Duration | None = None) -> QueueDetails:
+        """Show one queue: counts, settings, and how long its jobs waited and ran. Raises: QueueNotFound."""
+        return await self.call(requests.queue(name), timeout=timeout)
 
     async def stats(self, *, timeout: Duration | None = None) -> ServerStats:
         """Show figures of the daemon."""

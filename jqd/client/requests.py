@@ -32,6 +32,7 @@ from jqd.core.commands import (
     Extend,
     Fail,
     Get,
+    GetQueue,
     JobFilter,
     JobInfo,
     JobList,
@@ -39,15 +40,20 @@ from jqd.core.commands import (
     Leased,
     LeasedJob,
     ListJobs,
+    Pause,
     Ping,
     Pong,
     Purge,
+    QueueChanged,
+    QueueDetails,
     QueueInfo,
     QueueList,
     Queues,
     Release,
     Requeue,
+    Resume,
     ServerStats,
+    SetQueue,
     Snapshot,
     SnapshotBegun,
     Stats,
@@ -91,8 +97,11 @@ __all__ = [
     "JobOptions",
     "LeasedJob",
     "Pong",
+    "QueueChanged",
+    "QueueDetails",
     "QueueInfo",
     "QueueList",
+    "QueueOptions",
     "ServerStats",
     "SnapshotBegun",
     "StateName",
@@ -112,12 +121,16 @@ __all__ = [
     "held",
     "lease",
     "list_jobs",
+    "pause",
     "ping",
     "purge",
+    "queue",
     "queues",
     "refusal",
     "release",
     "requeue",
+    "resume",
+    "set_queue",
     "snapshot",
     "stats",
     "submit",
@@ -470,6 +483,29 @@ class SweepOptions(TypedDict, total=False):
     dry_run: bool
 
 
+class QueueOptions(TypedDict, total=False):
+    """What may be set of a queue. What is None or left out stays as it is.
+
+    lease, max_retries, max_crashes, retry: what holds for jobs that do not say it themselves.
+    retention:      Duration that finished jobs are kept, up to 30 days; 1 h.
+    dead_retention: Duration that dead jobs are kept, up to 30 days; 30 d.
+    length_max:     jobs that are delayed, ready or leased; beyond, submits are refused; 0: no limit.
+    reset:          what is not said here is jqd's default again.
+    """
+
+    lease: Duration | None
+    max_retries: int | None
+    max_crashes: int | None
+    retry: Retry | None
+    retention: Duration | None
+    dead_retention: Duration | None
+    length_max: int | None
+    reset: bool
+
+
+_QUEUE_DURATIONS: Final = frozenset({"lease", "retention", "dead_retention"})
+
+
 def cancel(ids: int | Iterable[int] | None, options: SweepOptions) -> Cancel:
     """Return the command that ends waiting jobs for good."""
     return Cancel(**_sweep("cancel", ids, options))
@@ -519,6 +555,29 @@ def _sweep(verb: str, ids: int | Iterable[int] | None, options: SweepOptions) ->
     return {"ids": ranges, "filter": condition, **fields}
 
 
+def set_queue(queue: str, options: QueueOptions) -> SetQueue:
+    """Return the command that changes what holds in a queue; what is None or left out stays."""
+    fields: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in _QUEUE_DURATIONS:
+            fields[f"{name}_ms"] = to_optional_ms(name, value)  # type: ignore[arg-type]  # a Duration by its name
+        elif name == "retry":
+            fields[name] = None if value is None else to_retry(name, value)  # type: ignore[arg-type]
+        else:
+            fields[name] = value
+    return SetQueue(queue=queue, **fields)
+
+
+def pause(queue: str) -> Pause:
+    """Return the command after which nothing of a queue is handed out."""
+    return Pause(queue=queue)
+
+
+def resume(queue: str) -> Resume:
+    """Return the command after which a queue's jobs are handed out again."""
+    return Resume(queue=queue)
+
+
 def swept(verb: str, ids: int | Iterable[int] | None, reply: Swept) -> Swept:
     """Return the reply to cancel, requeue or purge; raise what befell a job that was named alone."""
     if isinstance(ids, int):
@@ -546,6 +605,11 @@ def list_jobs(
 def queues(*, cursor: str = "", limit: int = LIST_LIMIT_MAX) -> Queues:
     """Return the command for a page of queues with their counts."""
     return Queues(cursor=cursor, limit=limit)
+
+
+def queue(name: str) -> GetQueue:
+    """Return the command that shows one queue."""
+    return GetQueue(queue=name)
 
 
 def stats() -> Stats:

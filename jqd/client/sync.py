@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 from msgspec import UNSET, Struct, UnsetType
 
 from jqd.client import fork, requests
-from jqd.client.requests import Held, HeldJob, Holding, JobOptions, SweepOptions
+from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
     IDLE_LINKS_MAX,
@@ -41,6 +41,8 @@ from jqd.core.commands import (
     JobList,
     Lease,
     Pong,
+    QueueChanged,
+    QueueDetails,
     QueueList,
     ServerStats,
     SnapshotBegun,
@@ -487,6 +489,26 @@ class Client:
         """Remove jobs without a trace: waiting ones, dead ones with state="dead". Arguments as in cancel()."""
         return requests.swept("purge", ids, self.call(requests.purge(ids, options), timeout=timeout))
 
+    def set_queue(
+        self, queue: str, *, timeout: Duration | None = None, **options: Unpack[QueueOptions]
+    ) -> QueueChanged:
+        """Change what holds in a queue, and make it if there is none; what is not given stays.
+
+        A queue that was set is there without jobs, until it is set with nothing but `reset=True`.
+
+        Args:   options: see QueueOptions.
+        Raises: Overloaded: 10,000 queues have settings.
+        """
+        return self.call(requests.set_queue(queue, options), timeout=timeout)
+
+    def pause(self, queue: str, *, timeout: Duration | None = None) -> QueueChanged:
+        """Hand out nothing of a queue until resume(), over restarts; held jobs and submits go on."""
+        return self.call(requests.pause(queue), timeout=timeout)
+
+    def resume(self, queue: str, *, timeout: Duration | None = None) -> QueueChanged:
+        """Hand out the jobs of a paused queue again. Raises: QueueNotFound."""
+        return self.call(requests.resume(queue), timeout=timeout)
+
     def get(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:
         """Show one job. Raises: JobNotFound."""
         return self.call(requests.get(job_id), timeout=timeout)
@@ -517,6 +539,10 @@ class Client:
     ) -> QueueList:
         """Show queues with their jobs counted by state: a page, in order of the names."""
         return self.call(requests.queues(cursor=cursor, limit=limit), timeout=timeout)
+
+    def queue(self, name: str, *, timeout: Duration | None = None) -> QueueDetails:
+        """Show one queue: counts, settings, and how long its jobs waited and ran. Raises: QueueNotFound."""
+        return self.call(requests.queue(name), timeout=timeout)
 
     def stats(self, *, timeout: Duration | None = None) -> ServerStats:
         """Show figures of the daemon."""

@@ -30,6 +30,7 @@ from jqd.core.model import (
     Lease,
     Now,
     Outcome,
+    QueueSettings,
 )
 from jqd.core.state import State
 
@@ -320,6 +321,20 @@ class IdsSkipped(Change, tag=60):
         state.skip_ids(self.next_id)
 
 
+# --- queues -------------------------------------------------------------------------------------
+
+
+class QueueSet(Change, tag=40):
+    """What holds in a queue is this from now on; all of it, so that the newest fact says everything."""
+
+    queue: str
+    settings: QueueSettings
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.set_queue(self.queue, self.settings)
+
+
 AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     DaemonStarted,
     TimeAdvanced,
@@ -341,6 +356,7 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     SubmitRemembered,
     KeysForgotten,
     JobsExpired,
+    QueueSet,
     IdsSkipped,
 ]
 
@@ -450,6 +466,16 @@ class KeysRestored(Image, tag=24):
             state.put_key(name, key)
 
 
+class QueuesRestored(Image, tag=41):
+    """Queues that have settings of their own."""
+
+    queues: dict[str, QueueSettings]
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        for name, settings in self.queues.items():
+            state.set_queue(name, settings)
+
+
 class StateRestored(Image, tag=20):
     """All that a snapshot has was said: the numbers at its LSN."""
 
@@ -463,7 +489,9 @@ class StateRestored(Image, tag=20):
         state.finish_restoring(self.lsn, self.now, self.epoch, self.grant, self.next_id)
 
 
-AnyImage = Union[ReadyJobsRestored, JobsRestored, SessionRestored, KeysRestored, StateRestored]  # noqa: UP007
+AnyImage = Union[  # noqa: UP007
+    ReadyJobsRestored, JobsRestored, SessionRestored, KeysRestored, QueuesRestored, StateRestored
+]
 
 
 class Batch(Struct, array_like=True, forbid_unknown_fields=True, gc=False):

@@ -57,6 +57,8 @@ DelayMs = Annotated[int, Meta(ge=0, le=model.DELAY_MS_MAX)]
 KeyTtlMs = Annotated[int, Meta(ge=model.KEY_TTL_MS_MIN, le=model.KEY_TTL_MS_MAX)]
 WallMs = Annotated[int, Meta(ge=0, le=model.WALL_MS_MAX)]
 AttemptLimit = Annotated[int, Meta(ge=0, le=model.ATTEMPT_LIMIT_MAX)]
+RetentionMs = Annotated[int, Meta(ge=0, le=model.DEAD_RETENTION_MS)]
+QueueLength = Annotated[int, Meta(ge=0, le=model.QUEUE_LENGTH_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=model.LIST_LIMIT_MAX)]
 # Longer texts are cut by the decision; this bound only keeps the decoder honest.
 ErrorText = Annotated[str, Meta(max_length=model.PAYLOAD_BYTES_MAX)]
@@ -419,6 +421,11 @@ class ListJobs(Command[JobList]):
 
 
 class QueueInfo(Struct, gc=False, kw_only=True):
+    """A queue with its jobs counted by state.
+
+    ready_age_ms: how long the job that has been next in line longest, of any priority, has been ready; None: none is.
+    """
+
     queue: str
     delayed: int
     ready: int
@@ -427,6 +434,8 @@ class QueueInfo(Struct, gc=False, kw_only=True):
     dead: int
     cancelled: int
     expired: int
+    paused: bool = False
+    ready_age_ms: int | None = None
 
 
 class QueueList(Answer):
@@ -443,6 +452,36 @@ class Queues(Command[QueueList]):
 
     cursor: Annotated[str, Meta(max_length=model.NAME_CHARS_MAX)] = ""
     limit: Limit = model.LIST_LIMIT_MAX
+
+
+class QueueDetails(Answer):
+    """A queue, what holds in it, and how long its jobs took since the daemon's start.
+
+    lease_ms ... dead_retention_ms: what holds where the submit says nothing.  length_max: 0: no limit.
+    waits, runs: (ms, jobs): so many waited from ready to lease, or ran from lease to ack, for less than that,
+    and not less than half of it. Not kept over a restart.
+    """
+
+    info: QueueInfo
+    lease_ms: int
+    max_retries: int
+    max_crashes: int
+    retry: RetryPolicy
+    retention_ms: int
+    dead_retention_ms: int
+    length_max: int
+    waits: list[tuple[int, int]]
+    runs: list[tuple[int, int]]
+
+
+class GetQueue(Command[QueueDetails]):
+    """Show one queue: counts, settings, how long its jobs waited and ran."""
+
+    verb = "queue"
+    scope = "jobs:read"
+    reply = QueueDetails
+
+    queue: Name
 
 
 class ServerStats(Answer):
@@ -558,6 +597,52 @@ class Purge(Sweep):
     writes = True
 
 
+class QueueChanged(Answer):
+    queue: str
+    paused: bool
+
+
+class SetQueue(Command[QueueChanged]):
+    """Change what holds in a queue, and make it if there is none: what is None stays."""
+
+    verb = "set_queue"
+    scope = "queues:manage"
+    reply = QueueChanged
+    writes = True
+
+    queue: Name
+    lease_ms: LeaseMs | None = None
+    max_retries: AttemptLimit | None = None
+    max_crashes: AttemptLimit | None = None
+    retry: RetryPolicy | None = None
+    retention_ms: RetentionMs | None = None
+    dead_retention_ms: RetentionMs | None = None
+    length_max: QueueLength | None = None
+    reset: bool = False
+
+
+class Pause(Command[QueueChanged]):
+    """Hand out no jobs of a queue until resume; submits go on."""
+
+    verb = "pause"
+    scope = "queues:manage"
+    reply = QueueChanged
+    writes = True
+
+    queue: Name
+
+
+class Resume(Command[QueueChanged]):
+    """Hand out the jobs of a paused queue again."""
+
+    verb = "resume"
+    scope = "queues:manage"
+    reply = QueueChanged
+    writes = True
+
+    queue: Name
+
+
 class SnapshotBegun(Answer):
     """`lsn`: when `stats` shows a `snapshot_lsn` of this or more, the snapshot is made."""
 
@@ -590,9 +675,13 @@ COMMANDS: Final[dict[str, type[Command[Any]]]] = {
         Update,
         Requeue,
         Purge,
+        SetQueue,
+        Pause,
+        Resume,
         Get,
         ListJobs,
         Queues,
+        GetQueue,
         Stats,
         Snapshot,
     )

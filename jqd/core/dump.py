@@ -29,6 +29,7 @@ from jqd.core.changes import (
     JobsRestored,
     KeysRestored,
     LeaseImage,
+    QueuesRestored,
     ReadyJobsRestored,
     SessionRestored,
     StateRestored,
@@ -69,6 +70,8 @@ class Dump:
         self._shards = list(range(SHARDS))  # of keys, not taken yet
         # By shard and name: keys as they were, None where there was none, of what has changed since.
         self._kept_keys: dict[int, dict[str, Key | None]] = {}
+        # As they were: frozen, and at most 10,000.
+        self._queues = {name: queue.settings for name, queue in state.set_queues.items()}
         state.keeper = self
         self.work = self.work_left  # of the whole walk
 
@@ -111,6 +114,8 @@ class Dump:
             images = self._take_sessions()
         while self._shards and not images:
             images = self._take_keys()
+        if not images and self._queues:
+            images, self._queues = [QueuesRestored(self._queues)], {}
         if not images and self._state.keeper is self:
             images = [self._end]
             self.close()

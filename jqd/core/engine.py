@@ -90,9 +90,13 @@ DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
     commands.Update: updating.update,
     commands.Requeue: sweeping.requeue,
     commands.Purge: sweeping.purge,
+    commands.SetQueue: queues.set_queue,
+    commands.Pause: queues.pause,
+    commands.Resume: queues.resume,
     commands.Get: reading.get,
     commands.ListJobs: reading.list_jobs,
     commands.Queues: queues.queues,
+    commands.GetQueue: queues.get_queue,
 }
 
 LIMITS: Final = {
@@ -251,6 +255,7 @@ class Engine:
         """Begin a run: a new epoch, and a grace for the leases that were live."""
         assert now.engine_ms >= self.state.now.engine_ms, "the engine clock never goes back"
         self._started_ms = now.engine_ms
+        self.state.measure_anew()
         self._begin(now)
         self._emit(DaemonStarted(leasing.next_epoch(self.state, now), version))
         self._start_epoch, self._start_lsn = self.state.epoch, self.state.lsn

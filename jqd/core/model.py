@@ -89,6 +89,9 @@ KEY_TTL_MS_MIN: Final = 1 * SECOND_MS
 KEY_TTL_MS_MAX: Final = 7 * DAY_MS
 IDEMPOTENCY_TTL_MS_DEFAULT: Final = 24 * HOUR_MS
 
+QUEUES_SET_MAX: Final = 10_000  # queues with settings of their own: they stay without jobs
+QUEUE_LENGTH_MAX: Final = 1_000_000_000  # of a queue's length_max: more than memory holds
+
 SESSIONS_MAX: Final = 100_000
 SESSION_RETENTION_MS: Final = 10 * MINUTE_MS  # after its last connection
 # Parts of the disk format, see HISTORY_COUNT_MAX. An answer that lists 10,000 verdicts has some 100 KiB.
@@ -220,6 +223,29 @@ class RetryPolicy(
         ]
         | None
     ) = None
+
+
+class QueueSettings(
+    Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """What an operator said of a queue. None: jqd's default. On disk a map that leaves out defaults.
+
+    length_max: delayed, ready and leased jobs; beyond, new ones are refused.
+    paused:     nothing is handed out.  kept: it was set, so it stays without jobs.
+    """
+
+    lease_ms: int | None = None
+    max_retries: int | None = None
+    max_crashes: int | None = None
+    retry: RetryPolicy | None = None
+    retention_ms: int | None = None
+    dead_retention_ms: int | None = None
+    length_max: int | None = None
+    paused: bool = False
+    kept: bool = False
+
+
+UNSET_QUEUE: Final = QueueSettings()
 
 
 class JobOptions(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unknown_fields=True):

@@ -66,13 +66,15 @@ def expire_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
 
 def forget_old_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
     """Apply retention by age and by count, up to `limit` jobs."""
-    for timers, shelf, retention_ms in (
-        (state.finished_timers, "finished", model.FINISHED_RETENTION_MS),
-        (state.dead_timers, "dead", model.DEAD_RETENTION_MS),
+    for timers, shelf, retention in (
+        (state.finished_timers, "finished", "retention_ms"),
+        (state.dead_timers, "dead", "dead_retention_ms"),
     ):
         while limit > 0 and timers and timers.first()[0] <= now.engine_ms:
             ids: list[int] = []
-            for job_id in getattr(state.queues[timers.first()[1]], shelf):
+            queue = state.queues[timers.first()[1]]
+            retention_ms: int = getattr(queue, retention)
+            for job_id in getattr(queue, shelf):
                 job = state.known_job(job_id)
                 if len(ids) >= limit or job.changed.engine_ms + retention_ms > now.engine_ms:
                     break

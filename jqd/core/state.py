@@ -44,6 +44,7 @@ from jqd.core.model import (
     Lease,
     Now,
     Outcome,
+    QueueSettings,
 )
 from jqd.core.ordered import ReadyLane, TimerHeap
 from jqd.errors import JobNotFound, QueueNotFound
@@ -55,6 +56,9 @@ _SLOT: Final = PAGE_JOBS - 1
 _SPARSE_JOBS: Final = PAGE_JOBS // 16
 # Distinct options kept for sharing. When it is full sharing starts anew; only memory depends on it.
 _SHARED_OPTIONS_MAX: Final = 4_096
+
+# A duration of less than 2^63 ms by its bit length, 0 to 63.
+_BUCKETS: Final = 64
 
 DELAYED, READY, LEASED, DONE, DEAD, CANCELLED, EXPIRED = JobState
 FINISHED: Final = frozenset({DONE, CANCELLED, EXPIRED})
@@ -72,19 +76,50 @@ class Queue:
     counts:   jobs by JobState.
     finished: deque of ids of done, cancelled and expired jobs, the oldest first.
     dead:     ids of dead jobs, the oldest first; from its middle jobs are requeued.
+    settings: what an operator said, or UNSET_QUEUE.
+    waits, runs: jobs by the bit length of the ms from ready to lease, and from lease to done: no facts.
     finished_due_ms, dead_due_ms: when the oldest one is to be forgotten; None: there is none.
     """
 
-    __slots__ = ("counts", "dead", "dead_due_ms", "finished", "finished_due_ms", "name", "ready")
+    __slots__ = (
+        *("counts", "dead", "dead_due_ms", "finished", "finished_due_ms"),
+        *("name", "ready", "runs", "settings", "waits"),
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.settings = model.UNSET_QUEUE
+        self.waits = [0] * _BUCKETS
+        self.runs = [0] * _BUCKETS
         self.ready = ReadyLane()
         self.counts = [0] * len(JobState)
         self.finished: deque[int] = deque()
         self.dead: OrderedDict[int, None] = OrderedDict()
         self.finished_due_ms: int | None = None
         self.dead_due_ms: int | None = None
+
+    @property
+    def length(self) -> int:
+        """How many jobs of it are not at their end."""
+        return self.counts[DELAYED] + self.counts[READY] + self.counts[LEASED]
+
+    @property
+    def retention_ms(self) -> int:
+        own_ms = self.settings.retention_ms
+        return model.FINISHED_RETENTION_MS if own_ms is None else own_ms
+
+    @property
+    def dead_retention_ms(self) -> int:
+        own_ms = self.settings.dead_retention_ms
+        return model.DEAD_RETENTION_MS if own_ms is None else own_ms
+
+    def measure(self, durations: list[int], jobs: list[Job], now: Now) -> None:
+        """Count how long jobs were in the state that they are about to leave."""
+        if jobs[0].changed is jobs[-1].changed:  # they came together
+            durations[(now.engine_ms - jobs[0].changed.engine_ms).bit_length()] += len(jobs)
+            return
+        for job in jobs:
+            durations[(now.engine_ms - job.changed.engine_ms).bit_length()] += 1
 
     def excess(self) -> list[int]:
         """Return ids that are over the queue's limits, the oldest first."""
@@ -141,6 +176,8 @@ class State:
         )
         self.work = 0  # jobs touched or looked at since the start: a measure of effort, not a fact
         self.queues: dict[str, Queue] = {}
+        self.set_queues: dict[str, Queue] = {}  # those with settings
+        self.bounded_queues: dict[str, Queue] = {}  # those with a length_max
         self.sessions: dict[bytes, Session] = {}
         self.leases: dict[int, dict[int, Lease]] = {}
         self._deadlines: dict[int, dict[int, int]] = {}  # token of a split grant -> deadline -> its leases
@@ -184,7 +221,7 @@ class State:
         """Return a queue. Raises: QueueNotFound."""
         queue = self.queues.get(name)
         if queue is None:
-            raise QueueNotFound(f"queue = {model.shorten(name)}: it has no jobs")
+            raise QueueNotFound(f"queue = {model.shorten(name)}: it has no jobs and no settings")
         return queue
 
     def run(self, first: int, count: int) -> list[Job | None]:
@@ -222,7 +259,15 @@ class State:
     def ready_ids(self, queue_name: str, count: int) -> list[int]:
         """Return up to `count` ids in the order in which the queue hands them out."""
         queue = self.queues.get(queue_name)
-        return queue.ready.peek(count) if queue is not None else []
+        if queue is None or queue.settings.paused:
+            return []
+        return queue.ready.peek(count)
+
+    def oldest_ready_ms(self, queue: Queue) -> int | None:
+        """Return since when the job is ready that has been so longest of those that are next at their priority."""
+        self.work += len(queue.ready.lines)
+        heads = [self.known_job(line.peek(1)[0]) for line in queue.ready.lines.values()]
+        return min((job.changed.engine_ms for job in heads), default=None)
 
     def key(self, name: str, now: Now) -> Key | None:
         """Return what a key stands for, or None if it is not known or its time is over."""
@@ -342,6 +387,7 @@ class State:
         self.grant = lease.token & model.GRANT_MAX
         for options, jobs in self._groups(lease.ranges):
             queue = self.queues[options.queue]
+            queue.measure(queue.waits, jobs, now)
             for job in jobs:
                 assert job.state is READY, f"job {job.id} is {job.state.name}"
                 job.state = LEASED
@@ -391,6 +437,8 @@ class State:
         for options, jobs in self._groups(ranges, mixed=state is not DONE):
             queue = self.queues[options.queue]
             self._leave(queue, jobs, state)
+            if state is DONE:
+                queue.measure(queue.runs, jobs, now)
             if options.dedupe_key is not None:
                 self._give_up_key(jobs)
             if options.expires_wall_ms is not None:
@@ -528,11 +576,45 @@ class State:
             self._unstore(jobs[0].id, len(jobs))
             self._rearm_finished(queue)
             self._rearm_dead(queue)
-            if not any(queue.counts):  # names are the clients' to make up: what is empty is not kept
-                del self.queues[queue.name]
-                self.woken.pop(queue.name, None)
+            self._drop_if_empty(queue)
         while self._results and self.job(self._results[0]) is None:
             self._results.popleft()
+
+    def _drop_if_empty(self, queue: Queue) -> None:
+        """Forget a queue without jobs and settings: names are the clients' to make up."""
+        if queue.settings is model.UNSET_QUEUE and not any(queue.counts):
+            del self.queues[queue.name]
+            self.woken.pop(queue.name, None)
+
+    # --- writing: queues ----------------------------------------------------------------------
+
+    def set_queue(self, name: str, settings: QueueSettings) -> None:
+        """Let this hold in a queue, which is made if there is none."""
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.queues[name] = Queue(name)
+        self.work += 64  # the fact has all settings, though its request may have named one
+        if queue.settings.paused and not settings.paused:
+            self.woken[name] = None
+        if settings == model.UNSET_QUEUE:
+            queue.settings = model.UNSET_QUEUE
+            self.set_queues.pop(name, None)
+        else:
+            queue.settings = settings
+            self.set_queues[name] = queue
+        if settings.length_max is None:
+            self.bounded_queues.pop(name, None)
+        else:
+            self.bounded_queues[name] = queue
+        self._rearm_finished(queue)
+        self._rearm_dead(queue)
+        self._drop_if_empty(queue)
+
+    def measure_anew(self) -> None:
+        """Begin to count waits and runs anew."""
+        for queue in self.queues.values():
+            queue.waits = [0] * _BUCKETS
+            queue.runs = [0] * _BUCKETS
 
     # --- writing: from a snapshot ---------------------------------------------------------------
 
@@ -862,15 +944,13 @@ class State:
 
     def _rearm_finished(self, queue: Queue) -> None:
         """Keep the queue's retention timer at its oldest finished job."""
-        due_ms = self._due_to_forget(
-            queue.finished[0] if queue.finished else None, model.FINISHED_RETENTION_MS
-        )
+        due_ms = self._due_to_forget(queue.finished[0] if queue.finished else None, queue.retention_ms)
         queue.finished_due_ms = _move(self.finished_timers, queue.name, queue.finished_due_ms, due_ms)
         self._note_excess(queue)
 
     def _rearm_dead(self, queue: Queue) -> None:
         """Keep the queue's retention timer at its oldest dead job."""
-        due_ms = self._due_to_forget(next(iter(queue.dead), None), model.DEAD_RETENTION_MS)
+        due_ms = self._due_to_forget(next(iter(queue.dead), None), queue.dead_retention_ms)
         queue.dead_due_ms = _move(self.dead_timers, queue.name, queue.dead_due_ms, due_ms)
         self._note_excess(queue)
 
@@ -927,7 +1007,12 @@ class State:
             [_facts(job) for job in self.jobs_from(0)],
             [
                 # Which of those that ended in one ms stands first is no fact.
-                (q.name, q.counts, *(sorted(ids, key=self._when_changed) for ids in (q.finished, q.dead)))
+                (
+                    q.name,
+                    q.counts,
+                    q.settings,
+                    *(sorted(ids, key=self._when_changed) for ids in (q.finished, q.dead)),
+                )
                 for _, q in sorted(self.queues.items())
             ],
             [(token, _shares(parts)) for token, parts in sorted(self.leases.items())],
@@ -943,8 +1028,15 @@ class State:
         by_queue: dict[str, list[Job]] = {name: [] for name in self.queues}
         for job in jobs:
             by_queue[job.options.queue].append(job)  # a KeyError would be a job of a queue that is not there
+        assert self.set_queues == {
+            name: queue for name, queue in self.queues.items() if queue.settings is not model.UNSET_QUEUE
+        }
+        assert self.bounded_queues == {
+            name: queue for name, queue in self.set_queues.items() if queue.settings.length_max is not None
+        }
         for queue in self.queues.values():
             mine = by_queue[queue.name]
+            assert mine or queue.name in self.set_queues, f"{queue.name} has neither jobs nor settings"
             counts = [sum(job.state is state for job in mine) for state in JobState]
             assert counts == queue.counts, f"{queue.name}: {queue.counts}, recounted {counts}"
             ready = sorted((-job.options.priority, job.id) for job in mine if job.state is READY)

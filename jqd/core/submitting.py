@@ -17,7 +17,7 @@ from jqd.core.keyed import plan
 from jqd.core.keys import dedupe_name, idempotency_name
 from jqd.core.model import Caller, JobOptions, Now
 from jqd.core.state import State
-from jqd.errors import InvalidArgument, JqdError
+from jqd.errors import InvalidArgument, JqdError, QueueFull
 
 
 def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) -> Submitted:
@@ -34,9 +34,13 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     job_id = state.next_id
     if command.idempotency_key is not None or options.dedupe_key is not None:
         planned = plan(command, options, [payload], state, caller, now, next_id=job_id)
+        if not planned.existing:
+            check_room(state, {options.queue: 1})
         for change in planned.changes:
             emit(change)
         return Submitted(job_id=planned.first_id, existing=planned.existing)
+    if state.bounded_queues:
+        check_room(state, {options.queue: 1})
     emit(JobsSubmitted(job_id, options, [payload], due_engine_ms, due_wall_ms, caller.principal))
     return Submitted(job_id=job_id)
 
@@ -61,7 +65,8 @@ def submit_run(
         fields = astuple(command)[1:]
         try:
             if fields != alike:
-                if is_keyed(command):  # what becomes of it depends on those before it
+                if is_keyed(command) or (state.bounded_queues and command.queue in state.bounded_queues):
+                    # What becomes of it depends on those before it.
                     for change in changes:
                         emit(change)
                     changes, alike = [], None
@@ -108,6 +113,7 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
     next_id = state.next_id
     names: set[str] = set()
     new_keys = 0
+    new_jobs: dict[str, int] = {}  # by queue, where a queue is bounded
     for index, group in enumerate(command.groups):
         try:
             options = options_of(group, state, now)
@@ -126,15 +132,38 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
             jobs.append((planned.first_id, planned.count, planned.existing))
             next_id += 0 if planned.existing else planned.count
             new_keys += planned.new_keys
+            if not planned.existing:
+                new_jobs[options.queue] = new_jobs.get(options.queue, 0) + planned.count
             continue
+        if state.bounded_queues:
+            new_jobs[options.queue] = new_jobs.get(options.queue, 0) + len(group.payloads)
         changes.append(
             JobsSubmitted(next_id, options, group.payloads, due_engine_ms, due_wall_ms, caller.principal)
         )
         jobs.append((next_id, len(group.payloads), False))
         next_id += len(group.payloads)
+    check_room(state, new_jobs)
     for change in changes:
         emit(change)
     return SubmittedMany(jobs=jobs)
+
+
+def check_room(state: State, new_jobs: dict[str, int]) -> None:
+    """Refuse new jobs, counted by queue, that would not fit into their queue.
+
+    Raises: QueueFull.
+    """
+    for name, count in new_jobs.items():
+        queue = state.bounded_queues.get(name)
+        if queue is None:
+            continue
+        limit = queue.settings.length_max
+        assert limit is not None
+        if queue.length + count > limit:
+            raise QueueFull(
+                f"queue = {name}: it holds {queue.length} jobs and would hold {queue.length + count}: the limit is {limit}",
+                details={"length": queue.length, "length_max": limit},
+            )
 
 
 def _check_group(index: int, group: SubmitGroup, options: JobOptions, names: set[str]) -> None:

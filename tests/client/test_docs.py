@@ -19,10 +19,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 REFERENCE = re.compile(
     r"(?<=<!-- generated: python -m tests\.client\.test_docs -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
-OPTIONS = ["JobOptions", "SweepOptions", "Held", "HeldJob"]
+OPTIONS = ["JobOptions", "SweepOptions", "QueueOptions", "Held", "HeldJob"]
 # What the verbs return and what is in it, in the order of the verbs.
 REPLIES = ["Pong", "Submitted", "SubmittedMany", "LeasedJob", "Verdicts", "Extended", "AttemptInfo", "JobInfo", "JobList",
-           "QueueInfo", "QueueList", "ServerStats", "Swept", "Updated", "SnapshotBegun"]  # fmt: skip
+           "QueueInfo", "QueueList", "QueueDetails", "ServerStats", "Swept", "Updated", "QueueChanged", "SnapshotBegun"]  # fmt: skip
 
 
 def head(source: str, node: ast.AST) -> str:

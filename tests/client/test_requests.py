@@ -7,7 +7,18 @@ import pytest
 
 from jqd.client import requests
 from jqd.client.requests import HeldJob
-from jqd.core.commands import Ack, Cancel, Extend, JobFilter, Leased, LeasedJob, Submit, SubmitGroup, Update
+from jqd.core.commands import (
+    Ack,
+    Cancel,
+    Extend,
+    JobFilter,
+    Leased,
+    LeasedJob,
+    SetQueue,
+    Submit,
+    SubmitGroup,
+    Update,
+)
 from jqd.core.model import RetryPolicy
 from jqd.errors import InvalidArgument, JobNotFound, JqdError, LeaseLost, PayloadTooLarge
 
@@ -151,6 +162,26 @@ def test_update_says_only_what_is_given():
     )
     when = datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC)
     assert requests.update(5, run_at=when) == Update(job_id=5, run_at_ms=2_000)
+
+
+def test_what_is_set_of_a_queue():
+    options: requests.QueueOptions = {
+        "lease": "1m",
+        "max_retries": 1,
+        "max_crashes": 2,
+        "retry": "fixed,5s",
+        "retention": 60,
+        "dead_retention": "1d",
+        "length_max": 9,
+        "reset": True,
+    }
+    assert set(options) == set(requests.QueueOptions.__annotations__)
+    assert requests.set_queue("q", options) == SetQueue(
+        queue="q", lease_ms=60_000, max_retries=1, max_crashes=2, retry=RetryPolicy(kind="fixed", base_ms=5_000),
+        retention_ms=60_000, dead_retention_ms=86_400_000, length_max=9, reset=True,
+    )  # fmt: skip
+    nothing: Any = dict.fromkeys(options.keys() - {"reset"})
+    assert requests.set_queue("q", nothing) == SetQueue(queue="q")
 
 
 def test_a_bulk_action_takes_ids_or_a_filter():

@@ -35,11 +35,13 @@ LIMITS = {
     "FINISHED_COUNT_MAX": 5,
     "RESULTS_BYTES_MAX": 12,
     "SESSIONS_MAX": 2,
+    "QUEUES_SET_MAX": 2,
     "ANSWERS_PER_SESSION_MAX": 3,
     "SCAN_JOBS_MAX": 12,
     "KEYS_MAX": 6,
 }
 
+FIXED = model.RetryPolicy(kind="fixed", base_ms=5_000)
 queue = st.sampled_from(QUEUES)
 picks = st.integers(0, 63)
 some_ms = st.sampled_from([0, 1, 500, 999, 1_000, 1_001, 5_000, 29_999, 30_000, 60_000, 600_000, 3_600_000])
@@ -162,6 +164,8 @@ class Machine(RuleBasedStateMachine):
             expected.jobs.sort(key=lambda job: job.job_id)
         elif isinstance(got, c.Leased):
             self.note(got)
+        if isinstance(got, c.QueueDetails):
+            got.waits = got.runs = []  # measures, no facts
         self.settle_jitter()
         assert got == expected, f"got {got}, expected {expected}"
         return got
@@ -435,6 +439,35 @@ class Machine(RuleBasedStateMachine):
         self.say(kind(filter=wanted, cursor=cursor, limit=limit, dry_run=dry_run), ticket)
 
     @rule(
+        name=queue,
+        said=st.fixed_dictionaries(
+            {},
+            optional={
+                "lease_ms": st.sampled_from([1_000, 5_000]),
+                "max_retries": st.integers(0, 2),
+                "max_crashes": st.integers(0, 2),
+                "retry": st.sampled_from([FIXED, model.RetryPolicy(kind="list")]),
+                "retention_ms": st.sampled_from([0, 60_000]),
+                "dead_retention_ms": st.sampled_from([1_000, 600_000]),
+                "length_max": st.sampled_from([0, 1, 4]),
+                "reset": st.booleans(),
+            },
+        ),
+        ticket=tickets,
+    )
+    def set_a_queue(self, name, said, ticket):
+        self.say(c.SetQueue(queue=name, **said), ticket)
+
+    @rule(name=queue, kind=st.sampled_from([c.Pause, c.Resume]), ticket=tickets)
+    def pause_or_resume(self, name, kind, ticket):
+        self.say(kind(queue=name), ticket)
+
+    @rule()
+    def set_nonsense(self):
+        self.say(c.SetQueue(queue="/"))
+        self.say(c.Pause(queue="/"))
+
+    @rule(
         name=st.sampled_from([None, *QUEUES]),
         state=st.sampled_from([None, "ready"]),
         limit=st.integers(1, 20),
@@ -567,6 +600,8 @@ class Machine(RuleBasedStateMachine):
         for job_id in ids:
             assert self.core.job(job_id).payload == self.naive.jobs[job_id].payload
         self.say(c.Queues())
+        for name in QUEUES:
+            self.say(c.GetQueue(queue=name))
         lanes = {name: [job.id for job in self.naive.waiting_for(c.Lease(queues=[name]))] for name in QUEUES}
         assert {name: self.core.state.ready_ids(name, 1_000) for name in QUEUES} == lanes
 

@@ -34,6 +34,8 @@ def workload() -> Core:
     core.submit(queue="b", idempotency_key="k", idempotency_ttl_ms=1_000)
     core.submit(queue="late", expires_ms=1_000)
     core.do(c.Update(job_id=14, priority=2, payload=b"q"))
+    core.do(c.SetQueue(queue="a", retention_ms=20_000))
+    core.do(c.Pause(queue="c"))
     core.submit(b"", core.hello(b"t" * 16, worker="box"), queue="b")
     leased = core.lease("a", count=10, lease_ms=5_000, caller=caller)
     core.extend(leased.token, 2, 3, lease_ms=60_000)

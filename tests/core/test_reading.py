@@ -84,11 +84,11 @@ def test_queues_are_in_order_of_their_names_with_their_counts(core):
     core.submit(queue="a", delay_ms=5)
     token, job_id = core.held("b")
     core.ack(token, job_id)
-    zero = dict.fromkeys(model.STATE_NAMES, 0)
+    zero: dict[str, Any] = dict.fromkeys(model.STATE_NAMES, 0)
     assert core.do(c.Queues()) == c.QueueList(
         queues=[
             c.QueueInfo(queue="a", **zero | {"delayed": 1}),
-            c.QueueInfo(queue="b", **zero | {"ready": 1, "done": 1}),
+            c.QueueInfo(queue="b", ready_age_ms=0, **zero | {"ready": 1, "done": 1}),
         ],
         cursor=None,
     )

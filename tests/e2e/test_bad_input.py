@@ -44,8 +44,11 @@ def undisturbed(bystander):
 
     def shown() -> list[Any]:
         stats = bystander.wire.ask("stats")
+        queues = bystander.wire.ask("queues")["queues"]
+        for queue in queues:
+            queue["ready_age_ms"] = queue["ready_age_ms"] is not None  # it grows by itself
         return [
-            bystander.wire.ask("queues")["queues"],
+            queues,
             stats["jobs"],
             stats["lease_count"],
             stats["parked_count"],

@@ -174,5 +174,7 @@ def test_a_queue_is_shown_and_purged(shell):
     assert (shown["delayed"], shown["ready"], shown["dead"]) == (0, 0, 1)
     assert shell.json("purge", held[0]) == [{"job_id": held[0], "code": "ok"}]
     gone = shell("queue", "show", "q")
-    assert gone.code == 1 and gone.err == "jqctl: queue_not_found: queue = 'q': it has no jobs\n"
+    assert (
+        gone.code == 1 and gone.err == "jqctl: queue_not_found: queue = 'q': it has no jobs and no settings\n"
+    )
     assert gone.err == shell("queue", "purge", "q", "--yes").err

@@ -700,7 +700,10 @@ def test_queues_turns_pages(client: RawClient):
         page = client.call("queues", limit=3, cursor=cursor)
         seen += page["queues"]
         cursor = page["cursor"]
-    assert seen == [{"queue": name, **dict.fromkeys(STATES, 0), "ready": 1} for name in names]
+    ages = [shown.pop("ready_age_ms") for shown in seen]
+    assert all(0 <= age < 60_000 for age in ages)
+    counts = {**dict.fromkeys(STATES, 0), "ready": 1}
+    assert seen == [{"queue": name, **counts, "paused": False} for name in names]
     assert refused(client, "queues", limit=1001) == "invalid_argument"
     assert refused(client, "queues", cursor=0) == "invalid_argument"
 

@@ -22,7 +22,7 @@ from jqd.core import changes, commands, model
 from jqd.core.changes import Change, encode_batch
 from jqd.core.commands import COMMANDS, Command
 from jqd.core.engine import LIMITS, Engine
-from jqd.core.model import JobOptions, JobState, Now, RetryPolicy
+from jqd.core.model import JobOptions, JobState, Now, QueueSettings, RetryPolicy
 from jqd.core.queues import Identity
 from jqd.core.state import State
 from jqd.errors import WIRE_ERRORS, JqdError
@@ -142,6 +142,23 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
             filter=commands.JobFilter(queue="mail", state="done", where="age > 1h"), cursor=5, limit=10
         ),
     ),
+    "set_queue": (
+        commands.SetQueue(queue="mail"),
+        commands.SetQueue(
+            queue="mail",
+            lease_ms=60_000,
+            max_retries=7,
+            max_crashes=0,
+            retry=RetryPolicy(kind="fixed", base_ms=5_000),
+            retention_ms=0,
+            dead_retention_ms=model.DEAD_RETENTION_MS,
+            length_max=100_000,
+            reset=True,
+        ),
+    ),
+    "pause": (commands.Pause(queue="mail"), commands.Pause(queue="mail")),
+    "resume": (commands.Resume(queue="mail"), commands.Resume(queue="mail")),
+    "queue": (commands.GetQueue(queue="mail"), commands.GetQueue(queue="mail")),
     "queues": (commands.Queues(), commands.Queues(cursor="mail", limit=10)),
     "stats": (commands.Stats(), commands.Stats()),
     "snapshot": (commands.Snapshot(), commands.Snapshot()),
@@ -194,7 +211,24 @@ _FULL_JOB = commands.JobInfo(
     result_encoding="msgpack",
 )
 _VERDICTS = [(1, 3, "ok"), (7, 1, "lease_lost"), (9, 10_000, "job_not_found")]
-_COUNTS = {"delayed": 1, "ready": 2, "leased": 3, "done": 4, "dead": 5, "cancelled": 6, "expired": 7}
+_COUNTS: dict[Any, Any] = {
+    "delayed": 1,
+    "ready": 2,
+    "leased": 3,
+    "done": 4,
+    "dead": 5,
+    "cancelled": 6,
+    "expired": 7,
+}
+_QUEUE: dict[str, Any] = {
+    "info": commands.QueueInfo(queue="mail", **_COUNTS),
+    "lease_ms": 30_000,
+    "max_retries": 3,
+    "max_crashes": 5,
+    "retention_ms": 3_600_000,
+    "dead_retention_ms": model.DEAD_RETENTION_MS,
+    "length_max": 0,
+}
 _LITTLE_STATS: dict[str, Any] = {
     "server": "jqd 0.1.0",
     "store_id": "00" * 16,
@@ -287,7 +321,31 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
     ),
     "queues": (
         commands.QueueList(queues=[], cursor=None),
-        commands.QueueList(queues=[commands.QueueInfo(queue="mail", **_COUNTS)], cursor="mail"),
+        commands.QueueList(
+            queues=[commands.QueueInfo(queue="mail", paused=True, ready_age_ms=5_000, **_COUNTS)],
+            cursor="mail",
+        ),
+    ),
+    "set_queue": (
+        commands.QueueChanged(queue="mail", paused=False),
+        commands.QueueChanged(queue="mail", paused=True),
+    ),
+    "pause": (
+        commands.QueueChanged(queue="mail", paused=True),
+        commands.QueueChanged(queue="mail", paused=True),
+    ),
+    "resume": (
+        commands.QueueChanged(queue="mail", paused=False),
+        commands.QueueChanged(queue="mail", paused=False),
+    ),
+    "queue": (
+        commands.QueueDetails(**_QUEUE, retry=RetryPolicy(), waits=[], runs=[]),
+        commands.QueueDetails(
+            **_QUEUE,
+            retry=RetryPolicy(kind="list", delays_ms=(0, 5_000)),
+            waits=[(1, 7), (1_024, 5)],
+            runs=[(64, 2)],
+        ),
     ),
     "stats": (
         commands.ServerStats(**_LITTLE_STATS, process={}),
@@ -376,6 +434,24 @@ FACTS: list[tuple[Change, Change]] = [
     ),
     (changes.KeysForgotten([]), changes.KeysForgotten(["i/acme/order-9", "d/acme/mail/nightly"])),
     (changes.JobsExpired([(1, 1)]), changes.JobsExpired(_RANGES)),
+    (
+        changes.QueueSet("mail", QueueSettings()),
+        changes.QueueSet(
+            "mail",
+            QueueSettings(
+                lease_ms=60_000,
+                max_retries=7,
+                max_crashes=0,
+                retry=RetryPolicy(kind="fixed", base_ms=5_000),
+                retention_ms=0,
+                dead_retention_ms=60_000,
+                length_max=9,
+                paused=True,
+                kept=True,
+            ),
+            "key1",
+        ),
+    ),
     (changes.IdsSkipped(1), changes.IdsSkipped(model.JOB_ID_MAX)),
 ]
 
@@ -448,6 +524,7 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.KeysForgotten(["i/default/m"]),
             changes.JobsSubmitted(9, JobOptions(expires_wall_ms=WALL_MS + 6_200), [b"k"]),
             changes.JobsExpired([(9, 1)]),
+            changes.QueueSet("mail", QueueSettings(lease_ms=5_000, paused=True, kept=True)),
         ],
     ),
     (Now(7_300, WALL_MS + 6_300), [changes.IdsSkipped(5_000)]),

@@ -29,7 +29,7 @@ from tests.support.fakeserver import Asked, FakeServer
 SIZES = ("--jobs", "20", "--clients", "2", "--batch", "1")
 
 
-def queue(name: str = bench.QUEUE, **counts: int) -> QueueInfo:
+def queue(name: str = bench.QUEUE, **counts: Any) -> QueueInfo:
     return QueueInfo(queue=name, **{**dict.fromkeys(STATES, 0), **counts})
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def needs(shell: str) -> pytest.MarkDecorator:
 
 
 def queue_list(*names: str, cursor: str | None = None) -> QueueList:
-    counts = dict.fromkeys(STATES, 1)
+    counts: dict[str, Any] = dict.fromkeys(STATES, 1)
     return QueueList(queues=[QueueInfo(queue=name, **counts) for name in names], cursor=cursor)
 
 
@@ -55,7 +56,7 @@ def complete(monkeypatch, capsys) -> Callable[..., list[str]]:
     ("line", "offered"),
     [
         ("jqctl qu", ["queue", "queues"]),
-        ("jqctl queue ", ["purge", "show"]),
+        ("jqctl queue ", ["pause", "purge", "resume", "set", "show"]),
         ("jqctl dead ", ["list", "purge", "requeue"]),
         ("jqctl -o ", ["table", "json", "id"]),
         ("jqctl jobs --st", ["--state"]),

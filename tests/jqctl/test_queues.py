@@ -1,36 +1,33 @@
 """Verbs about queues; a question is asked on a real terminal."""
 
-import itertools
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from jqctl.group import STATES
-from jqd.core.commands import JobFilter, Purge, QueueInfo, QueueList, Swept
+from jqd.core.commands import (
+    GetQueue,
+    JobFilter,
+    Pause,
+    Purge,
+    QueueChanged,
+    QueueDetails,
+    QueueInfo,
+    Resume,
+    SetQueue,
+    Swept,
+)
+from jqd.core.model import RetryPolicy
 from jqd.errors import QueueNotFound
 from tests.support.fakeserver import Asked
 from tests.support.terminal import Terminal
 
 
 def info(name: str) -> QueueInfo:
-    counts = {state: number for number, state in enumerate(STATES, 1)}
+    counts: dict[str, Any] = {state: number for number, state in enumerate(STATES, 1)}
     return QueueInfo(queue=name, **counts)
-
-
-def paged(*pages: Sequence[str]) -> Any:
-    """Answer `queues` with these names, page by page; the cursor is the last name."""
-    following = {"": pages[0], **{page[-1]: after for page, after in itertools.pairwise(pages)}}
-
-    def answer(asked: Asked) -> QueueList:
-        names = following[asked.command.cursor]  # type: ignore[attr-defined]
-        return QueueList(
-            queues=[info(name) for name in names], cursor=None if names is pages[-1] else names[-1]
-        )
-
-    return answer
 
 
 def purging(counts: dict[bool, int]) -> Any:
@@ -52,24 +49,81 @@ def purges(shell: Any) -> list[tuple[bool, int]]:
 # --- show -------------------------------------------------------------------------------------
 
 
-def test_one_queue_is_shown_with_its_counts(shell):
-    shell.server.answers["queues"] = paged(["a", "b"], ["c", "d"], ["e"])
+def details(name: str) -> QueueDetails:
+    return QueueDetails(
+        info=info(name),
+        lease_ms=30_000,
+        max_retries=3,
+        max_crashes=5,
+        retry=RetryPolicy(kind="fixed", base_ms=5_000),
+        retention_ms=3_600_000,
+        dead_retention_ms=60_000,
+        length_max=7,
+        waits=[(1_024, 3)],
+        runs=[],
+    )
+
+
+def test_one_queue_is_shown_with_its_counts_and_what_holds_in_it(shell):
+    shell.server.answers["queue"] = details("c")
     (shown,) = shell.json("queue", "show", "c")
-    assert shown == {"queue": "c", **{state: number for number, state in enumerate(STATES, 1)}}
-    out = shell("queue", "show", "b")[1]
-    assert [line.split() for line in out.splitlines()][:2] == [["queue", "b"], ["delayed", "1"]]
-    assert shell("queue", "-o", "id", "show", "b")[1] == "b\n"
+    assert shell.said == GetQueue(queue="c")
+    assert shown == {
+        "queue": "c",
+        **{state: number for number, state in enumerate(STATES, 1)},
+        "paused": False,
+        "lease_ms": 30_000,
+        "max_retries": 3,
+        "max_crashes": 5,
+        "retry": {"kind": "fixed", "base_ms": 5_000},
+        "retention_ms": 3_600_000,
+        "dead_retention_ms": 60_000,
+        "length_max": 7,
+        "waits": [[1_024, 3]],
+        "runs": [],
+    }
+    lines = [line.split() for line in shell("queue", "show", "c")[1].splitlines()]
+    assert lines[0] == ["queue", "c"] and ["delayed", "1"] in lines and ["waits[0]", "[1024,3]"] in lines
+    assert shell("queue", "-o", "id", "show", "c")[1] == "c\n"
 
 
-@pytest.mark.parametrize(("name", "requests"), [("bb", 2), ("z", 3)])
-def test_a_queue_that_is_not_there_is_refused(shell, name, requests):
-    shell.server.answers["queues"] = paged(["a", "b"], ["c", "d"], ["e"])
-    assert shell("queue", "show", name) == (
+def test_a_queue_that_is_not_there_is_refused(shell):
+    shell.server.answers["queue"] = QueueNotFound("queue = 'bb': it has no jobs and no settings")
+    code, out, err = shell("queue", "show", "bb")
+    assert (code, out, err) == (
         1,
         "",
-        f"jqctl: queue_not_found: queue = '{name}': it has no jobs\n",
+        "jqctl: queue_not_found: queue = 'bb': it has no jobs and no settings\n",
     )
-    assert len(shell.server.asked) == requests  # no farther than where it would stand
+
+
+def test_a_queue_is_set(shell):
+    shell.server.answers["set_queue"] = QueueChanged(queue="q", paused=False)
+    shown = shell.json(
+        "queue", "set", "q", "--lease", "5m", "--max-retries", "1", "--max-crashes", "0", "--retry", "fixed,5s",
+        "--retention", "1d", "--dead-retention", "60", "--length-max", "0", "--reset",
+    )  # fmt: skip
+    assert shown == [{"queue": "q", "paused": False}]
+    assert shell.said == SetQueue(
+        queue="q",
+        lease_ms=300_000,
+        max_retries=1,
+        max_crashes=0,
+        retry=RetryPolicy(kind="fixed", base_ms=5_000),
+        retention_ms=86_400_000,
+        dead_retention_ms=60_000,
+        length_max=0,
+        reset=True,
+    )
+    assert shell("queue", "set", "q", "-o", "id") == (0, "q\n", "")
+    assert shell.said == SetQueue(queue="q")
+
+
+@pytest.mark.parametrize(("verb", "command"), [("pause", Pause(queue="q")), ("resume", Resume(queue="q"))])
+def test_a_queue_is_paused_and_resumed(shell, verb, command):
+    shell.server.answers[verb] = QueueChanged(queue="q", paused=verb == "pause")
+    assert shell.json("queue", verb, "q") == [{"queue": "q", "paused": verb == "pause"}]
+    assert shell.said == command
 
 
 # --- purge without a terminal -----------------------------------------------------------------

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
@@ -414,13 +414,23 @@ def test_where_there_are_no_jobs_a_person_is_told(shell):
 
 
 def test_queues_ping_and_stats(shell):
-    counts = {"delayed": 1, "ready": 2, "leased": 3, "done": 4, "dead": 5, "cancelled": 6, "expired": 7}
+    counts: dict[str, Any] = {
+        "delayed": 1,
+        "ready": 2,
+        "leased": 3,
+        "done": 4,
+        "dead": 5,
+        "cancelled": 6,
+        "expired": 7,
+    }
     shell.server.answers |= {
-        "queues": QueueList(queues=[QueueInfo(queue="q", **counts)], cursor=None),
+        "queues": QueueList(
+            queues=[QueueInfo(queue="q", **counts, paused=True, ready_age_ms=9)], cursor=None
+        ),
         "ping": Pong(wall_ms=1, engine_ms=2),
     }
-    assert shell.json("queues") == [{"queue": "q", **counts}]
-    assert shell("queues")[1].splitlines()[1].split() == ["q", *map(str, range(1, 8))]
+    assert shell.json("queues") == [{"queue": "q", **counts, "paused": True, "ready_age_ms": 9}]
+    assert shell("queues")[1].splitlines()[1].split() == ["q", *map(str, range(1, 8)), "yes", "9"]
     (shown,) = shell.json("ping")
     assert shown["url"] == shell.server.url and shown["round_trip_ms"] > 0
 
@@ -660,7 +670,9 @@ finally:
 def test_a_plain_verb_loads_nothing_heavy(shell, args):
     shell.server.answers |= {
         "ping": Pong(wall_ms=1, engine_ms=2),
-        "queues": QueueList(queues=[QueueInfo(queue="q", **dict.fromkeys(STATES, 1))], cursor=None),
+        "queues": QueueList(
+            queues=[QueueInfo(queue="q", **cast("Any", dict.fromkeys(STATES, 1)))], cursor=None
+        ),
         "submit": Submitted(job_id=1),
         "lease": leased(LeasedJob(job_id=4, queue="q", attempt=2, payload=b"hi", encoding="text")),
         "ack": OK_4,
@@ -710,7 +722,9 @@ def program(shell: Shell, *args: str, redirect: str) -> tuple[int, str]:
 @pytest.mark.parametrize("args", [["queues"], ["queues", "-o", "json"], ["--help"], ["submit", "q"]])
 def test_output_that_cannot_be_written_is_said_in_a_line(shell, args):
     shell.server.answers |= {
-        "queues": QueueList(queues=[QueueInfo(queue="q", **dict.fromkeys(STATES, 1))], cursor=None),
+        "queues": QueueList(
+            queues=[QueueInfo(queue="q", **cast("Any", dict.fromkeys(STATES, 1)))], cursor=None
+        ),
         "submit": Submitted(job_id=1),
     }
     line = "jqctl: cannot write the output: No space left on device\n"

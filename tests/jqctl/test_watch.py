@@ -190,7 +190,7 @@ def test_a_dumb_terminal_is_appended_to(screen, monkeypatch):
 
 # --- the verbs --------------------------------------------------------------------------------
 
-COUNTS = {state: number for number, state in enumerate(STATES, 1)}
+COUNTS: dict[str, Any] = {state: number for number, state in enumerate(STATES, 1)}
 
 
 def queue_list(*names: str) -> QueueList:
@@ -217,7 +217,8 @@ def test_queues_in_json_are_one_line_for_each_reading(shell, monkeypatch):
     monkeypatch.setattr(watch.watch, "__kwdefaults__", {**watch.watch.__kwdefaults__, "wait": Time([]).wait})
     (line,) = shell.json("queues", "--watch", "2")
     assert line["at"].endswith("Z") and line["wall_ms"] > 0
-    assert line["queues"] == [{"queue": "a", **COUNTS}, {"queue": "b", **COUNTS}]
+    shown = {**COUNTS, "paused": False}
+    assert line["queues"] == [{"queue": "a", **shown}, {"queue": "b", **shown}]
 
 
 def test_queues_are_watched_on_a_terminal_until_ctrl_c(shell):

@@ -6,7 +6,7 @@ import pytest
 
 from jqd.core import changes
 from jqd.core.changes import AnyChange, AnyImage, decode_batch
-from jqd.core.model import JobOptions, JobState
+from jqd.core.model import JobOptions, JobState, QueueSettings
 from jqd.core.state import State
 from jqd.offline.facts import KINDS, jobs_of
 from jqd.storage.base import Record
@@ -21,6 +21,7 @@ NAME_NO_JOB = {
     changes.EpochRaised,
     changes.SubmitRemembered,
     changes.KeysForgotten,
+    changes.QueueSet,
     changes.IdsSkipped,
 }
 
@@ -36,6 +37,7 @@ def samples() -> dict[type, changes.Change]:
         changes.KeysForgotten: changes.KeysForgotten(["i/default/k"]),
         changes.JobsExpired: changes.JobsExpired([(1, 2)]),
         changes.JobUpdated: changes.JobUpdated(1, JobState.READY),
+        changes.QueueSet: changes.QueueSet("q", QueueSettings(paused=True)),
         changes.IdsSkipped: changes.IdsSkipped(9),
     }
 

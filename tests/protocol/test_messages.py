@@ -50,6 +50,10 @@ COMMANDS: list[c.Command[Any]] = [
     c.Get(job_id=model.JOB_ID_MAX),
     c.ListJobs(filter=c.JobFilter(state="ready")),
     c.Queues(cursor="q"),
+    c.GetQueue(queue="q"),
+    c.SetQueue(queue="q", lease_ms=5_000, retry=model.RetryPolicy(kind="fixed"), length_max=0, reset=True),
+    c.Pause(queue="q"),
+    c.Resume(queue="q"),
     c.Stats(),
     c.Snapshot(),
 ]

@@ -79,6 +79,8 @@ BROKEN_BY_LEAVING: Final = {
     "gone": "I15",
 }
 
+STATES: Final = frozenset({"delayed", "ready", "leased", "done", "dead", "cancelled", "expired"})
+
 
 class Violation(BaseException):
     """An invariant is broken. Not an Exception: no code under test may catch it and go on.
@@ -414,7 +416,7 @@ class Oracle:
             (queue["queue"], state): count
             for queue in queues
             for state, count in queue.items()
-            if state != "queue" and count
+            if state in STATES and count
         }
         if shown != counts:
             raise Violation("I11", f"the queues say {shown}, the jobs are {counts}")

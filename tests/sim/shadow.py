@@ -35,15 +35,18 @@ Call = Callable[[NaiveQueue], object]
 def clone(queue: NaiveQueue) -> NaiveQueue:
     """Return an independent copy. What is never changed in place is shared."""
     twin = copy.copy(queue)
+    twin.settings = {name: dict(settings) for name, settings in queue.settings.items()}
     twin.jobs = {}
     for job_id, job in queue.jobs.items():
         twin.jobs[job_id] = other = copy.copy(job)
         other.attempts = list(job.attempts)
+        other.in_queue = twin.settings[job.fields.queue]
     twin.finished, twin.dead = list(queue.finished), list(queue.dead)
     twin.sessions = {}
     for name, session in queue.sessions.items():
         twin.sessions[name] = known = copy.copy(session)
         known.answers = list(session.answers)
+    twin.keys = {name: copy.copy(key) for name, key in queue.keys.items()}
     twin.connected, twin.parked, twin.outbox = list(queue.connected), list(queue.parked), list(queue.outbox)
     return twin
 

@@ -37,8 +37,11 @@ class Refused(Exception):
 class NaiveJob:
     """A job, with its lease spelled out in it."""
 
-    def __init__(self, job_id: int, fields: c.JobFields, payload: bytes, now: model.Now) -> None:
+    def __init__(
+        self, job_id: int, fields: c.JobFields, payload: bytes, now: model.Now, in_queue: dict[str, Any]
+    ) -> None:
         self.id = job_id
+        self.in_queue = in_queue  # what was set of its queue
         self.fields = fields
         self.payload: bytes | None = payload
         self.state = "ready"
@@ -65,11 +68,21 @@ class NaiveJob:
     def max_retries(self) -> int:
         if self.once:
             return 0
-        return 3 if self.fields.max_retries is None else self.fields.max_retries
+        own = self.fields.max_retries
+        return self.in_queue.get("max_retries", 3) if own is None else own
 
     @property
     def max_crashes(self) -> int:
-        return 5 if self.fields.max_crashes is None else self.fields.max_crashes
+        own = self.fields.max_crashes
+        return self.in_queue.get("max_crashes", 5) if own is None else own
+
+    @property
+    def retry(self) -> model.RetryPolicy | None:
+        return self.fields.retry or self.in_queue.get("retry")
+
+    @property
+    def own_lease_ms(self) -> int:
+        return self.fields.lease_ms or self.in_queue.get("lease_ms", 30_000)
 
     def holds(self, token: int, now: model.Now) -> bool:
         return self.state == "leased" and self.token == token and now.engine_ms < self.deadline_ms
@@ -108,6 +121,7 @@ class NaiveQueue:
 
     def __init__(self) -> None:
         self.jobs: dict[int, NaiveJob] = {}
+        self.settings: dict[str, dict[str, Any]] = {}  # by queue: what was set, and "paused", "kept" if so
         self.next_id = 1
         self.epoch = self.grant = 0
         self.finished: list[int] = []  # in the order in which they ended
@@ -233,7 +247,7 @@ class NaiveQueue:
         self, groups: list[tuple[c.JobFields, list[bytes]]], now: model.Now
     ) -> list[tuple[int, int, bool]]:
         """Carry out all groups, or none of them: what happens is tried on a copy first."""
-        keyed = any(group.dedupe_key or group.idempotency_key for group, _ in groups)
+        keyed = self.settings or any(group.dedupe_key or group.idempotency_key for group, _ in groups)
         trial = copy.deepcopy(self) if keyed else None
         named: list[tuple[str | None, ...]] = []
         for group, payloads in groups:
@@ -246,6 +260,10 @@ class NaiveQueue:
                 named.append(key)
             if trial is not None:
                 trial.submit_group(group, payloads, now)
+        for name, settings in self.settings.items():
+            assert trial is not None
+            if self.length(name) < trial.length(name) > settings.get("length_max", 1 << 60):
+                raise Refused("queue_full")
         return [self.submit_group(group, payloads, now) for group, payloads in groups]
 
     def submit_group(
@@ -331,7 +349,7 @@ class NaiveQueue:
 
     def add(self, fields: c.JobFields, payload: bytes, now: model.Now) -> int:
         self.changed = True
-        job = NaiveJob(self.next_id, fields, payload, now)
+        job = NaiveJob(self.next_id, fields, payload, now, self.settings.setdefault(fields.queue, {}))
         self.next_id += 1
         self.jobs[job.id] = job
         job.expires_ms = fields.expires_at_ms
@@ -349,14 +367,14 @@ class NaiveQueue:
         wanted = self.waiting_for(command)[: command.count]
         jobs: list[NaiveJob] = []
         for job in wanted:
-            if command.lease_ms is None and job.fields.lease_ms != wanted[0].fields.lease_ms:
+            if command.lease_ms is None and job.own_lease_ms != wanted[0].own_lease_ms:
                 break
             jobs.append(job)
         if not jobs:
             return nothing(now)
         self.changed = True
         self.grant += 1
-        lease_ms = command.lease_ms or jobs[0].fields.lease_ms or 30_000
+        lease_ms = command.lease_ms or jobs[0].own_lease_ms
         for job in jobs:
             job.state, job.changed, job.attempt = "leased", now, job.attempt + 1
             job.token = (self.epoch << 32) + self.grant
@@ -375,6 +393,8 @@ class NaiveQueue:
         """What the command's queues hold ready, in the order of handing out."""
         found: list[NaiveJob] = []
         for name in dict.fromkeys(command.queues):
+            if self.settings.get(name, {}).get("paused"):
+                continue
             ready = [job for job in self.in_state("ready") if job.fields.queue == name]
             found += sorted(ready, key=lambda job: (-job.fields.priority, job.id))
         return found
@@ -435,7 +455,7 @@ class NaiveQueue:
             else:
                 self.record(job, "error", command.error, now)
                 if command.retry_in_ms is None:
-                    self.back_off(job, job.errors, now, command.retry or job.fields.retry)
+                    self.back_off(job, job.errors, now, command.retry or job.retry)
                 else:
                     self.give_back(job, command.retry_in_ms, now)
         return c.Verdicts(results=runs(verdicts))
@@ -630,13 +650,84 @@ class NaiveQueue:
     def on_queues(self, command: c.Queues, caller: model.Caller, now: model.Now) -> c.QueueList:
         names = sorted(name for name in self.names() if name > command.cursor)
         shown = names[: command.limit]
-        infos = []
-        for name in shown:
-            counts = {
-                state: sum(job.fields.queue == name for job in self.in_state(state)) for state in STATES
-            }
-            infos.append(c.QueueInfo(queue=name, **counts))
+        infos = [self.queue_info(name, now) for name in shown]
         return c.QueueList(queues=infos, cursor=shown[-1] if names[len(shown) :] else None)
+
+    def queue_info(self, name: str, now: model.Now) -> c.QueueInfo:
+        counts: dict[str, Any] = {
+            state: sum(job.fields.queue == name for job in self.in_state(state)) for state in STATES
+        }
+        ready = [job for job in self.in_state("ready") if job.fields.queue == name]
+        first: dict[int, NaiveJob] = {}  # of each priority
+        for job in ready:
+            first.setdefault(job.fields.priority, job)
+        ages = [now.engine_ms - job.changed.engine_ms for job in first.values()]
+        paused = bool(self.settings.get(name, {}).get("paused"))
+        return c.QueueInfo(queue=name, paused=paused, ready_age_ms=max(ages, default=None), **counts)
+
+    def on_queue(self, command: c.GetQueue, caller: model.Caller, now: model.Now) -> c.QueueDetails:
+        if command.queue not in self.names():
+            raise Refused("queue_not_found")
+        said = self.settings[command.queue]
+        return c.QueueDetails(
+            info=self.queue_info(command.queue, now),
+            lease_ms=said.get("lease_ms", 30_000),
+            max_retries=said.get("max_retries", 3),
+            max_crashes=said.get("max_crashes", 5),
+            retry=said.get("retry", model.RetryPolicy()),
+            retention_ms=said.get("retention_ms", 3_600_000),
+            dead_retention_ms=said.get("dead_retention_ms", 30 * 86_400_000),
+            length_max=said.get("length_max", 0),
+            waits=[],
+            runs=[],
+        )
+
+    def on_set_queue(self, command: c.SetQueue, caller: model.Caller, now: model.Now) -> c.QueueChanged:
+        check_policy(command.retry)
+        names = (
+            "lease_ms",
+            "max_retries",
+            "max_crashes",
+            "retry",
+            "retention_ms",
+            "dead_retention_ms",
+            "length_max",
+        )
+        said = {name: getattr(command, name) for name in names if getattr(command, name) is not None}
+        old = self.settings.get(command.queue, {})
+        new = {"paused": True} if command.reset and old.get("paused") else {} if command.reset else dict(old)
+        new |= said
+        if new.get("length_max") == 0:
+            del new["length_max"]
+        if said or not command.reset:
+            new["kept"] = True
+        return self.change(command.queue, new)
+
+    def on_pause(self, command: c.Pause, caller: model.Caller, now: model.Now) -> c.QueueChanged:
+        return self.change(command.queue, self.settings.get(command.queue, {}) | {"paused": True})
+
+    def on_resume(self, command: c.Resume, caller: model.Caller, now: model.Now) -> c.QueueChanged:
+        if command.queue not in self.names():
+            raise Refused("queue_not_found")
+        new = dict(self.settings[command.queue])
+        new.pop("paused", None)
+        return self.change(command.queue, new)
+
+    def change(self, name: str, new: dict[str, Any]) -> c.QueueChanged:
+        if "/" in name:
+            raise Refused("invalid_argument")
+        old = self.settings.setdefault(name, {})
+        if new != old:
+            if not old and len([one for one in self.settings.values() if one]) >= model.QUEUES_SET_MAX:
+                raise Refused("overloaded")
+            self.changed = True
+            old.clear()
+            old.update(new)  # jobs know this very dict
+        return c.QueueChanged(queue=name, paused=bool(new.get("paused")))
+
+    def length(self, name: str) -> int:
+        alive = ("delayed", "ready", "leased")
+        return len([job for job in self.jobs.values() if job.fields.queue == name and job.state in alive])
 
     def info(self, job: NaiveJob, now: model.Now) -> c.JobInfo:
         fields, leased = job.fields, job.state == "leased"
@@ -658,8 +749,8 @@ class NaiveQueue:
             crashes=job.crashes,
             max_retries=job.max_retries,
             max_crashes=job.max_crashes,
-            retry=fields.retry,
-            lease_ms=fields.lease_ms or 30_000,
+            retry=job.retry,
+            lease_ms=job.own_lease_ms,
             lease_ms_left=max(0, job.deadline_ms - now.engine_ms) if leased else None,
             worker=job.worker if leased else None,
             due_ms_left=None if job.due_ms is None else max(0, job.due_ms - now.engine_ms),
@@ -721,11 +812,15 @@ class NaiveQueue:
             if cause == "restart" or job.crashes == 1:
                 self.give_back(job, 0, now)
             else:
-                self.back_off(job, job.crashes - 1, now, job.fields.retry)
+                self.back_off(job, job.crashes - 1, now, job.retry)
 
     def forget_old(self, now: model.Now) -> None:
-        for shelf, age_ms in ((self.finished, 3_600_000), (self.dead, 30 * 86_400_000)):
+        for shelf, setting, usual_ms in (
+            (self.finished, "retention_ms", 3_600_000),
+            (self.dead, "dead_retention_ms", 30 * 86_400_000),
+        ):
             for job_id in list(shelf):
+                age_ms = self.jobs[job_id].in_queue.get(setting, usual_ms)
                 if self.jobs[job_id].changed.engine_ms + age_ms <= now.engine_ms:
                     self.forget(job_id)
         for name in self.names():
@@ -818,8 +913,9 @@ class NaiveQueue:
         return list(self.jobs.values())  # ids only rise, and no job comes back
 
     def names(self) -> set[str]:
-        """The queues that are there: those with a job, whatever its state."""
-        return {job.fields.queue for job in self.jobs.values()}
+        """The queues that are there: those with a job, whatever its state, and those of which something was set."""
+        said = {name for name, settings in self.settings.items() if settings}
+        return said | {job.fields.queue for job in self.jobs.values()}
 
     def in_state(self, state: str) -> list[NaiveJob]:
         return [job for job in self.sorted() if job.state == state]

@@ -22,6 +22,8 @@ from jqd.core.commands import (
     JobInfo,
     JobList,
     Pong,
+    QueueChanged,
+    QueueDetails,
     QueueList,
     ServerStats,
     SnapshotBegun,
@@ -93,6 +95,10 @@ def blocking(url: str) -> None:
         queues = client.queues()
         assert_type(queues, QueueList)
         assert_type([queue.queue for queue in queues.queues], list[str])
+        assert_type(client.set_queue("blocking", lease="1m", length_max=9), QueueChanged)
+        assert_type(client.pause("blocking").paused, bool)
+        assert_type(client.resume("blocking"), QueueChanged)
+        assert_type(client.queue("blocking"), QueueDetails)
         assert_type(client.stats(), ServerStats)
         assert_type(client.snapshot(), SnapshotBegun)
         reply = client.call(requests.get(first.job_id), timeout=5)
@@ -138,6 +144,10 @@ async def with_asyncio(url: str) -> None:
         assert_type(await client.get(second.job_id), JobInfo)
         assert_type(await client.list(cursor=0), JobList)
         assert_type(await client.queues(limit=1), QueueList)
+        assert_type(await client.set_queue("asyncio", retention=60), QueueChanged)
+        assert_type(await client.pause("asyncio"), QueueChanged)
+        assert_type(await client.resume("asyncio"), QueueChanged)
+        assert_type((await client.queue("asyncio")).info.ready, int)
         assert_type((await client.stats()).jobs["ready"], int)
         assert_type(await client.call(requests.stats()), ServerStats)
         assert_type((await client.snapshot()).lsn, int)
