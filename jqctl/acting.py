@@ -14,7 +14,7 @@ import click
 from jqctl import output
 from jqctl.group import Settings
 from jqctl.replies import show_count, verdicts
-from jqctl.sweeps import sweep
+from jqctl.sweeps import said_by, sweep
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
@@ -44,15 +44,17 @@ def act(
     where: "SweepOptions | None",
     *,
     dry_run: bool,
+    running: bool = False,
 ) -> int:
-    """Act on the jobs with these ids, or on all that `where` means. Returns the exit code."""
-    from jqd.client import requests
+    """Act on the jobs with these ids, or on all that `where` means. Returns the exit code.
 
+    running: whether cancel means jobs that are held, too.
+    """
     if ids:
-        named = {"cancel": requests.cancel, "requeue": requests.requeue}[verb](ids, {"dry_run": dry_run})
+        named = said_by(verb, running=running)(ids, {"dry_run": dry_run})
         return verdicts(settings, verb, connection.call(named).results)
     assert where is not None
-    count = sweep(connection, verb, {**where, "dry_run": dry_run})
+    count = sweep(connection, verb, {**where, "dry_run": dry_run}, running=running)
     show_count(settings, verb, count, dry_run=dry_run)
     return 0
 

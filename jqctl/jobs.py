@@ -346,7 +346,8 @@ def release(settings: Settings, connection: "Connection", job_id: int, token: in
 @verb
 @click.argument("ids", nargs=-1, type=ID, metavar="[JOB_ID]...")
 @click.option("--queue", type=QUEUE, help="The waiting jobs of this queue.")
-@click.option("--state", type=click.Choice(("delayed", "ready")), help="Only those in this state.")
+@click.option("--state", type=click.Choice(("delayed", "ready", "leased")), help="Only those in this state.")
+@click.option("--running", is_flag=True, help="Also jobs that are held: they end when they are given back.")
 @acting.filter_option
 @acting.dry_run_option
 def cancel(
@@ -355,10 +356,14 @@ def cancel(
     ids: tuple[int, ...],
     queue: str | None,
     state: str | None,
+    running: bool,
     filter: str | None,
     dry_run: bool,
 ) -> int:
     """End waiting jobs for good: by id, or all that a queue, a state and a filter mean.
+
+    With --running jobs that are held are marked, and their worker is told: they are cancelled when it fails or
+    releases them, or their lease ends; if it acks them after all, they are done.
 
     With -o id the ids that were given and cancelled are printed, one a line; jobs that were not named by
     their ids are only counted, in table and json.
@@ -366,11 +371,12 @@ def cancel(
     \b
     Examples:
       jqctl cancel 17 18
+      jqctl cancel 17 --running
       jqctl cancel --queue emails --state delayed --dry-run
       jqctl cancel --filter "task = resize and metadata.user = ada"
     """
     where = _where(ids, {"queue": queue, "state": cast("StateName | None", state), "filter": filter})
-    return acting.act(settings, connection, "cancel", ids, where, dry_run=dry_run)
+    return acting.act(settings, connection, "cancel", ids, where, dry_run=dry_run, running=running)
 
 
 @verb

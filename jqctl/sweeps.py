@@ -4,7 +4,9 @@ Knows:         that the server stops after a page and says where to go on.
 Must not know: which filters a verb takes, what is printed of the result.
 """
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from jqctl import output
 from jqctl.progress import Progress
@@ -17,16 +19,32 @@ if TYPE_CHECKING:
 Sweeping = Literal["cancel", "requeue", "purge"]
 
 
+def said_by(verb: Sweeping, *, running: bool = False) -> Callable[..., Any]:
+    """Return what makes the command of ids or a filter, and options."""
+    from jqd.client import requests
+
+    commands: dict[str, Callable[..., Any]] = {
+        "cancel": partial(requests.cancel, running=running),
+        "requeue": requests.requeue,
+        "purge": requests.purge,
+    }
+    return commands[verb]
+
+
 def sweep(
-    connection: "Connection", verb: Sweeping, options: "SweepOptions", *, total: int | None = None
+    connection: "Connection",
+    verb: Sweeping,
+    options: "SweepOptions",
+    *,
+    total: int | None = None,
+    running: bool = False,
 ) -> int:
     """Act on all jobs that the options mean. Returns how many; with dry_run how many it would be.
 
-    total: how many are expected, for the bar.
+    total:   how many are expected, for the bar.
+    running: whether cancel means jobs that are held, too.
     """
-    from jqd.client import requests
-
-    command = {"cancel": requests.cancel, "requeue": requests.requeue, "purge": requests.purge}[verb]
+    command = said_by(verb, running=running)
     dry_run = options.get("dry_run", False)
     count = 0
     cursor: int | None = 0

@@ -506,9 +506,9 @@ class QueueOptions(TypedDict, total=False):
 _QUEUE_DURATIONS: Final = frozenset({"lease", "retention", "dead_retention"})
 
 
-def cancel(ids: int | Iterable[int] | None, options: SweepOptions) -> Cancel:
-    """Return the command that ends waiting jobs for good."""
-    return Cancel(**_sweep("cancel", ids, options))
+def cancel(ids: int | Iterable[int] | None, options: SweepOptions, *, running: bool = False) -> Cancel:
+    """Return the command that ends waiting jobs for good; with `running` it marks those that are held."""
+    return Cancel(**_sweep("cancel", ids, options), running=running)
 
 
 def update(

@@ -101,6 +101,7 @@ def make_shared(
     worker: str,
     backoff: Backoff | None,
     unclaimed: Callable[[Struct | JqdError], None],
+    on_cancel: Callable[[int, int], None] | None = None,
 ) -> Shared[L]:
     """Return what the links of a new client share: a session of its own among it.
 
@@ -116,7 +117,7 @@ def make_shared(
     return Shared(
         url=url,
         address=to_address(url),
-        session=Session(hello),
+        session=Session(hello, on_cancel),
         backoff=backoff or Backoff(),
         unclaimed=unclaimed,
     )
@@ -129,7 +130,8 @@ def renewed(shared: Shared[L]) -> Shared[L]:
     """
     shared.unclaimed, unclaimed = _ignore, shared.unclaimed
     hello = structs.replace(shared.session.hello, session=os.urandom(SESSION_BYTES))
-    return structs.replace(shared, session=Session(hello), unclaimed=unclaimed, links=set())
+    session = Session(hello, shared.session.on_cancel)
+    return structs.replace(shared, session=session, unclaimed=unclaimed, links=set())
 
 
 def _ignore(_: Struct | JqdError) -> None:

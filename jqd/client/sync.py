@@ -13,7 +13,7 @@ All connections of one client are one session: a state-changing request that is 
 lost connection is answered once, also if it was carried out the first time.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from threading import RLock
 from types import TracebackType
@@ -92,6 +92,9 @@ class Client:
         timeout: Duration (seconds, timedelta, "30s") that each request has, reconnecting included; a
             waiting lease has its `wait` on top. Every verb takes another one as `timeout=`.
         backoff: when to try again after a lost connection.
+        on_cancel: called with job id and token of each job leased here that somebody wants to end: stop working
+            on it, and fail() or release() it. Called where replies are read, so it must return at once, must
+            not raise, and must not use the client. extend() tells the same.
 
     Raises (every verb):
         RequestTimeout: no reply in time; outcome unknown. A state-changing request may have been carried out.
@@ -107,10 +110,11 @@ class Client:
         worker: str = "",
         timeout: Duration = 30,
         backoff: Backoff | None = None,
+        on_cancel: Callable[[int, int], None] | None = None,
     ) -> None:
         self.url = url
         self._timeout_ms = to_ms("timeout", timeout)
-        self._shared = make_shared(SyncLink, url, worker, backoff, self._unclaimed)
+        self._shared = make_shared(SyncLink, url, worker, backoff, self._unclaimed, on_cancel)
         self._lock = RLock()  # guards all that follows, and everything in the links
         self._closed = False
         self._main: SyncLink | None = None
@@ -156,9 +160,17 @@ class Client:
 
     def __reduce__(self) -> tuple["partial[Self]", tuple[()]]:
         """Say how to make another one of the same settings: what pickle brings to another process."""
-        worker, backoff = self._shared.session.hello.worker, self._shared.backoff
+        session, backoff = self._shared.session, self._shared.backoff
         timeout = self._timeout_ms / 1_000
-        return partial(type(self), self.url, worker=worker, timeout=timeout, backoff=backoff), ()
+        again = partial(
+            type(self),
+            self.url,
+            worker=session.hello.worker,
+            timeout=timeout,
+            backoff=backoff,
+            on_cancel=session.on_cancel,
+        )
+        return again, ()
 
     # --- one request --------------------------------------------------------------------------
 
@@ -422,17 +434,24 @@ class Client:
         self,
         ids: int | Iterable[int] | None = None,
         *,
+        running: bool = False,
         timeout: Duration | None = None,
         **options: Unpack[SweepOptions],
     ) -> Swept:
         """End waiting jobs for good: one by its id, several by theirs, or those of a queue, state or filter.
+
+        With `running` also jobs that are held: these are marked, whoever holds them is told, and they are
+        cancelled when they are failed or released, or their lease ends; acked they are done. The reply's
+        `marked` counts them.
 
         One call looks at a page of all jobs, so a count of 0 is not the end: go on with the reply's `cursor`
         until it is None.
 
         Raises: JobNotFound, WrongState for a single id; for several, see the reply's verdicts.
         """
-        return requests.swept("cancel", ids, self.call(requests.cancel(ids, options), timeout=timeout))
+        return requests.swept(
+            "cancel", ids, self.call(requests.cancel(ids, options, running=running), timeout=timeout)
+        )
 
     def update(
         self,

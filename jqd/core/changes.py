@@ -176,13 +176,18 @@ class JobsReleased(Change, tag=9):
 
 
 class JobsCancelled(Change, tag=10):
-    """Waiting jobs were ended for good."""
+    """Jobs were ended for good: waiting ones, or marked ones whose lease ended.
+
+    cause: why the attempt of those ended; none: nothing is kept of it.
+    """
 
     ranges: Ranges
     principal: str = ""
+    cause: Cause = "none"
+    error: str = ""
 
     def apply(self, state: State, now: Now) -> None:
-        state.finish(self.ranges, JobState.CANCELLED, now)
+        state.finish(self.ranges, JobState.CANCELLED, now, cause=self.cause, error=self.error)
 
 
 class JobsRequeued(Change, tag=11):
@@ -309,6 +314,16 @@ class JobsExpired(Change, tag=25):
         state.finish(self.ranges, JobState.EXPIRED, now)
 
 
+class JobsCancelMarked(Change, tag=26):
+    """Held jobs are to end: cancelled as soon as their lease does, unless they are acked."""
+
+    ranges: Ranges
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.mark_cancel(self.ranges)
+
+
 class IdsSkipped(Change, tag=60):
     """The ids below `next_id` are given to no job any more: facts that gave some of them out are lost.
 
@@ -356,6 +371,7 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     SubmitRemembered,
     KeysForgotten,
     JobsExpired,
+    JobsCancelMarked,
     QueueSet,
     IdsSkipped,
 ]

@@ -270,9 +270,12 @@ class Verdicts(Answer):
     results: list[Verdict]
 
 
-class Extended(Answer):
+class Extended(Answer, omit_defaults=True):
+    """cancel_marked: of those extended the ones that somebody wants to end; give them back."""
+
     results: list[Verdict]
     lease_ms_left: int
+    cancel_marked: list[tuple[int, int]] = []
 
 
 # (token, ranges): jobs held under that token.
@@ -290,6 +293,12 @@ class Extend(Command[Extended]):
 
     items: HeldItems
     lease_ms: LeaseMs | None = None
+
+
+class CancelRequested(Answer):
+    """The body of an event `cancel`: jobs that this session holds and somebody wants to end."""
+
+    items: list[tuple[int, list[tuple[int, int]]]]  # (token, ranges)
 
 
 class Ack(Command[Verdicts]):
@@ -375,6 +384,7 @@ class JobInfo(Answer, omit_defaults=True):
     lease_ms: int = model.LEASE_MS_DEFAULT
     lease_ms_left: int | None = None  # leased
     worker: str | None = None  # leased
+    cancel_marked: bool = False  # leased: it ends when it is given back
     due_ms_left: int | None = None  # delayed, for a duration
     run_at_ms: int | None = None  # delayed, for a date
     expires_at_ms: int | None = None  # if it is not started by then
@@ -530,11 +540,13 @@ class Swept(Answer):
     """What a bulk action did, or with dry_run would do.
 
     results: per id, only where `ids` were given. cursor: where to go on; None: that was all.
+    marked:  of `count` those that are held, and end when their worker gives them back or their lease ends.
     """
 
     count: int
     cursor: int | None
     results: list[Verdict]
+    marked: int = 0
 
 
 class Sweep(Command[Swept]):
@@ -548,12 +560,14 @@ class Sweep(Command[Swept]):
 
 
 class Cancel(Sweep):
-    """End waiting jobs for good."""
+    """End waiting jobs for good; with `running` mark those that are held, so that they end."""
 
     verb = "cancel"
     scope = "jobs:submit"
     reply = Swept
     writes = True
+
+    running: bool = False
 
 
 class Updated(Answer):

@@ -18,7 +18,7 @@ from typing import Final
 
 from jqd.core import model
 from jqd.core.changes import Change
-from jqd.core.commands import Verdict
+from jqd.core.commands import Verdict, to_ranges
 from jqd.core.model import Job, Lease, Now
 from jqd.core.state import State
 from jqd.errors import InvalidArgument
@@ -47,6 +47,18 @@ def live_jobs(lease: Lease, state: State) -> Iterator[Job]:
         for job in state.run(first, count):
             if job is not None and job.lease is lease:
                 yield job
+
+
+def without_marked(
+    ranges: list[tuple[int, int]], state: State
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return held ranges without the jobs that are marked to end, and these."""
+    if not state.marked_count:
+        return ranges, []
+    jobs = [job for first, count in ranges for job in state.run(first, count) if job is not None]
+    state.work += len(jobs)
+    marked = [job.id for job in jobs if job.cancel_marked]
+    return to_ranges([job.id for job in jobs if not job.cancel_marked]), to_ranges(marked)
 
 
 def check_ranges(items: Iterable[Sequence[tuple[int, int]]]) -> None:

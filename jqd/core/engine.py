@@ -7,7 +7,8 @@ Must not know: sockets, files, threads, what the clock says by itself.
 The driver's contract, once per loop turn, all with one `now`:
 
     execute(...)      any number of times; each returns a body, or None if the request is parked
-    finish_turn(now)  lets time pass if it is due, and serves who is parked: outbox has their answers
+    finish_turn(now)  lets time pass if it is due, and serves who is parked: outbox has their answers, and
+                      events what others are to be told
     take_batch()      the record to write, or None; nothing of this turn, reads included, may leave
                       before this and all earlier records are durable
     next_deadline(now)  when finish_turn must be called again even if nobody asks
@@ -49,6 +50,7 @@ from jqd.core.changes import (
 from jqd.core.commands import (
     PROTOCOL_MINOR,
     PROTOCOL_VERSION,
+    CancelRequested,
     Command,
     Hello,
     Leased,
@@ -179,6 +181,8 @@ class Engine:
 
     def __init__(self, state: State, identity: Identity) -> None:
         self.state = state
+        # What nobody asked for: (ticket, body of an event `cancel`), for each connection of who holds the jobs.
+        self.events: list[tuple[Ticket, CancelRequested]] = []
         self.outbox: list[tuple[Ticket, int, Body | JqdError]] = []  # (ticket, request id, answer)
         self._identity = identity
         self._started_ms = 0
@@ -202,6 +206,7 @@ class Engine:
         self._attached: dict[bytes, int] = {}
         self._detached: dict[bytes, int] = {}
         self.claims: dict[bytes | None, Claims] = {}  # by session, while it has connections
+        self._listeners: dict[bytes, dict[Ticket, None]] = {}  # connections of a session, for events
 
     # --- recovery -----------------------------------------------------------------------------
 
@@ -228,6 +233,7 @@ class Engine:
             state.lsn += 1
         state.now = now
         state.woken.clear()
+        state.marked.clear()
 
     def restore(self, payload: bytes) -> None:
         """Apply one record of a snapshot, in order, to a state that is empty but for those before it.
@@ -270,9 +276,11 @@ class Engine:
 
     # --- commands -----------------------------------------------------------------------------
 
-    def hello(self, command: Hello, now: Now) -> tuple[Caller, Welcome]:
+    def hello(self, command: Hello, now: Now, ticket: Ticket = None) -> tuple[Caller, Welcome]:
         """Settle who a new connection is. Its end must be told by disconnect().
 
+        Args:
+            ticket: identifies the connection, for events of its session.
         Raises: VersionMismatch, Unauthenticated, InvalidArgument, PermissionDenied, Overloaded.
         """
         commands.check_version(command.version)
@@ -286,6 +294,7 @@ class Engine:
         self._begin(now)
         if command.session is not None:
             self._attach(command.session, caller)
+            self._listeners.setdefault(command.session, {})[ticket] = None
         return caller, Welcome(
             version=PROTOCOL_VERSION,
             minor=PROTOCOL_MINOR,
@@ -315,6 +324,10 @@ class Engine:
         """A connection ended: nothing can be answered there any more."""
         self.withdraw(ticket)
         if caller.session is not None:
+            listeners = self._listeners.get(caller.session, {})
+            listeners.pop(ticket, None)
+            if not listeners:
+                self._listeners.pop(caller.session, None)
             count = self._attached[caller.session] - 1
             if count:
                 self._attached[caller.session] = count
@@ -612,9 +625,24 @@ class Engine:
         while self._parked_timers and self._parked_timers.first()[0] <= now.engine_ms:
             _, serial = self._parked_timers.first()
             self._answer_parked(self._parked[serial], _nothing(now))
+        if self.state.marked:
+            self._tell_holders()
         for session, answers in self._answers.items():
             self._emit(RequestsAnswered(session, list(answers.items())))
         self._answers.clear()
+
+    def _tell_holders(self) -> None:
+        """Tell the sessions that hold jobs which of them were marked to end in this turn."""
+        found: dict[bytes, dict[int, list[int]]] = {}  # session -> token -> job ids
+        for job_id in self.state.marked:
+            job = self.state.job(job_id)
+            lease = job.lease if job is not None and job.cancel_marked else None
+            if lease is not None and lease.session in self._listeners:
+                found.setdefault(lease.session, {}).setdefault(lease.token, []).append(job_id)
+        self.state.marked.clear()
+        for session, by_token in found.items():
+            items = [(token, commands.to_ranges(ids)) for token, ids in by_token.items()]
+            self.events += [(ticket, CancelRequested(items=items)) for ticket in self._listeners[session]]
 
     def _tick(self, now: Now) -> None:
         """Do a bounded part of what is due; next_deadline() says whether more is."""

@@ -7,9 +7,18 @@ Must not know: leases that run out (passing.py), the wire.
 from collections.abc import Iterator, Sequence
 
 from jqd.core import backoff, model, settings
-from jqd.core.changes import JobsDied, JobsDone, JobsReleased, JobsRetried, LeasesExtended
+from jqd.core.changes import JobsCancelled, JobsDied, JobsDone, JobsReleased, JobsRetried, LeasesExtended
 from jqd.core.commands import Ack, Extend, Extended, Fail, Release, Verdict, Verdicts, to_ranges
-from jqd.core.deciding import JOB_NOT_FOUND, LEASE_LOST, OK, Emit, add_verdict, check_ranges, judged_at_ms
+from jqd.core.deciding import (
+    JOB_NOT_FOUND,
+    LEASE_LOST,
+    OK,
+    Emit,
+    add_verdict,
+    check_ranges,
+    judged_at_ms,
+    without_marked,
+)
 from jqd.core.model import Caller, DeadReason, Job, Now
 from jqd.core.state import State
 from jqd.errors import InvalidArgument, PayloadTooLarge
@@ -20,18 +29,21 @@ def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) 
 
     State:   leased -> leased.
     Returns: a verdict per run: ok, job_not_found, lease_lost (token not current, or deadline passed);
-             lease_ms_left is the shortest of those extended, 0 if there is none.
+             lease_ms_left is the shortest of those extended, 0 if there is none; cancel_marked: those of
+             them that are to end.
     Source:  protocol.md "extend"; beanstalkd touch; SQS ChangeMessageVisibility.
     """
     check_ranges(ranges for _, ranges in command.items)
     results: list[Verdict] = []
     left_ms: list[int] = []
+    marked: list[tuple[int, int]] = []
     for token, ranges in command.items:
         held = _held(state, now, token, ranges, results)
+        marked += without_marked(held, state)[1]
         for lease_ms, part in _by_lease_ms(held, command.lease_ms, state):
             emit(LeasesExtended(token, lease_ms, part, caller.principal))
             left_ms.append(lease_ms)
-    return Extended(results=results, lease_ms_left=min(left_ms, default=0))
+    return Extended(results=results, lease_ms_left=min(left_ms, default=0), cancel_marked=marked)
 
 
 def _by_lease_ms(
@@ -89,7 +101,8 @@ def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Ver
 def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:
     """Give held jobs back as failed: another attempt after the backoff, or dead after the last one.
 
-    State:   leased -> delayed | ready (retry_in_ms 0) | dead (retries; killed with `dead`).
+    State:   leased -> delayed | ready (retry_in_ms 0) | dead (retries; killed with `dead`);
+             cancelled if it is marked to end.
     Returns: a verdict per run: ok, job_not_found, lease_lost.
     Raises:  InvalidArgument.
     """
@@ -98,8 +111,12 @@ def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> V
     results: list[Verdict] = []
     retried: list[tuple[int, int]] = []
     dead: list[int] = []
+    cancelled: list[int] = []
     for token, ranges in command.items:
         for job in _jobs(state, _held(state, now, token, ranges, results)):
+            if state.marked_count and job.cancel_marked:
+                cancelled.append(job.id)
+                continue
             if command.dead or job.errors + 1 > settings.max_retries(job, state):
                 dead.append(job.id)
                 continue
@@ -114,6 +131,8 @@ def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> V
     if dead:
         reason: DeadReason = "killed" if command.dead else "retries"
         emit(JobsDied(to_ranges(dead), reason, "error", error, caller.principal))
+    if cancelled:
+        emit(JobsCancelled(to_ranges(cancelled), caller.principal, "error", error))
     return Verdicts(results=results)
 
 
@@ -134,7 +153,7 @@ def _check_retry(command: Fail) -> None:
 def release(command: Release, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:
     """Give held jobs back unworked, ready at once or after delay_ms; the attempt does not count.
 
-    State:   leased -> ready | delayed.
+    State:   leased -> ready | delayed; cancelled if it is marked to end.
     Returns: a verdict per run: ok, job_not_found, lease_lost.
     """
     check_ranges(ranges for _, ranges in command.items)
@@ -142,9 +161,12 @@ def release(command: Release, state: State, caller: Caller, now: Now, emit: Emit
     held: list[tuple[int, int]] = []
     for token, ranges in command.items:
         held += _held(state, now, token, ranges, results)
+    held, marked = without_marked(held, state)
     if held:
         due_ms = now.engine_ms + command.delay_ms if command.delay_ms else 0
         emit(JobsReleased(held, due_ms, caller.principal))
+    if marked:
+        emit(JobsCancelled(marked, caller.principal))
     return Verdicts(results=results)
 
 

@@ -5,10 +5,10 @@ Must not know: what a worker says of its jobs later (holding.py), who is parked 
 """
 
 from jqd.core import model, settings
-from jqd.core.changes import EpochRaised, JobsLeased, JobsReleased
+from jqd.core.changes import EpochRaised, JobsCancelled, JobsLeased, JobsReleased
 from jqd.core.commands import Lease as LeaseCommand
 from jqd.core.commands import Leased, LeasedJob, to_ranges
-from jqd.core.deciding import REPLY_JOB_BYTES, Emit, judged_at_ms, live_jobs
+from jqd.core.deciding import REPLY_JOB_BYTES, Emit, judged_at_ms, live_jobs, without_marked
 from jqd.core.model import Caller, Job, JobOptions, Now
 from jqd.core.state import State
 
@@ -137,5 +137,8 @@ def leased_again(token: int, state: State, now: Now) -> Leased:
 def take_back(token: int, state: State, emit: Emit) -> None:
     """Undo a grant whose reply never reached a socket: as if it had been released."""
     jobs = [job.id for part in state.leases.get(token, {}).values() for job in live_jobs(part, state)]
-    if jobs:
-        emit(JobsReleased(to_ranges(jobs)))
+    held, marked = without_marked(to_ranges(jobs), state)
+    if held:
+        emit(JobsReleased(held))
+    if marked:
+        emit(JobsCancelled(marked))

@@ -320,6 +320,7 @@ class Outcome(Struct, gc=False, array_like=True):
     attempts: list[Attempt] = []
     result: bytes | None = None
     result_encoding: Encoding = "raw"
+    cancel_marked: bool = False  # only while LEASED: it is to end, and whoever holds it is told
 
 
 class Job(Struct, gc=False):
@@ -327,6 +328,11 @@ class Job(Struct, gc=False):
 
     attempt numbers deliveries from 1 (0 = never handed out); a release gives the number back.
     """
+
+    @property
+    def cancel_marked(self) -> bool:
+        """Whether it is to end, although somebody still holds it."""
+        return self.outcome is not None and self.outcome.cancel_marked
 
     id: int
     options: JobOptions

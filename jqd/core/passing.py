@@ -5,7 +5,7 @@ Must not know: when it is asked (engine.py), what the clock is.
 """
 
 from jqd.core import backoff, model, settings
-from jqd.core.changes import JobsDied, JobsExpired, JobsForgotten, JobsRetried, KeysForgotten
+from jqd.core.changes import JobsCancelled, JobsDied, JobsExpired, JobsForgotten, JobsRetried, KeysForgotten
 from jqd.core.commands import to_ranges
 from jqd.core.deciding import Emit, judged_at_ms, live_jobs
 from jqd.core.model import Job, Lease, Now
@@ -17,7 +17,7 @@ def expire_leases(state: State, now: Now, emit: Emit, limit: int) -> None:
 
     An expired lease is a crash: the first one is retried at once, later ones after the backoff,
     one too many is dead. A lease that was live at the daemon's start and not extended since counts
-    nothing. An at-most-once job is dead: it may have run.
+    nothing. An at-most-once job is dead: it may have run. One that is marked to end is cancelled.
     """
     judged_ms = judged_at_ms(state, now)
     while limit > 0 and state.lease_timers and state.lease_timers.first()[0] <= judged_ms:
@@ -33,8 +33,11 @@ def _expire(jobs: list[Job], state: State, now: Now, emit: Emit, cause: model.Ca
     retried: list[tuple[int, int]] = []
     crashed: list[int] = []
     abandoned: list[int] = []
+    cancelled: list[int] = []
     for job in jobs:
-        if job.options.delivery == "at_most_once":
+        if job.cancel_marked:
+            cancelled.append(job.id)
+        elif job.options.delivery == "at_most_once":
             abandoned.append(job.id)
         elif cause == "restart" or (job.crashes == 0 and settings.max_crashes(job, state) > 0):
             retried.append((job.id, 0))
@@ -52,6 +55,8 @@ def _expire(jobs: list[Job], state: State, now: Now, emit: Emit, cause: model.Ca
         emit(JobsDied(to_ranges(crashed), "crashes", cause, error))
     if abandoned:
         emit(JobsDied(to_ranges(abandoned), "abandoned", cause, error))
+    if cancelled:
+        emit(JobsCancelled(to_ranges(cancelled), "", cause, error))
 
 
 def expire_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:

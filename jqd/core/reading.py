@@ -118,6 +118,7 @@ def job_info(job: Job, state: State, now: Now) -> JobInfo:
     if job.lease is not None:
         info.lease_ms_left = max(0, job.lease.deadline_ms - now.engine_ms)
         info.worker = job.lease.worker
+        info.cancel_marked = job.cancel_marked
     if job.due is not None and job.due.is_wall:
         info.run_at_ms = job.due.ms
     elif job.due is not None:

@@ -13,6 +13,7 @@ Who may touch it: decisions read; only the apply() of a change (changes.py) call
                date_timers (job id) by wall clock, and expiry_timers of those that wait and were never handed out
     sessions   session -> the answers that a retry would get again
     keys       dedupe and idempotency keys -> the jobs that they stand for (keys.py)
+    marked     jobs that were marked to end since the engine last looked; likewise
     woken      queues in which a job became ready since the engine last looked; a hint, not a fact
 
 Pages because a dict of a million jobs stops the loop for 26 ms when it grows; ids are dense, so a
@@ -190,6 +191,8 @@ class State:
         self.keys = KeyTable()
         self.overfull: dict[str, None] = {}  # queues with more finished or dead jobs than they may keep
         self.woken: dict[str, None] = {}
+        self.marked: dict[int, None] = {}
+        self.marked_count = 0  # jobs that are held and are to end
         self._pages: dict[int, list[Job | None]] = {}
         self._page_holes: dict[int, int] = {}  # page number -> slots without a job among those it has
         self._sparse: dict[int, dict[int, Job]] = {}  # page number -> id -> job
@@ -425,6 +428,17 @@ class State:
             job.lease = lease
         self._hold(lease)
 
+    def mark_cancel(self, ranges: Ranges) -> None:
+        """Note that held jobs, not marked yet, are to end."""
+        for _, jobs in self._groups(ranges):
+            for job in jobs:
+                assert job.state is LEASED, f"job {job.id} is {job.state.name}"
+                outcome = job.outcome = job.outcome or Outcome()
+                assert not outcome.cancel_marked, f"job {job.id} is marked already"
+                outcome.cancel_marked = True
+                self.marked[job.id] = None
+            self.marked_count += len(jobs)
+
     def finish(
         self,
         ranges: Ranges,
@@ -432,10 +446,17 @@ class State:
         now: Now,
         result: bytes | None = None,
         encoding: Encoding = "raw",
+        cause: Cause = "none",
+        error: str = "",
     ) -> None:
-        """Move jobs to a final state: payload dropped, result kept until retention forgets the job."""
+        """Move jobs to a final state: payload dropped, result kept until retention forgets the job.
+
+        cause: why the attempt ended, for the history of a job that was held; none: nothing is recorded.
+        """
         for options, jobs in self._groups(ranges, mixed=state is not DONE):
             queue = self.queues[options.queue]
+            if cause != "none":
+                self._record_attempts(jobs, cause, error, now)
             self._leave(queue, jobs, state)
             if state is DONE:
                 queue.measure(queue.runs, jobs, now)
@@ -653,6 +674,7 @@ class State:
                 assert job.lease is not None
                 job.lease.live_count += 1
                 job.lease.ranges.append((job.id, 1))
+                self.marked_count += job.cancel_marked
             elif state is DEAD:
                 queue.dead[job.id] = None
             else:
@@ -833,6 +855,8 @@ class State:
         queue.counts[state] -= len(jobs)
         if state is LEASED:
             self._end_leases(jobs)
+            if self.marked_count:
+                self._unmark(jobs)
         elif state is READY:
             for job in jobs:
                 queue.ready.remove_run(job.options.priority, job.id, 1)
@@ -846,6 +870,12 @@ class State:
                 del queue.dead[job.id]
         else:
             _remove_oldest(queue.finished, jobs)
+
+    def _unmark(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if job.outcome is not None and job.outcome.cancel_marked:
+                job.outcome.cancel_marked = False
+                self.marked_count -= 1
 
     def _stop_expiry(self, jobs: list[Job]) -> None:
         """Take the timers of jobs that were just taken out of their state."""
@@ -1046,6 +1076,7 @@ class State:
             assert sorted(queue.dead) == [job.id for job in mine if job.state is DEAD]
             assert (queue.finished_due_ms is None) == (not queue.finished)
             assert (queue.dead_due_ms is None) == (not queue.dead)
+        assert self.marked_count == sum(job.cancel_marked for job in jobs)
         self._check_timers(jobs)
         self._check_keys(jobs)
         results = [
@@ -1077,6 +1108,7 @@ class State:
             assert (job.lease is not None) == (job.state is LEASED), f"job {job.id}"
             assert (job.due is not None) == (job.state is DELAYED), f"job {job.id}"
             assert (job.payload is None) == (job.state in FINISHED), f"job {job.id}"
+            assert job.state is LEASED or not job.cancel_marked, f"job {job.id}"
             if job.lease is not None:
                 held[id(job.lease)] = held.get(id(job.lease), 0) + 1
         leases = [lease for parts in self.leases.values() for lease in parts.values()]

@@ -8,27 +8,36 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from jqd.core import filters, model
-from jqd.core.changes import JobsCancelled, JobsForgotten, JobsRequeued
+from jqd.core.changes import JobsCancelled, JobsCancelMarked, JobsForgotten, JobsRequeued
 from jqd.core.commands import Cancel, JobFilter, Purge, Requeue, Sweep, Swept, Verdict, to_ranges
 from jqd.core.deciding import DUPLICATE, JOB_NOT_FOUND, OK, WRONG_STATE, Emit, add_verdict, check_ranges
 from jqd.core.keys import dedupe_name
 from jqd.core.model import Caller, Job, JobState, Now
 from jqd.core.reading import scan
-from jqd.core.state import DEAD, DELAYED, READY, State, holds_while_alive
+from jqd.core.state import DEAD, DELAYED, LEASED, READY, State, holds_while_alive
 from jqd.errors import InvalidArgument, WrongState
 
 _WAITING: Final = (DELAYED, READY)
 
 
 def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:
-    """End waiting jobs for good.
+    """End waiting jobs for good; with `running` mark held ones, which end when their lease does.
 
-    State:  delayed | ready -> cancelled.
+    State:  delayed | ready -> cancelled; leased -> leased, marked.
     Raises: InvalidArgument, WrongState (filter), QueueNotFound.
     """
-    return _sweep(
-        command, state, now, _WAITING, _WAITING, lambda ranges: emit(JobsCancelled(ranges, caller.principal))
-    )
+
+    def act(ranges: list[tuple[int, int]]) -> None:
+        jobs = [job for first, count in ranges for job in state.run(first, count) if job is not None]
+        waiting = [job.id for job in jobs if job.state is not LEASED]
+        held = [job.id for job in jobs if job.state is LEASED and not job.cancel_marked]
+        if waiting:
+            emit(JobsCancelled(to_ranges(waiting), caller.principal))
+        if held:
+            emit(JobsCancelMarked(to_ranges(held), caller.principal))
+
+    accepted = (*_WAITING, LEASED) if command.running else _WAITING
+    return _sweep(command, state, now, accepted, accepted, act)
 
 
 def requeue(command: Requeue, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:
@@ -101,9 +110,12 @@ def _sweep(
     else:
         assert command.filter is not None
         found, cursor = _by_filter(command, command.filter, state, now, accepted, default, is_second)
+    marked = 0
+    if LEASED in accepted:
+        marked = sum(state.known_job(job_id).state is LEASED for job_id in found)
     if found and not command.dry_run:
         act(to_ranges(found))
-    return Swept(count=len(found), cursor=cursor, results=results)
+    return Swept(count=len(found), cursor=cursor, results=results, marked=marked)
 
 
 def _by_ids(

@@ -25,6 +25,7 @@ _STATES: Final[dict[type[Change], str]] = {
     changes.JobsRequeued: "ready",
     changes.JobsForgotten: "forgotten",
     changes.JobsExpired: "expired",
+    changes.JobsCancelMarked: "leased",
 }
 
 
@@ -54,6 +55,7 @@ def jobs_of(change: Change) -> list[tuple[int, int, str]]:
             | changes.JobsRequeued()
             | changes.JobsForgotten()
             | changes.JobsExpired()
+            | changes.JobsCancelMarked()
         ):
             state = _STATES[type(change)]
             return [(first, count, state) for first, count in change.ranges]

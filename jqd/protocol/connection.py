@@ -24,13 +24,13 @@ Source: protocol.md "Requests", "Sessions"; shape after websockets' Protocol.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any, Final
 
 from msgspec import Raw, Struct
 
-from jqd.core.commands import PROTOCOL_VERSION, Command, Hello, Lease, Welcome
+from jqd.core.commands import PROTOCOL_VERSION, CancelRequested, Command, Hello, Lease, Welcome
 from jqd.core.model import ANSWERS_PER_SESSION_MAX, FRAME_BYTES_MAX, IN_FLIGHT_MAX
 from jqd.errors import (
     WIRE_ERRORS,
@@ -53,6 +53,8 @@ SLICE_BYTES: Final = 256 << 10
 # A lease that lies further back than that when it is sent again is asked anew: while it is under way, what other
 # connections of the session ask must not push it out of the server's memory.
 _LEASE_AGE_MAX: Final = ANSWERS_PER_SESSION_MAX // 2
+# Jobs of which a session remembers that it handed an event on: as many as one request can mark.
+_TOLD_MAX: Final = 10_000
 # [id, verb, args] around the arguments: 1 + 9 + 65 bytes at most.
 _ENVELOPE_BYTES_MAX: Final = 80
 
@@ -70,15 +72,31 @@ class Session:
     Args:
         hello: sent first on each connection; must carry the client's session (random bytes that the
             shell makes), without which a request cannot be sent again.
+        on_cancel: gets (job id, token) of each held job that is to end, once for all connections; must not raise.
     """
 
-    __slots__ = ("hello", "history", "newest_id")
+    __slots__ = ("_told", "hello", "history", "newest_id", "on_cancel")
 
-    def __init__(self, hello: Hello) -> None:
+    def __init__(self, hello: Hello, on_cancel: Callable[[int, int], None] | None = None) -> None:
         assert hello.session is not None
         self.hello = hello
         self.history = History()
         self.newest_id = 0
+        self.on_cancel = on_cancel
+        self._told: dict[tuple[int, int], None] = {}  # of on_cancel, the newest _TOLD_MAX
+
+    def cancel_requested(self, event: CancelRequested) -> None:
+        """Hand on what every connection of the session is told."""
+        if self.on_cancel is None:
+            return
+        for token, ranges in event.items:
+            for first, count in ranges:
+                for job_id in range(first, first + count):
+                    if (job_id, token) not in self._told:
+                        self._told[job_id, token] = None
+                        if len(self._told) > _TOLD_MAX:
+                            del self._told[next(iter(self._told))]
+                        self.on_cancel(job_id, token)
 
     def next_id(self) -> int:
         self.newest_id += 1
@@ -292,6 +310,8 @@ class ClientConnection:
                 error: JqdError = messages.decode_body(reply, Welcome)
                 self._refused = not error.retryable
                 raise error
+            if reply.status == "cancel":
+                self._session.cancel_requested(messages.decode_event(reply, CancelRequested))
         elif self.state is State.GREETING:
             self._greeted(reply)
         else:

@@ -5,7 +5,7 @@ Must not know: sockets, what a command does, who waits for a reply.
 
     request  [request_id, verb, args]         request_id 1 to 2^63 - 1, verb str, args map
     reply    [request_id, status, lsn, body]  status "ok" or an error code, body map
-    event    [0, name, lsn, body]             from the server, asked for by nobody (none is sent yet)
+    event    [0, name, lsn, body]             from the server, asked for by nobody
 
 A request is decoded in two steps: the envelope, then its args into the one Struct of its verb. So
 a message with a bad field still has an id that the error can be sent to. Typed decoding also keeps
@@ -14,7 +14,7 @@ Source: protocol.md "Messages".
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -203,6 +203,11 @@ def encode_reply(request_id: int, lsn: int, body: Struct | Raw) -> bytes:
     return encode((request_id, OK, lsn, body))
 
 
+def encode_event(name: str, lsn: int, body: Struct) -> bytes:
+    """Encode what the server says unasked."""
+    return encode((0, name, lsn, body))
+
+
 def encode_error(request_id: int, lsn: int, error: JqdError) -> bytes:
     """Encode the reply to a request that was refused; request_id 0: to bytes that are no request."""
     body = ErrorBody(error.message, error.retryable, error.retry_after_ms, error.details)
@@ -228,6 +233,20 @@ def decode_reply(body: memoryview | bytes) -> ReceivedReply:
         raise BadFrame(
             f"frame of {len(body)} bytes is no reply [request_id, status, lsn, body]: {error}"
         ) from None
+
+
+E = TypeVar("E", bound=Struct)
+
+
+def decode_event(event: ReceivedReply, kind: type[E]) -> E:
+    """Decode the body of an event.
+
+    Raises: BadFrame.
+    """
+    try:
+        return msgspec.msgpack.decode(event.body, type=kind)
+    except _UNDECODABLE as error:
+        raise BadFrame(f"event {shorten(event.status)} cannot be read: {error}") from None
 
 
 def decode_body(reply: ReceivedReply, expected: type[Struct]) -> Any:  # noqa: ANN401 - the Struct given

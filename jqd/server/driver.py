@@ -246,6 +246,12 @@ class Driver:
                 ticket.session.answer(request_id, answer)
                 self._talkers[ticket] = None
             engine.outbox.clear()
+        if engine.events:
+            for ticket, body in engine.events:
+                assert isinstance(ticket, Connection)
+                ticket.session.tell("cancel", body)
+                self._talkers[ticket] = None
+            engine.events.clear()
         batch = engine.take_batch()
         outputs = [(connection, connection.session.take_output()) for connection in self._talkers]
         self._talkers.clear()

@@ -10,6 +10,7 @@ The shell's contract (driver.py, and the simulator):
     end_of_requests()    no more bytes will arrive
     resume(now)          go on with bytes that were kept, when one of the limits below has room again
     answer(...)          the answer to a parked request came
+    tell(...)            an event for this connection's session came
     take_output()        what this turn has to say; to be sent when the turn's record is durable
     output_sent(output)  it was handed to the socket; output_lost(output, now): the socket was closed
 
@@ -35,6 +36,7 @@ from jqd.protocol.messages import (
     decode_request,
     decode_submits,
     encode_error,
+    encode_event,
     encode_reply,
 )
 
@@ -256,7 +258,7 @@ class Session:
         if not isinstance(command, Hello):
             raise BadFrame(f"verb = '{command.verb}': the first request of a connection must be hello")
         engine = self._house.engine
-        self._caller, welcome = engine.hello(command, now)
+        self._caller, welcome = engine.hello(command, now, self._ticket)
         self._hello_id = request_id
         self._reader.limit = model.FRAME_BYTES_MAX
         self._say(encode_reply(request_id, engine.state.lsn, welcome))
@@ -353,6 +355,12 @@ class Session:
         if isinstance(answer, Leased) and answer.jobs:
             self._holds(answer.token)
         self._say(encode_reply(request_id, self._house.engine.state.lsn, answer))
+
+    def tell(self, name: str, body: Struct) -> None:
+        """Say something that nobody asked for."""
+        message = encode_event(name, self._house.engine.state.lsn, body)
+        self._chunks += (pack_length(len(message)), message)
+        self._chunks_bytes += len(message)
 
     def _reply_error(self, request_id: int, error: JqdError) -> None:
         self._say(encode_error(request_id, self._house.engine.state.lsn, error))

@@ -366,7 +366,9 @@ def test_a_copy_is_closed_where_no_more_files_can_be_opened():
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_pickle_is_another_client_of_the_same_settings(kind):
     backoff = Backoff(first_ms=7)
-    client = kind("unix:///nowhere", worker="w-1", timeout=timedelta(seconds=2.5), backoff=backoff)
+    client = kind(
+        "unix:///nowhere", worker="w-1", timeout=timedelta(seconds=2.5), backoff=backoff, on_cancel=print
+    )
     other = pickle.loads(pickle.dumps(client))
     assert (type(other), other.url, other._timeout_ms, other._shared.backoff) == (
         kind,
@@ -376,4 +378,5 @@ def test_a_pickle_is_another_client_of_the_same_settings(kind):
     )
     ours, theirs = (one._shared.session.hello for one in (client, other))
     assert ours.worker == theirs.worker == "w-1"
+    assert other._shared.session.on_cancel is print
     assert ours.session != theirs.session

@@ -186,6 +186,7 @@ def test_what_is_set_of_a_queue():
 
 def test_a_bulk_action_takes_ids_or_a_filter():
     assert requests.cancel(5, {}) == Cancel(ids=[(5, 1)])
+    assert requests.cancel(5, {}, running=True) == Cancel(ids=[(5, 1)], running=True)
     assert requests.cancel([5, 6, 8], {"dry_run": True}) == Cancel(ids=[(5, 2), (8, 1)], dry_run=True)
     assert requests.purge(None, {"queue": "q", "cursor": 4}).filter == JobFilter(queue="q")
     assert requests.cancel(None, {"filter": "age > 1h"}) == Cancel(filter=JobFilter(where="age > 1h"))

@@ -416,6 +416,20 @@ class Machine(RuleBasedStateMachine):
         first = first % self.naive.next_id + 1
         self.say(kind(ids=[(first, count), (first + count + 3, 1)], dry_run=dry_run), ticket)
 
+    @rule(pick=picks, count=st.integers(1, 4), dry_run=st.sampled_from([False, False, True]), ticket=tickets)
+    def cancel_running_ones(self, pick, count, dry_run, ticket):
+        held = [job.id for job in self.naive.in_state("leased")]
+        first = held[pick % len(held)] if held and pick % 5 else pick % self.naive.next_id + 1
+        self.say(c.Cancel(ids=[(first, count)], running=True, dry_run=dry_run), ticket)
+
+    @rule(
+        name=st.sampled_from([None, *QUEUES]),
+        state=st.sampled_from([None, "leased"]),
+        limit=st.integers(1, 5),
+    )
+    def cancel_running_ones_by_filter(self, name, state, limit):
+        self.say(c.Cancel(filter=c.JobFilter(queue=name, state=state), running=True, limit=limit))
+
     @rule(fields=options, ready=st.integers(1, 3), delayed=st.integers(1, 3))
     def submit_neighbours(self, fields, ready, delayed):
         groups = [

@@ -50,6 +50,7 @@ def workload() -> Core:
     core.hello(b"s" * 16)
     core.lease("a", "b", count=3, lease_ms=1_000)
     core.wait(40_000)
+    core.do(c.Cancel(ids=[(1, 19)], running=True))
     core.cancel(*range(1, 20))
     core.purge(*range(1, 20))
     core.wait(model.DAY_MS)

@@ -1,10 +1,12 @@
 """What a job was promised holds over kill -9 of the daemon, by its log and by its snapshots."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from jqd.client.aio import AsyncClient
 from jqd.client.sync import Client
 from jqd.errors import Duplicate, IdempotencyConflict, WrongState
 from tests.support.daemon import Daemon
@@ -103,3 +105,40 @@ def test_expiry(daemon, snapshot):
         while client.get(late).state != "expired":
             pass
         assert lease_one(client, "q").payload == b"x"
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_cancel_of_a_running_job(daemon, snapshot):
+    host, port = daemon.address
+    told: list[tuple[int, int]] = []
+    with (
+        client_of(daemon) as operator,
+        Client(f"jqd://{host}:{port}", on_cancel=lambda *job: told.append(job)) as worker,
+    ):
+        first, second = (operator.submit("q", lease="2s").job_id for _ in range(2))
+        one, two = worker.lease("q", count=2, wait=20).jobs
+        assert operator.cancel([first, second], running=True).marked == 2
+        while len(told) < 2:  # the event comes with whatever the worker hears next
+            worker.ping()
+        assert told == [(first, one.token), (second, two.token)]
+    with kill(daemon, snapshot=snapshot) as client:
+        assert client.get(first).cancel_marked
+        assert client.extend(one, lease=60).cancel_marked == [(first, 1)]
+        client.fail(one, error="interrupted")
+        shown = client.get(first)
+        assert (shown.state, shown.error) == ("cancelled", "interrupted")
+        while client.get(second).state != "cancelled":  # its lease runs out
+            pass
+
+
+async def test_event_reaches_an_asyncio_client(daemon):
+    host, port = daemon.address
+    told: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
+    async with AsyncClient(f"jqd://{host}:{port}", on_cancel=lambda *job: told.put_nowait(job)) as worker:
+        await worker.submit("q")
+        (job,) = (await worker.lease("q")).jobs
+        with client_of(daemon) as operator:
+            operator.cancel(job.job_id, running=True)
+        assert await told.get() == (job.job_id, job.token)
+        await worker.ack(job)
+        assert (await worker.get(job.job_id)).state == "done"

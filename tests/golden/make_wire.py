@@ -120,7 +120,7 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
         commands.Fail(items=HELD, error="SMTP 451", retry_in_ms=5_000, retry=RETRY, dead=True),
     ),
     "release": (commands.Release(items=[(TOKEN, [(1, 1)])]), commands.Release(items=HELD, delay_ms=5_000)),
-    "cancel": (commands.Cancel(), commands.Cancel(**SWEEP)),
+    "cancel": (commands.Cancel(), commands.Cancel(**SWEEP, running=True)),
     "update": (
         commands.Update(job_id=1),
         commands.Update(
@@ -199,6 +199,7 @@ _FULL_JOB = commands.JobInfo(
     lease_ms=60_000,
     lease_ms_left=59_000,
     worker="w1",
+    cancel_marked=True,
     due_ms_left=1_000,
     run_at_ms=WALL_MS + 2,
     expires_at_ms=WALL_MS + 3,
@@ -293,14 +294,14 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
     ),
     "extend": (
         commands.Extended(results=[(1, 1, "ok")], lease_ms_left=30_000),
-        commands.Extended(results=_VERDICTS, lease_ms_left=0),
+        commands.Extended(results=_VERDICTS, lease_ms_left=0, cancel_marked=[(2, 2)]),
     ),
     "ack": (commands.Verdicts(results=[(1, 1, "ok")]), commands.Verdicts(results=_VERDICTS)),
     "fail": (commands.Verdicts(results=[(1, 1, "ok")]), commands.Verdicts(results=_VERDICTS)),
     "release": (commands.Verdicts(results=[(1, 1, "ok")]), commands.Verdicts(results=_VERDICTS)),
     "cancel": (
         commands.Swept(count=0, cursor=None, results=[]),
-        commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS),
+        commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS, marked=2),
     ),
     "update": (
         commands.Updated(job_id=1, state="ready"),
@@ -308,11 +309,11 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
     ),
     "requeue": (
         commands.Swept(count=0, cursor=None, results=[]),
-        commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS),
+        commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS, marked=2),
     ),
     "purge": (
         commands.Swept(count=0, cursor=None, results=[]),
-        commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS),
+        commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS, marked=2),
     ),
     "get": (_LITTLE_JOB, _FULL_JOB),
     "list": (
@@ -414,7 +415,7 @@ FACTS: list[tuple[Change, Change]] = [
         changes.JobsDied(_RANGES, "abandoned", "restart", "boom", "key1"),
     ),
     (changes.JobsReleased([(1, 1)]), changes.JobsReleased(_RANGES, 5_000, "key1")),
-    (changes.JobsCancelled([(1, 1)]), changes.JobsCancelled(_RANGES, "key1")),
+    (changes.JobsCancelled([(1, 1)]), changes.JobsCancelled(_RANGES, "key1", "error", "boom")),
     (changes.JobsRequeued([(1, 1)]), changes.JobsRequeued(_RANGES, "key1")),
     (changes.JobsForgotten([(1, 1)]), changes.JobsForgotten(_RANGES, "key1")),
     (changes.SessionOpened(SESSION), changes.SessionOpened(SESSION, "key1")),
@@ -434,6 +435,7 @@ FACTS: list[tuple[Change, Change]] = [
     ),
     (changes.KeysForgotten([]), changes.KeysForgotten(["i/acme/order-9", "d/acme/mail/nightly"])),
     (changes.JobsExpired([(1, 1)]), changes.JobsExpired(_RANGES)),
+    (changes.JobsCancelMarked([(1, 1)]), changes.JobsCancelMarked(_RANGES, "key1")),
     (
         changes.QueueSet("mail", QueueSettings()),
         changes.QueueSet(
@@ -524,6 +526,9 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.KeysForgotten(["i/default/m"]),
             changes.JobsSubmitted(9, JobOptions(expires_wall_ms=WALL_MS + 6_200), [b"k"]),
             changes.JobsExpired([(9, 1)]),
+            changes.JobsLeased((EPOCH + 2) << model.GRANT_BITS | 1, 30_000, [(6, 1)], "w1"),
+            changes.JobsCancelMarked([(6, 1)]),
+            changes.JobsCancelled([(6, 1)], cause="error", error="interrupted"),
             changes.QueueSet("mail", QueueSettings(lease_ms=5_000, paused=True, kept=True)),
         ],
     ),

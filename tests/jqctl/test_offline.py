@@ -229,7 +229,7 @@ def test_repair_says_what_goes_and_changes_nothing(jqctl, log):
     code, out, err = jqctl("repair", log)
     assert code == 65
     lines = [line.split() for line in out.splitlines()]
-    assert " ".join(lines[0]) == "LSN 16 to 22 go: 884 bytes"
+    assert " ".join(lines[0]) == "LSN 16 to 22 go: 890 bytes"
     assert " ".join(lines[1]) == "LSN 16 to 16 cannot be read: what they did to jobs is not listed"
     assert ["7", "1", "mail", "done", "ready"] in lines
     assert ["8-10", "3", "unknown", "unknown", "gone"] in lines

@@ -290,6 +290,15 @@ def test_update_says_what_is_to_change_and_prints_the_state(shell):
     assert shell.said == Update(job_id=4, run_at_ms=1_000)
 
 
+def test_cancel_of_running_jobs(shell):
+    shell.server.answers["cancel"] = Swept(count=1, cursor=None, results=[(4, 1, "ok")], marked=1)
+    assert shell("cancel", "4", "--running")[0] == 0
+    assert shell.said == Cancel(ids=[(4, 1)], running=True)
+    shell.server.answers["cancel"] = Swept(count=1, cursor=None, results=[], marked=1)
+    shell("cancel", "--state", "leased", "--running")
+    assert shell.said == Cancel(filter=JobFilter(state="leased"), running=True)
+
+
 def test_cancel_by_queue_and_state(shell):
     shell.server.answers["cancel"] = Swept(count=3, cursor=None, results=[])
     out = shell("cancel", "--queue", "q", "--state", "delayed")[1]

@@ -36,6 +36,7 @@ def samples() -> dict[type, changes.Change]:
         changes.SubmitRemembered: changes.SubmitRemembered("default", "k", 1, 1, b"", 5),
         changes.KeysForgotten: changes.KeysForgotten(["i/default/k"]),
         changes.JobsExpired: changes.JobsExpired([(1, 2)]),
+        changes.JobsCancelMarked: changes.JobsCancelMarked([(1, 2)]),
         changes.JobUpdated: changes.JobUpdated(1, JobState.READY),
         changes.QueueSet: changes.QueueSet("q", QueueSettings(paused=True)),
         changes.IdsSkipped: changes.IdsSkipped(9),
@@ -84,6 +85,7 @@ def test_delayed_and_ready_are_told_apart():
         changes.JobUpdated(1, JobState.READY),
         changes.JobUpdated(1, JobState.DELAYED),
         changes.JobsExpired([(1, 2)]),
+        changes.JobsCancelMarked([(1, 2)]),
     ]
     assert [jobs_of(fact) for fact in facts] == [
         [(1, 1, "delayed")],
@@ -92,4 +94,5 @@ def test_delayed_and_ready_are_told_apart():
         [(1, 1, "ready")],
         [(1, 1, "delayed")],
         [(1, 2, "expired")],
+        [(1, 2, "leased")],
     ]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jqd.core.commands import (
     PROTOCOL_VERSION,
     Ack,
+    CancelRequested,
     Get,
     Hello,
     Lease,
@@ -90,6 +91,45 @@ def ready(*, in_flight_max: int = 1_024, of: Session | None = None) -> ClientCon
     one = ClientConnection(of or session(), in_flight_max=in_flight_max)
     greet(one)
     return one
+
+
+CANCEL = CancelRequested(items=[(7, [(1, 2), (9, 1)]), (8, [(3, 1)])])
+
+
+def test_jobs_that_are_to_end_are_told_once_for_all_connections_of_a_session():
+    told: list[tuple[int, int]] = []
+    shared = Session(session().hello, lambda job_id, token: told.append((job_id, token)))
+    one, two = ready(of=shared), ready(of=shared)
+    event = framing.to_frame(messages.encode_event("cancel", 5, CANCEL))
+    for each in (one, two, one):
+        assert each.receive_data(event) == []
+    assert told == [(1, 7), (2, 7), (9, 7), (3, 8)]
+    newer = CancelRequested(items=[(10, [(1, 1)])])
+    two.receive_data(framing.to_frame(messages.encode_event("cancel", 6, newer)))
+    assert told[4:] == [(1, 10)]
+
+
+def test_events_told_are_remembered_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(connection, "_TOLD_MAX", 3)
+    told: list[int] = []
+    one = Session(session().hello, lambda job_id, token: told.append(job_id))
+    one.cancel_requested(CANCEL)
+    one.cancel_requested(CANCEL)
+    assert told == [1, 2, 9, 3, 1, 2, 9, 3]
+    assert len(one._told) == 3
+
+
+def test_events_that_nobody_wants_or_knows_are_skipped():
+    one = ready()
+    for name in ("cancel", "of_tomorrow"):
+        assert one.receive_data(framing.to_frame(messages.encode_event(name, 5, CANCEL))) == []
+    assert one.failure is None
+
+
+def test_event_that_cannot_be_read_is_a_failure_of_the_stream():
+    one = ready()
+    one.receive_data(framing.to_frame(messages.encode((0, "cancel", 5, {"items": 7}))))
+    assert isinstance(one.failure, BadFrame)
 
 
 def lose(answers: Iterable[tuple[Request, object]]) -> list[tuple[Request, bool]]:

@@ -78,6 +78,10 @@ class House:
             assert isinstance(ticket, Peer)
             ticket.session.answer(request_id, answer)
         self.engine.outbox.clear()
+        for ticket, body in self.engine.events:
+            assert isinstance(ticket, Peer)
+            ticket.session.tell("cancel", body)
+        self.engine.events.clear()
         self.engine.take_batch()
 
 
@@ -295,6 +299,21 @@ def test_parked_lease_is_in_flight(peer):
     )
     assert len(peer.hear()) == 1_023
     assert peer.session.in_flight == 1
+
+
+def test_session_is_told_of_held_jobs_that_are_to_end(house):
+    worker, other = house.peer(session=b"w" * 16), house.peer()
+    worker.ask(request(2, "submit", payload=b"x"))
+    (leased,) = worker.ask(request(3, "lease"))
+    other.ask(request(2, "cancel", ids=[[1, 1]], running=True))
+    house.end_turn()
+    in_flight = worker.session.in_flight
+    (event,) = worker.hear()
+    assert event[:2] == (0, "cancel") and event.lsn == house.engine.state.lsn
+    assert event.body == {"items": [[leased.body["token"], [[1, 1]]]]}
+    assert worker.session.in_flight == in_flight == 0
+    (extended,) = worker.ask(request(4, "extend", items=[[leased.body["token"], [[1, 1]]]]))
+    assert extended.body["cancel_marked"] == [[1, 1]]
 
 
 def test_full_pipe_does_not_keep_another_waiting(house, peer):

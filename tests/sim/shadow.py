@@ -157,8 +157,8 @@ class ShadowedEngine(Engine):
 
         self._done(stop)
 
-    def hello(self, command: c.Hello, now: Now) -> tuple[Caller, c.Welcome]:
-        got = super().hello(command, now)
+    def hello(self, command: c.Hello, now: Now, ticket: Hashable = None) -> tuple[Caller, c.Welcome]:
+        got = super().hello(command, now, ticket)
         self._done(lambda naive: naive.hello(command.session))
         return got
 

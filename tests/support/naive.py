@@ -58,7 +58,7 @@ class NaiveJob:
         self.due_bounds: tuple[int, int] | None = None  # of due_ms, where only jitter knows it
         self.token = self.deadline_ms = self.lease_ms = 0
         self.worker = ""
-        self.restarted = False
+        self.restarted = self.cancel_marked = False
 
     @property
     def once(self) -> bool:
@@ -128,6 +128,7 @@ class NaiveQueue:
         self.dead: list[int] = []
         self.sessions: dict[bytes, NaiveSession] = {}  # those that have changed something
         self.keys: dict[tuple[str | None, ...], NaiveKey] = {}  # ("d", queue, key) or ("i", key)
+        self.met: list[NaiveJob] = []  # what the newest sweep meant
         self.connected: list[bytes] = []  # once for each connection
         self.parked: list[NaiveParked] = []
         self.outbox: list[tuple[str, int, c.Leased]] = []
@@ -401,7 +402,7 @@ class NaiveQueue:
 
     def on_extend(self, command: c.Extend, caller: model.Caller, now: model.Now) -> c.Extended:
         check_ranges(ranges for _, ranges in command.items)
-        verdicts, left_ms = [], []
+        verdicts, left_ms, marked = [], [], []
         for job_id, token in spread(command.items):
             verdicts.append((job_id, code := self.verdict(job_id, token, now)))
             if code == "ok":
@@ -411,7 +412,11 @@ class NaiveQueue:
                 job.deadline_ms = now.engine_ms + job.lease_ms
                 job.restarted = False
                 left_ms.append(job.lease_ms)
-        return c.Extended(results=runs(verdicts), lease_ms_left=min(left_ms, default=0))
+                if job.cancel_marked:
+                    marked.append(job_id)
+        return c.Extended(
+            results=runs(verdicts), lease_ms_left=min(left_ms, default=0), cancel_marked=c.to_ranges(marked)
+        )
 
     def on_ack(self, command: c.Ack, caller: model.Caller, now: model.Now) -> c.Verdicts:
         check_ranges(ranges for _, ranges, _ in command.items)
@@ -448,7 +453,10 @@ class NaiveQueue:
                 continue
             job = self.jobs[job_id]
             job.errors += 1
-            if command.dead:
+            if job.cancel_marked:
+                self.record(job, "error", command.error, now)
+                self.finish(job, "cancelled", now)
+            elif command.dead:
                 self.bury(job, "killed", "error", command.error, now)
             elif job.errors > job.max_retries:
                 self.bury(job, "retries", "error", command.error, now)
@@ -465,14 +473,18 @@ class NaiveQueue:
         verdicts = []
         for job_id, token in spread(command.items):
             verdicts.append((job_id, code := self.verdict(job_id, token, now)))
-            if code == "ok":
+            if code == "ok" and self.jobs[job_id].cancel_marked:
+                self.finish(self.jobs[job_id], "cancelled", now)
+            elif code == "ok":
                 self.jobs[job_id].attempt -= 1
                 self.give_back(self.jobs[job_id], command.delay_ms, now)
         return c.Verdicts(results=runs(verdicts))
 
     def take_back(self, token: int, now: model.Now) -> None:
         for job in self.in_state("leased"):
-            if job.token == token:
+            if job.token == token and job.cancel_marked:
+                self.finish(job, "cancelled", now)
+            elif job.token == token:
                 job.attempt -= 1
                 self.give_back(job, 0, now)
 
@@ -488,9 +500,14 @@ class NaiveQueue:
     # --- bulk, reading ------------------------------------------------------------------------
 
     def on_cancel(self, command: c.Cancel, caller: model.Caller, now: model.Now) -> c.Swept:
-        found, swept = self.sweep(command, ("delayed", "ready"), ("delayed", "ready"), now)
+        states = ("delayed", "ready", "leased") if command.running else ("delayed", "ready")
+        found, swept = self.sweep(command, states, states, now)
+        swept.marked = sum(job.state == "leased" for job in self.met)
         for job in found:
-            self.finish(job, "cancelled", now)
+            if job.state != "leased":
+                self.finish(job, "cancelled", now)
+            elif not job.cancel_marked:
+                self.changed = job.cancel_marked = True
         return swept
 
     def on_update(self, command: c.Update, caller: model.Caller, now: model.Now) -> c.Updated:
@@ -595,6 +612,7 @@ class NaiveQueue:
             for job in met:
                 if not self.would_be_second(command, job, found, now):
                     found.append(job)
+        self.met = found
         swept = c.Swept(count=len(found), cursor=cursor, results=runs(verdicts))
         return ([] if command.dry_run else found), swept
 
@@ -753,6 +771,7 @@ class NaiveQueue:
             lease_ms=job.own_lease_ms,
             lease_ms_left=max(0, job.deadline_ms - now.engine_ms) if leased else None,
             worker=job.worker if leased else None,
+            cancel_marked=job.cancel_marked,
             due_ms_left=None if job.due_ms is None else max(0, job.due_ms - now.engine_ms),
             run_at_ms=job.due_wall_ms,
             expires_at_ms=job.expires_ms,
@@ -803,7 +822,10 @@ class NaiveQueue:
         cause = "restart" if job.restarted else "crash"
         error = f"lease of {job.lease_ms} ms ran out"
         job.crashes += cause == "crash"
-        if job.once:
+        if job.cancel_marked:
+            self.record(job, cause, error, now)
+            self.finish(job, "cancelled", now)
+        elif job.once:
             self.bury(job, "abandoned", cause, error, now)
         elif cause == "crash" and job.crashes > job.max_crashes:
             self.bury(job, "crashes", cause, error, now)
@@ -848,6 +870,7 @@ class NaiveQueue:
     def finish(self, job: NaiveJob, state: str, now: model.Now) -> None:
         self.changed = True
         self.free(job)
+        job.cancel_marked = False
         job.state, job.changed, job.payload = state, now, None
         job.due_ms = job.due_wall_ms = job.due_bounds = None
         self.finished.append(job.id)
@@ -855,6 +878,7 @@ class NaiveQueue:
     def bury(self, job: NaiveJob, reason: str, cause: str, error: str, now: model.Now) -> None:
         self.record(job, cause, error, now)
         self.free(job)
+        job.cancel_marked = False
         job.state, job.changed, job.reason = "dead", now, reason
         self.dead.append(job.id)
 
