@@ -84,9 +84,8 @@ def _delay_ms(failure_count: int, policy: RetryPolicy) -> int:
             return min(_base_ms(policy) * failure_count, _cap_ms(policy))
         case "fixed":
             return _base_ms(policy)
-        case "list":
-            assert policy.delays_ms is not None, "check_policy() takes no list without delays"
-            return policy.delays_ms[min(failure_count, len(policy.delays_ms)) - 1]
+    assert policy.delays_ms is not None, "check_policy() takes no list without delays"
+    return policy.delays_ms[min(failure_count, len(policy.delays_ms)) - 1]
 
 
 def _base_ms(policy: RetryPolicy) -> int:

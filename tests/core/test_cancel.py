@@ -217,7 +217,11 @@ def test_nobody_is_told_of_a_lease_without_a_session_or_of_what_ended_in_the_sam
 
 
 def test_restart_tells_nothing_of_what_was_marked_before(core):
-    held_and_marked(core)
+    caller = join(core, SESSION, "one")
+    core.submit()
+    core.lease(caller=caller)
+    mark(core, 1)
     core.restart()
+    join(core, SESSION, "one")
     core.turn()
     assert events(core) == []

@@ -6,6 +6,7 @@ import pytest
 
 from jqd.core import commands as c
 from jqd.core import keys, model
+from jqd.core.changes import encode_part
 from jqd.errors import Duplicate, IdempotencyConflict, InvalidArgument, Overloaded
 from tests.support.core import Core, parts_of, restored_from
 
@@ -380,6 +381,21 @@ def test_snapshot_has_the_keys_as_they_were_when_it_began(core):
     before.check()
     assert before.digest() == digest
     assert before.keys.count == 200
+
+
+def test_key_that_changes_behind_the_walk_of_a_snapshot_is_not_kept(core):
+    names = [f"k{n}" for n in range(300)]
+    for name in names:
+        submit(core, idempotency_key=name, idempotency_ttl_ms=5_000)
+    digest = core.state.digest()
+    dump = core.engine.begin_dump()
+    images = dump.take_slice()  # the jobs
+    for _ in range(100):
+        images += dump.take_slice()
+    core.wait(5_000)
+    assert core.state.keys.count == 0
+    parts = [encode_part(images), *parts_of(dump)]
+    assert restored_from(parts).digest() == digest
 
 
 def test_names_are_told_apart_and_spread_over_the_shards():

@@ -103,6 +103,7 @@ class TimerMachine(RuleBasedStateMachine):
     @rule(ms=st.integers(0, 25), limit=st.integers(0, 10))
     def pop_due(self, ms, limit):
         due = [entry for entry in self.alive if entry[0] <= ms][:limit]
+        assert self.timers.due(ms, limit) == [key for _, key in due]
         assert self.timers.pop_due(ms, limit) == [key for _, key in due]
         self.alive = self.alive[len(due) :]
 
