@@ -536,7 +536,7 @@ class Stats(Command[ServerStats]):
 # --- management -------------------------------------------------------------------------------
 
 
-class Swept(Answer):
+class Swept(Answer, omit_defaults=True):
     """What a bulk action did, or with dry_run would do.
 
     results: per id, only where `ids` were given. cursor: where to go on; None: that was all.
