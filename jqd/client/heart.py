@@ -42,6 +42,7 @@ class Heart:
 
     Args:
         on_lost: called in the heart's thread with the keys that the server does not know as held any more.
+        on_cancel: likewise with those that somebody wants to end; again with each answer, as long as they are held.
         on_beat: called in the heart's thread after each answer.
     """
 
@@ -50,11 +51,13 @@ class Heart:
         url: str,
         worker: str,
         on_lost: Callable[[list[Key]], object],
+        on_cancel: Callable[[list[Key]], object],
         on_beat: Callable[[], object] = lambda: None,
     ) -> None:
         # One attempt to connect a call: the next beat is another one.
         self._client = Client(url, worker=worker, backoff=Backoff(give_up_ms=0))
         self._on_lost = on_lost
+        self._on_cancel = on_cancel
         self._on_beat = on_beat
         self._news = threading.Condition()
         self._held: dict[Key, float] = {}  # -> seconds between two beats
@@ -139,5 +142,8 @@ class Heart:
             if lost:
                 self.drop(lost)
                 self._on_lost(lost)
+            if reply.cancel_marked:
+                marked = {first + n for first, count in reply.cancel_marked for n in range(count)}
+                self._on_cancel([key for key in part if key[0] in marked])
         self._on_beat()
         return True

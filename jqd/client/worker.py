@@ -57,7 +57,7 @@ _BURST_LOOK_S: Final = 0.05
 # Results in one request: far below the 16 MiB of a frame.
 _RESULTS_BYTES_MAX: Final = 4 << 20
 
-Why = Literal["lost", "timeout", "release"]
+Why = Literal["lost", "timeout", "release", "cancel"]
 
 log: Final = logging.getLogger("jqd.worker")
 
@@ -188,10 +188,14 @@ class Worker:
             loop.add_signal_handler(number, self._signalled, number)
         try:
             await call_hooks(self.app.on_start)
-            self._heart = Heart(self.app.url, self.name, self._lost_elsewhere, self._beaten)
+            self._heart = Heart(
+                self.app.url, self.name, self._lost_elsewhere, self._cancelled_elsewhere, self._beaten
+            )
             self._heart.start()
             log.info("%s serves %s, up to %d jobs", self.name, ", ".join(self.queues), self.concurrency)
-            self._client = AsyncClient(self.app.url, worker=self.name)
+            self._client = AsyncClient(
+                self.app.url, worker=self.name, on_cancel=lambda *key: self._cancel([key])
+            )
             try:
                 await self._work()
             finally:
@@ -364,7 +368,7 @@ class Worker:
                 runnable = self.app.runnable(slot.job)
                 limit_s = runnable.timeout_s if runnable is not None else None
                 outcome = Outcome("error", f"timeout: it took longer than {limit_s:g} s")
-            case "release" if outcome.kind == "error":
+            case "release" | "cancel" if outcome.kind == "error":
                 outcome = Outcome("release")
         self._tell(slot.job, outcome)
 
@@ -485,6 +489,19 @@ class Worker:
             if slot is not None:
                 log.warning("job %d: the lease is lost: the handler is interrupted", slot.job.job_id)
                 self._interrupt(slot, "lost")
+
+    def _cancelled_elsewhere(self, keys: list[Key]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._cancel, keys)
+
+    def _cancel(self, keys: list[Key]) -> None:
+        """Interrupt handlers of jobs that somebody wants to end; given back, such a job is cancelled."""
+        for key in keys:
+            slot = self._running.get(key)
+            if slot is not None and slot.why is None:
+                log.warning("job %d is to end: the handler is interrupted", slot.job.job_id)
+                self._interrupt(slot, "cancel")
 
     def _beaten(self) -> None:
         if len(self._running) >= self.concurrency:

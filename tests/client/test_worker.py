@@ -25,6 +25,7 @@ from jqd.client.worker import Ended, Worker, _commands
 from jqd.core.commands import Ack, Command, Fail, JobInfo, Lease, Release
 from jqd.core.model import ERROR_TEXT_BYTES_MAX, RESULT_BYTES_MAX
 from jqd.errors import Busy
+from jqd.protocol.connection import Session
 from jqd.testing import Server, work_off, worker
 from tests.support.daemon import ROOT
 from tests.support.until import PATIENCE_S, happens
@@ -72,6 +73,10 @@ def scene(request, jqd_server: Server) -> Iterator[Scene]:
     yield made
     made.client.close()
     made.app.close_sync()
+
+
+def is_cancelled(client: Client, job_id: int) -> bool:
+    return client.get(job_id).state == "cancelled"
 
 
 def is_done(client: Client, job_id: int) -> bool:
@@ -473,6 +478,56 @@ def test_a_handler_whose_lease_is_lost_is_interrupted_and_its_outcome_is_not_tol
     assert (
         "of job 1 (1 in all)" not in caplog.text and "of job 2 (1 in all)" not in caplog.text
     )  # no request was refused
+
+
+@pytest.mark.parametrize("heard_by", ["event", "heart"])
+def test_a_handler_whose_job_is_to_end_is_interrupted_and_the_job_is_cancelled(
+    jqd_server, monkeypatch, caplog, heard_by
+):
+    app = App(jqd_server.url)
+    begun = threading.Semaphore(0)
+    if heard_by == "heart":
+        monkeypatch.setattr(Session, "cancel_requested", lambda *_: None)
+
+    @app.task(lease=1)
+    async def hang() -> None:
+        begun.release()
+        await asyncio.Event().wait()
+
+    @app.task(lease=1)
+    def spin() -> None:
+        begun.release()
+        while True:
+            pass
+
+    with app, worker(app), Client(jqd_server.url) as client:
+        for job_id, task in enumerate((hang, spin), 1):
+            task.submit_sync()
+            assert begun.acquire(timeout=PATIENCE_S)
+            assert client.cancel(job_id, running=True).marked == 1
+            happens(partial(is_cancelled, client, job_id))
+            assert (client.get(job_id).attempt, client.get(job_id).attempts) == (1, [])
+    assert "job 1 is to end: the handler is interrupted" in caplog.text
+
+
+def test_a_handler_that_ends_well_although_its_job_is_to_end_is_done(jqd_server):
+    app = App(jqd_server.url)
+    begun = threading.Semaphore(0)
+
+    @app.task(lease=1)
+    async def hang() -> str:
+        begun.release()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "saved what there was"
+        return ""
+
+    with app, worker(app), Client(jqd_server.url) as client:
+        hang.submit_sync()
+        assert begun.acquire(timeout=PATIENCE_S)
+        client.cancel(1, running=True)
+        happens(partial(is_done, client, 1))
 
 
 def test_a_job_whose_ack_comes_too_late_is_done_once_more(scene):
