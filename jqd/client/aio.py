@@ -283,6 +283,8 @@ class AsyncClient:
         """Take up to `count` jobs, from the queues in the order given.
 
         Args:
+            queues: a mapping of weights, `{"urgent": 3, "mail": 1}`, draws for each lease which of those that
+                have jobs comes first: here urgent in three of four. So none waits for ever.
             count: 1 to 10,000; fewer come if there are fewer, or to keep the reply below 4 MiB.
             lease: Duration before the server may hand them to others, 1 s to 24 h; default: what
                 each job's submit said, else 30 s.

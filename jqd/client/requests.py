@@ -319,8 +319,12 @@ def lease(
     lease: Duration | None = None,
     wait: Duration = 0,
 ) -> Lease:
-    """Return the command for up to `count` jobs of these queues, served in the order given."""
+    """Return the command for up to `count` jobs of these queues, served in the order given.
+
+    queues: a mapping says the weight of each: which one comes first is drawn by it.
+    """
     return Lease(
+        weights=list(queues.values()) if isinstance(queues, Mapping) else None,
         queues=[queues] if isinstance(queues, str) else list(queues),
         count=count,
         lease_ms=to_optional_ms("lease", lease),

@@ -262,6 +262,13 @@ class Lease(Command[Leased]):
     count: Count = 1
     lease_ms: LeaseMs | None = None
     wait_ms: Annotated[int, Meta(ge=0, le=model.WAIT_MS_MAX)] = 0
+    weights: (
+        Annotated[
+            list[Annotated[int, Meta(ge=1, le=model.QUEUE_WEIGHT_MAX)]],
+            Meta(min_length=1, max_length=model.QUEUES_PER_LEASE_MAX),
+        ]
+        | None
+    ) = None  # one for each queue; None: in the order given
 
 
 class Verdicts(Answer):

@@ -4,6 +4,8 @@ Knows:         the order of handing out, tokens, how much fits into one reply.
 Must not know: what a worker says of its jobs later (holding.py), who is parked (engine.py).
 """
 
+from typing import Final
+
 from jqd.core import model, settings
 from jqd.core.changes import EpochRaised, JobsCancelled, JobsLeased, JobsReleased
 from jqd.core.commands import Lease as LeaseCommand
@@ -11,10 +13,14 @@ from jqd.core.commands import Leased, LeasedJob, to_ranges
 from jqd.core.deciding import REPLY_JOB_BYTES, Emit, judged_at_ms, live_jobs, without_marked
 from jqd.core.model import Caller, Job, JobOptions, Now
 from jqd.core.state import State
+from jqd.errors import InvalidArgument
+
+_GOLDEN: Final = 2_654_435_769  # 2^32 divided by the golden ratio
+_U32: Final = (1 << 32) - 1
 
 
 def lease(command: LeaseCommand, state: State, caller: Caller, now: Now, emit: Emit) -> Leased:
-    """Hand out ready jobs under a new token, from the queues in the order given.
+    """Hand out ready jobs under a new token, from the queues in the order given, or drawn by their weights.
 
     All jobs of one grant have one lease time: the command's, else the first job's own, else the
     default; a job that asks for another one ends the grant and comes first in the next.
@@ -27,6 +33,11 @@ def lease(command: LeaseCommand, state: State, caller: Caller, now: Now, emit: E
     for name in command.queues:
         if name not in state.queues:
             model.check_name("queues", name)
+    weights = command.weights
+    if weights is not None and len(weights) != len(command.queues):
+        raise InvalidArgument(
+            f"weights = {len(weights)} items for {len(command.queues)} queues: give one for each"
+        )
     jobs = _candidates(command, state, now)
     if not jobs:
         return Leased(token=0, lease_ms_left=0, wall_ms=now.wall_ms, jobs=[])
@@ -49,7 +60,8 @@ def _candidates(command: LeaseCommand, state: State, now: Now) -> list[Job]:
     options: JobOptions | None = None  # of the job before: most neighbours share theirs
     expires_ms: int | None = None
     more_bytes = 0  # of a job with these options, besides its payload
-    for name in dict.fromkeys(command.queues):
+    queues = dict.fromkeys(command.queues) if command.weights is None else _drawn(command, state)
+    for name in queues:
         ids = state.ready_ids(name, command.count - len(jobs))
         for first, count in to_ranges(ids):
             for job in state.run(first, count):
@@ -76,6 +88,32 @@ def _candidates(command: LeaseCommand, state: State, now: Now) -> list[Job]:
         if len(jobs) >= command.count:
             break
     return jobs
+
+
+def _drawn(command: LeaseCommand, state: State) -> list[str]:
+    """Return the queues that have jobs in an order that is drawn by their weights.
+
+    Nothing is remembered between leases and nothing is random: the draw follows from the number of the grant.
+    Its multiples of 2^32 divided by the golden ratio fall evenly over 0 .. 2^32 - 1, so that a queue is first in its
+    share of any run of leases, and not only on average (Knuth, The Art of Computer Programming 3, 6.4).
+    """
+    assert command.weights is not None
+    left: dict[str, int] = {}
+    for name, weight in zip(command.queues, command.weights, strict=True):
+        if name not in left and state.ready_ids(name, 1):
+            left[name] = weight
+    order: list[str] = []
+    number = (state.grant + 1) * _GOLDEN & _U32
+    while left:
+        at = number * sum(left.values()) >> 32
+        for name, weight in left.items():  # noqa: B007 - the last one is meant
+            if at < weight:
+                break
+            at -= weight
+        order.append(name)
+        del left[name]
+        number = (number + 1) * _GOLDEN & _U32
+    return order
 
 
 def _next_token(state: State, now: Now, emit: Emit) -> int:

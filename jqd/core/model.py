@@ -61,6 +61,7 @@ ERROR_TEXT_BYTES_MAX: Final = (
 NAME_CHARS_MAX: Final = 128
 JOBS_PER_REQUEST_MAX: Final = 10_000
 QUEUES_PER_LEASE_MAX: Final = 64
+QUEUE_WEIGHT_MAX: Final = 1_000
 LIST_LIMIT_MAX: Final = 1_000
 # Steps of one list or bulk call before it answers with a cursor: a job looked at is one, and so is each comparison
 # that a filter makes on it (filters.py). About 5 ms of the loop.

@@ -12,6 +12,7 @@ from jqd.core.commands import (
     Cancel,
     Extend,
     JobFilter,
+    Lease,
     Leased,
     LeasedJob,
     SetQueue,
@@ -162,6 +163,11 @@ def test_update_says_only_what_is_given():
     )
     when = datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC)
     assert requests.update(5, run_at=when) == Update(job_id=5, run_at_ms=2_000)
+
+
+def test_a_mapping_of_queues_has_their_weights():
+    assert requests.lease({"a": 3, "b": 1}) == Lease(queues=["a", "b"], weights=[3, 1])
+    assert requests.lease(["a", "b"]) == Lease(queues=["a", "b"])
 
 
 def test_what_is_set_of_a_queue():

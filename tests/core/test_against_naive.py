@@ -316,8 +316,19 @@ class Machine(RuleBasedStateMachine):
     def lease_more(self, queues, count, lease_ms, wait_ms, ticket):
         self.say(c.Lease(queues=queues, count=count, lease_ms=lease_ms, wait_ms=wait_ms), ticket)
 
+    @rule(
+        weighted=st.lists(st.tuples(queue, st.integers(1, 4)), min_size=1, max_size=4),
+        count=lease_args["count"],
+        wait_ms=lease_args["wait_ms"],
+        ticket=tickets,
+    )
+    def lease_by_weight(self, weighted, count, wait_ms, ticket):
+        queues, weights = map(list, zip(*weighted, strict=True))
+        self.say(c.Lease(queues=queues, weights=weights, count=count, wait_ms=wait_ms), ticket)
+
     @rule(ticket=tickets)
     def lease_nonsense(self, ticket):
+        self.say(c.Lease(queues=["a", "b"], weights=[1]), ticket)
         self.say(c.Lease(queues=["a", "/"]), ticket)
 
     @rule(pick=picks, part=picks, lease_ms=some_lease_ms, ticket=tickets)

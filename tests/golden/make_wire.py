@@ -104,7 +104,7 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
     ),
     "lease": (
         commands.Lease(),
-        commands.Lease(queues=["urgent", "mail"], count=100, lease_ms=60_000, wait_ms=20_000),
+        commands.Lease(queues=["urgent", "mail"], count=100, lease_ms=60_000, wait_ms=20_000, weights=[3, 1]),
     ),
     "extend": (commands.Extend(items=[(TOKEN, [(1, 1)])]), commands.Extend(items=HELD, lease_ms=60_000)),
     "ack": (

@@ -211,6 +211,12 @@ def test_lease_prints_what_ack_wants(shell):
     assert (shown["job_id"], shown["token"], shown["payload"]) == ("4", str(TOKEN), "hi")
 
 
+def test_queues_may_have_weights(shell):
+    shell.server.answers["lease"] = leased()
+    shell("lease", "urgent=3", "mail=1")
+    assert shell.said == Lease(queues=["urgent", "mail"], weights=[3, 1])
+
+
 def test_nothing_to_lease_is_no_error(shell):
     shell.server.answers["lease"] = Leased(token=0, lease_ms_left=0, wall_ms=0, jobs=[])
     assert shell("lease", "q") == (0, "", "nothing to lease\n")
@@ -495,6 +501,11 @@ def test_a_refusal_that_a_retry_can_help_says_when(shell):
         ["ack", "1", "2", "--result", "", "--error", ""],
         ["-o", "xml", "ping"],
         ["cancel", "1", "--filter", "age > 1h"],
+        ["lease", "a=3", "b"],
+        ["lease", "a=0"],
+        ["lease", "a=1001"],
+        ["lease", "a=x"],
+        ["lease", "a=1", "a=2"],
         ["requeue", "1", "--queue", "q"],
         ["purge", "1", "--filter", "age > 1h"],
         ["purge", "--filter", "age > 1h"],

@@ -365,6 +365,8 @@ class NaiveQueue:
     def on_lease(self, command: c.Lease, caller: model.Caller, now: model.Now) -> c.Leased:
         if any("/" in name for name in command.queues):
             raise Refused("invalid_argument")
+        if command.weights is not None and len(command.weights) != len(command.queues):
+            raise Refused("invalid_argument")
         wanted = self.waiting_for(command)[: command.count]
         jobs: list[NaiveJob] = []
         for job in wanted:
@@ -393,12 +395,28 @@ class NaiveQueue:
     def waiting_for(self, command: c.Lease) -> list[NaiveJob]:
         """What the command's queues hold ready, in the order of handing out."""
         found: list[NaiveJob] = []
-        for name in dict.fromkeys(command.queues):
+        for name in dict.fromkeys(command.queues) if command.weights is None else self.drawn(command):
             if self.settings.get(name, {}).get("paused"):
                 continue
             ready = [job for job in self.in_state("ready") if job.fields.queue == name]
             found += sorted(ready, key=lambda job: (-job.fields.priority, job.id))
         return found
+
+    def drawn(self, command: c.Lease) -> list[str]:
+        """The queues that hold something ready, in the order that the page says of weights."""
+        left = [
+            (name, weight)
+            for index, (name, weight) in enumerate(zip(command.queues, command.weights, strict=True))
+            if name not in command.queues[:index] and self.waiting_for(c.Lease(queues=[name]))
+        ]
+        drawn = []
+        number = (self.grant + 1) * 2_654_435_769 % 2**32
+        while left:
+            tickets = [name for name, weight in left for _ in range(weight)]
+            drawn.append(tickets[number * len(tickets) // 2**32])
+            left = [one for one in left if one[0] != drawn[-1]]
+            number = (number + 1) * 2_654_435_769 % 2**32
+        return drawn
 
     def on_extend(self, command: c.Extend, caller: model.Caller, now: model.Now) -> c.Extended:
         check_ranges(ranges for _, ranges in command.items)

@@ -124,7 +124,7 @@ async def with_asyncio(url: str) -> None:
             await client.submit("asyncio", "text", max_crashes=2, delivery="at_least_once"), Submitted
         )
         assert_type(await client.submit_many("asyncio", ["2", "3", "4", "5", "6", "7", "8"]), SubmittedMany)
-        held = await client.lease("asyncio", count=8, wait=5)
+        held = await client.lease({"asyncio": 3, "other": 1}, count=8, wait=5)
         assert_type(held, Held)
         first, second, third, fourth, *rest = held.jobs
         assert_type(first.attempt, int)
