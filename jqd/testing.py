@@ -110,7 +110,7 @@ class _FaultySession(Session):
             self._come_too_late(command, now)
         super()._carry_out(command, request_id, now)
         if _spend(self._faults.replies, command.verb):
-            self._connection.abort()
+            _cut(self._connection)
 
     def _submit(self, run: list[SubmitRequest], now: Now) -> None:
         if not self._faults.replies.get("submit"):
@@ -132,6 +132,12 @@ class _FaultySession(Session):
                         _end_lease(engine, job_id, now)
 
 
+def _cut(connection: Connection) -> None:
+    """End a connection as a network does: to the server it looks like the client's end."""
+    assert connection._transport is not None
+    connection._transport.abort()
+
+
 class _Line(Connection):
     def __init__(self, driver: Driver, faults: _Faults) -> None:
         super().__init__(driver)
@@ -141,7 +147,7 @@ class _Line(Connection):
 def _end_lease(engine: Engine, job_id: int, now: Now) -> None:
     job = engine.state.known_job(job_id)
     assert job.lease is not None
-    passing._expire([job], engine.state, now, engine._emit, "crash", job.lease)
+    passing._crash([job], job.lease, "its lease was dropped by the test", engine.state, now, engine._emit)
 
 
 class Server:
@@ -314,7 +320,7 @@ class Server:
 
         def abort(driver: Driver, now: Now) -> None:  # noqa: ARG001
             for connection in list(driver.connections):
-                connection.abort()
+                _cut(connection)
 
         self._do(abort)
 

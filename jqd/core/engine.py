@@ -59,7 +59,7 @@ from jqd.core.commands import (
     Welcome,
 )
 from jqd.core.commands import Lease as LeaseCommand
-from jqd.core.deciding import Emit
+from jqd.core.deciding import Emit, judged_at_ms
 from jqd.core.dump import Dump
 from jqd.core.model import Caller, Now
 from jqd.core.ordered import NEVER_MS, TimerHeap
@@ -207,6 +207,13 @@ class Engine:
         self._detached: dict[bytes, int] = {}
         self.claims: dict[bytes | None, Claims] = {}  # by session, while it has connections
         self._listeners: dict[bytes, dict[Ticket, None]] = {}  # connections of a session, for events
+        # Those whose newest hello asked for on_disconnect=release, and when the leases end of those that lost their last
+        # connection, soonest first.
+        self._releasing: set[bytes] = set()
+        self._leaving: dict[bytes, int] = {}
+        self.disconnect_grace_ms = model.DISCONNECT_GRACE_MS
+        # Grants whose reply reached no socket yet -> replies on their way that hold them; kept by the sessions.
+        self.unsent_grants: dict[int, int] = {}
 
     # --- recovery -----------------------------------------------------------------------------
 
@@ -286,15 +293,17 @@ class Engine:
         commands.check_version(command.version)
         if command.key is not None:
             raise Unauthenticated("key: this server has no API keys")
-        if command.on_disconnect != "keep":
-            raise InvalidArgument(
-                f"on_disconnect = {model.shorten(command.on_disconnect)}: this server supports only 'keep' yet"
-            )
+        if command.on_disconnect == "release" and command.session is None:
+            raise InvalidArgument("on_disconnect = 'release': give a session, which comes back or does not")
         caller = Caller(session=command.session, worker=command.worker)
         self._begin(now)
         if command.session is not None:
             self._attach(command.session, caller)
             self._listeners.setdefault(command.session, {})[ticket] = None
+            if command.on_disconnect == "release":
+                self._releasing.add(command.session)
+            else:
+                self._releasing.discard(command.session)
         return caller, Welcome(
             version=PROTOCOL_VERSION,
             minor=PROTOCOL_MINOR,
@@ -318,10 +327,14 @@ class Engine:
         elif known.principal != caller.principal:
             raise PermissionDenied("session: it belongs to another key")
         self._detached.pop(session, None)
+        self._leaving.pop(session, None)
         self._attached[session] = self._attached.get(session, 0) + 1
 
-    def disconnect(self, caller: Caller, ticket: Ticket, now: Now) -> None:
-        """A connection ended: nothing can be answered there any more."""
+    def disconnect(self, caller: Caller, ticket: Ticket, now: Now, *, lost: bool = True) -> None:
+        """A connection ended: nothing can be answered there any more.
+
+        Args: lost: its client ended it, or is gone. False: the server cut it, which says nothing about the client.
+        """
         self.withdraw(ticket)
         if caller.session is not None:
             listeners = self._listeners.get(caller.session, {})
@@ -336,6 +349,9 @@ class Engine:
                 self.claims.pop(caller.session, None)
                 if caller.session in self.state.sessions:
                     self._detached[caller.session] = now.engine_ms
+                if lost and caller.session in self._releasing:
+                    self._leaving[caller.session] = now.engine_ms + self.disconnect_grace_ms
+                self._releasing.discard(caller.session)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Forget the request that a connection has parked, unanswered; return whether there was one."""
@@ -652,6 +668,7 @@ class Engine:
             self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
         passing.expire_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
         passing.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        self._end_leases_of_the_gone(now)
         passing.forget_keys(state, now, self._emit, model.EXPIRIES_PER_TICK)
         passing.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
         if state.result_bytes > model.RESULTS_BYTES_MAX:
@@ -665,6 +682,21 @@ class Engine:
             for session in old:
                 del self._detached[session]
             self._emit(SessionsForgotten(old))
+
+    def _end_leases_of_the_gone(self, now: Now) -> None:
+        """End the leases of sessions that did not come back in time.
+
+        Judged as deadlines are: what came while the daemon stood still is heard first.
+        """
+        state, limit = self.state, model.EXPIRIES_PER_TICK
+        while self._leaving:
+            session, due_ms = next(iter(self._leaving.items()))
+            if due_ms > judged_at_ms(state, now):
+                return
+            limit = passing.end_leases(session, self.unsent_grants, state, now, self._emit, limit)
+            if not limit:
+                return
+            del self._leaving[session]
 
     def _promotion_due(self, now: Now) -> bool:
         state = self.state
@@ -693,6 +725,8 @@ class Engine:
             due_ms = min(due_ms, now.engine_ms + max(0, date_ms - now.wall_ms))
         if self._detached:
             due_ms = min(due_ms, next(iter(self._detached.values())) + model.SESSION_RETENTION_MS)
+        if self._leaving:
+            due_ms = min(due_ms, next(iter(self._leaving.values())) + state.lease_lag_ms)
         return due_ms if due_ms < NEVER_MS else None
 
     def _high_water_due_ms(self) -> int:

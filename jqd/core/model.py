@@ -99,6 +99,10 @@ SESSION_RETENTION_MS: Final = 10 * MINUTE_MS  # after its last connection
 ANSWERS_PER_SESSION_MAX: Final = 1_024
 ANSWERS_BYTES_PER_SESSION_MAX: Final = 1 << 20
 
+# What a session has to come back in after it lost its last connection, if its hello asked for `release`: far more than
+# a reconnect takes on one machine. The server's setting disconnect_grace_ms takes its place.
+DISCONNECT_GRACE_MS: Final = 500
+
 PROMOTIONS_PER_TICK: Final = 10_000
 EXPIRIES_PER_TICK: Final = 1_000
 RESULTS_PER_TICK: Final = 50  # each may have to be looked for among 100,000 finished jobs: about 1 ms

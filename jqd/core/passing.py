@@ -1,8 +1,10 @@
-"""What time alone does: leases run out, old jobs and results are forgotten.
+"""What time alone does: leases run out or end with their client, old jobs and results are forgotten.
 
 Knows:         what a crash costs, how long finished and dead jobs are kept.
 Must not know: when it is asked (engine.py), what the clock is.
 """
+
+from collections.abc import Container
 
 from jqd.core import backoff, model, settings
 from jqd.core.changes import JobsCancelled, JobsDied, JobsExpired, JobsForgotten, JobsRetried, KeysForgotten
@@ -26,10 +28,36 @@ def expire_leases(state: State, now: Now, emit: Emit, limit: int) -> None:
             jobs = [job for job, _ in zip(live_jobs(part, state), range(limit), strict=False)]
             limit -= len(jobs)
             if jobs:
-                _expire(jobs, state, now, emit, "restart" if part.restarted else "crash", part)
+                _crash(jobs, part, f"lease of {part.lease_ms} ms ran out", state, now, emit)
 
 
-def _expire(jobs: list[Job], state: State, now: Now, emit: Emit, cause: model.Cause, lease: Lease) -> None:
+def end_leases(session: bytes, unsent: Container[int], state: State, now: Now, emit: Emit, limit: int) -> int:
+    """End what a client held that is gone, up to `limit` jobs: a crash of each, as if its lease had run out.
+
+    Args:    unsent: grants whose reply no socket has seen yet. They are taken back when that shows.
+    Returns: what is left of the limit; 0: there may be more.
+    Cost:    O(grants that are live).
+    """
+    mine = [
+        part
+        for token in sorted(state.leases)
+        if token not in unsent
+        for part in state.leases[token].values()
+        if part.session == session
+    ]
+    for part in mine:
+        jobs = [job for job, _ in zip(live_jobs(part, state), range(limit), strict=False)]
+        limit -= len(jobs)
+        if jobs:
+            _crash(jobs, part, "its worker's connection was lost", state, now, emit)
+        if not limit:
+            break
+    return limit
+
+
+def _crash(jobs: list[Job], lease: Lease, error: str, state: State, now: Now, emit: Emit) -> None:
+    """End the lease of jobs that nobody finished."""
+    cause: model.Cause = "restart" if lease.restarted else "crash"
     retried: list[tuple[int, int]] = []
     crashed: list[int] = []
     abandoned: list[int] = []
@@ -48,7 +76,6 @@ def _expire(jobs: list[Job], state: State, now: Now, emit: Emit, cause: model.Ca
                 job.crashes, job.id, job.attempt, settings.retry_policy(job, state)
             )
             retried.append((job.id, now.engine_ms + delay_ms if delay_ms else 0))
-    error = f"lease of {lease.lease_ms} ms ran out"
     if retried:
         emit(JobsRetried(retried, cause, error))
     if crashed:

@@ -24,7 +24,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-from jqd.core.model import DAY_MS, MINUTE_MS, SECOND_MS, shorten
+from jqd.core.model import DAY_MS, DISCONNECT_GRACE_MS, MINUTE_MS, SECOND_MS, shorten
 from jqd.errors import ConfigurationError
 from jqd.server.values import (
     GIB,
@@ -167,6 +167,13 @@ class Config:
         default=5 * SECOND_MS,
         metadata=_setting(
             Number(100, 60 * SECOND_MS, "ms"), "A connection that has not said hello by then is closed."
+        ),
+    )
+    disconnect_grace_ms: int = field(
+        default=DISCONNECT_GRACE_MS,
+        metadata=_setting(
+            Number(0, 60 * SECOND_MS, "ms"),
+            "What a worker that lost its last connection has to come back in, before its jobs go to others.",
         ),
     )
     output_bytes_max: int = field(

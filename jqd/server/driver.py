@@ -98,7 +98,8 @@ class Driver:
         self.engine = engine
         self.config = config
         self.output_bytes_max = config.output_bytes_max
-        self.unsent_grants: dict[int, int] = {}
+        self.unsent_grants = engine.unsent_grants
+        engine.disconnect_grace_ms = config.disconnect_grace_ms
         self.connections: set[Connection] = set()
         self._settled = asyncio.Event()  # while draining: nothing waits for the disk, no turn is under way
         self._emptied = asyncio.Event()  # while draining: the last connection has ended
@@ -407,6 +408,7 @@ class Connection(asyncio.Protocol):
         self._writable = True
         self._heard_all = False
         self._closed = False
+        self._cut = False  # the server ended it, not the peer
         self._timeout: asyncio.TimerHandle | None = None  # for hello, later for a peer that does not read
         self._written_bytes = 0
         self.session = Session(driver, self)
@@ -453,12 +455,14 @@ class Connection(asyncio.Protocol):
             self.go_on()
         self._pace()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         if self._timeout is not None:
             self._timeout.cancel()
         try:
-            self.session.close(self._driver.begin_turn())
+            # A keepalive that nobody answers ends in TimeoutError: a network may be down, and the client well.
+            lost = not self._cut and not isinstance(exc, TimeoutError)
+            self.session.close(self._driver.begin_turn(), lost=lost)
             self._driver.disconnected(self)
         except BaseException as error:
             self._driver._on_failure(error)
@@ -505,6 +509,7 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """End the connection after what was written has left, or when the peer does not take it."""
         assert self._transport is not None
+        self._cut |= not self._heard_all
         self._transport.close()
         if self._transport.get_write_buffer_size():
             self._watch_stall()
@@ -512,6 +517,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection now."""
         assert self._transport is not None
+        self._cut = True
         self._transport.abort()
 
     # --- pacing -------------------------------------------------------------------------------

@@ -395,9 +395,9 @@ class Session:
                     del unsent[token]
                     self._house.engine.take_back(token, now)
 
-    def close(self, now: Now) -> None:
-        """The connection ended."""
+    def close(self, now: Now, *, lost: bool = True) -> None:
+        """The connection ended; lost: not by the server's doing."""
         self.closing = True
         self.unfinished = False
         if self._caller is not None:
-            self._house.engine.disconnect(self._caller, self._ticket, now)
+            self._house.engine.disconnect(self._caller, self._ticket, now, lost=lost)

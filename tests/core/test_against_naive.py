@@ -540,26 +540,27 @@ class Machine(RuleBasedStateMachine):
         ticket=st.sampled_from(TICKETS),
         session=st.sampled_from(SESSIONS),
         worker=st.sampled_from(["", "box"]),
+        on_disconnect=st.sampled_from(["keep", "release"]),
     )
-    def connect(self, ticket, session, worker):
+    def connect(self, ticket, session, worker, on_disconnect="release"):
         if ticket in self.connections:
-            self.disconnect(ticket)
+            self.disconnect(ticket, lost=True)
+        hello = c.Hello(version=1, session=session, worker=worker, on_disconnect=on_disconnect)
         try:
-            self.naive.hello(session)
+            self.naive.hello(session, on_disconnect)
         except Refused as refused:
             with pytest.raises(JqdError) as error:
-                self.core.engine.hello(c.Hello(version=1, session=session), self.core.now)
+                self.core.engine.hello(hello, self.core.now)
             assert error.value.code == refused.code
         else:
-            hello = c.Hello(version=1, session=session, worker=worker)
             self.connections[ticket], _ = self.core.engine.hello(hello, self.core.now)
 
-    @rule(ticket=st.sampled_from(TICKETS))
-    def disconnect(self, ticket):
+    @rule(ticket=st.sampled_from(TICKETS), lost=st.sampled_from([True, True, False]))
+    def disconnect(self, ticket, lost):
         if ticket in self.connections:
             caller = self.connections.pop(ticket)
-            self.naive.disconnect(caller, ticket, self.core.now)
-            self.core.engine.disconnect(caller, ticket, self.core.now)
+            self.naive.disconnect(caller, ticket, self.core.now, lost=lost)
+            self.core.engine.disconnect(caller, ticket, self.core.now, lost=lost)
 
     @precondition(lambda self: self.sent)
     @rule(pick=picks, ticket=st.sampled_from(TICKETS))

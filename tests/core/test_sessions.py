@@ -60,9 +60,9 @@ def test_hello_says_where_this_run_began(core, monkeypatch):
         ({"version": 2}, VersionMismatch, "version = 2: this server speaks 1"),
         ({"key": "secret"}, Unauthenticated, "key: this server has no API keys"),
         (
-            {"on_disconnect": "release"},
+            {"on_disconnect": "release", "session": None},
             InvalidArgument,
-            "on_disconnect = 'release': this server supports only",
+            "on_disconnect = 'release': give a session",
         ),
     ],
 )

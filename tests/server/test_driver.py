@@ -810,7 +810,7 @@ async def test_broken_invariant_ends_the_daemon(room, peer, monkeypatch, entry):
 
 
 async def test_failure_at_the_end_of_a_connection_ends_the_daemon(room, peer, monkeypatch):
-    monkeypatch.setattr(room.driver.engine, "disconnect", lambda *args: 1 / 0)
+    monkeypatch.setattr(room.driver.engine, "disconnect", lambda *args, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         peer.connection.connection_lost(None)
     assert len(room.failures) == 1
@@ -864,3 +864,68 @@ async def test_fast_disk_is_not_complained_about(room, peer, monkeypatch):
     await room.advance(0.5)  # it is looked at, and has waited for less than a second
     room.store.gate.set()
     await room.settle()
+
+
+# --- a worker that is gone ----------------------------------------------------------------------
+
+
+async def holder(room: Room) -> Peer:
+    """A connection whose session asked for `release`, and holds job 1 for a minute."""
+    peer = await room.peer(session=SESSION, on_disconnect="release")
+    await peer.ask(request(2, "submit"))
+    (answer,) = await peer.ask(request(3, "lease", lease_ms=60_000))
+    assert len(answer.body["jobs"]) == 1
+    return peer
+
+
+async def state_of_job_1(room: Room) -> str:
+    other = await room.peer()
+    (answer,) = await other.ask(request(2, "get", job_id=1))
+    state: str = answer.body["state"]
+    return state
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()])
+async def test_jobs_of_a_client_that_is_gone_go_to_others_after_the_grace(room, error):
+    peer = await holder(room)
+    peer.connection.connection_lost(error)
+    await room.advance(0.4)
+    assert await state_of_job_1(room) == "leased"
+    await room.advance(0.1)
+    assert await state_of_job_1(room) == "ready"
+
+
+async def test_the_grace_is_a_setting():
+    async with Room(disconnect_grace_ms=3_000) as room:
+        peer = await holder(room)
+        peer.connection.connection_lost(None)
+        await room.advance(2.9)
+        assert await state_of_job_1(room) == "leased"
+        await room.advance(0.1)
+        assert await state_of_job_1(room) == "ready"
+
+
+async def test_a_client_that_ended_its_side_is_gone(room):
+    peer = await holder(room)
+    peer.connection.eof_received()
+    peer.connection.close()
+    await room.turns()
+    await room.advance(0.5)
+    assert await state_of_job_1(room) == "ready"
+
+
+@pytest.mark.parametrize("how", ["cut", "fatal error", "nobody answers"])
+async def test_what_the_server_ended_says_nothing_about_the_client(room, how):
+    peer = await holder(room)
+    if how == "cut":
+        peer.connection.abort()
+    elif how == "fatal error":
+        await peer.ask(b"\0\0\0\1\xc1")
+    else:
+        peer.connection.connection_lost(TimeoutError())
+    await room.turns()
+    assert peer.connection not in room.driver.connections
+    await room.advance(50)
+    assert await state_of_job_1(room) == "leased"
+    await room.advance(10)
+    assert await state_of_job_1(room) == "ready"

@@ -144,6 +144,7 @@ def test_hello_is_answered_with_who_the_server_is(house):
         (hello(3, session=b"short"), "invalid_argument"),
         (hello(3, surprise=1), "invalid_argument"),
         (hello(3, on_disconnect="release"), "invalid_argument"),
+        (hello(3, session=SESSION, on_disconnect="other"), "invalid_argument"),
     ],
 )
 def test_anything_but_a_good_hello_first_ends_the_connection(house, said, code):

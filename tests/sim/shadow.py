@@ -159,13 +159,13 @@ class ShadowedEngine(Engine):
 
     def hello(self, command: c.Hello, now: Now, ticket: Hashable = None) -> tuple[Caller, c.Welcome]:
         got = super().hello(command, now, ticket)
-        self._done(lambda naive: naive.hello(command.session))
+        self._done(lambda naive: naive.hello(command.session, command.on_disconnect))
         return got
 
-    def disconnect(self, caller: Caller, ticket: Hashable, now: Now) -> None:
-        super().disconnect(caller, ticket, now)
+    def disconnect(self, caller: Caller, ticket: Hashable, now: Now, *, lost: bool = True) -> None:
+        super().disconnect(caller, ticket, now, lost=lost)
         name = self._ticket(ticket)
-        self._done(lambda naive: naive.disconnect(caller, name, now))
+        self._done(lambda naive: naive.disconnect(caller, name, now, lost=lost))
 
     def withdraw(self, ticket: Hashable) -> bool:
         name = self._ticket(ticket)

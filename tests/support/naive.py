@@ -59,6 +59,7 @@ class NaiveJob:
         self.token = self.deadline_ms = self.lease_ms = 0
         self.worker = ""
         self.restarted = self.cancel_marked = False
+        self.session: bytes | None = None
 
     @property
     def once(self) -> bool:
@@ -130,6 +131,8 @@ class NaiveQueue:
         self.keys: dict[tuple[str | None, ...], NaiveKey] = {}  # ("d", queue, key) or ("i", key)
         self.met: list[NaiveJob] = []  # what the newest sweep meant
         self.connected: list[bytes] = []  # once for each connection
+        self.releasing: set[bytes] = set()  # whose newest hello asked for it
+        self.leaving: dict[bytes, int] = {}  # whose leases end then
         self.parked: list[NaiveParked] = []
         self.outbox: list[tuple[str, int, c.Leased]] = []
         self.changed = False
@@ -142,25 +145,35 @@ class NaiveQueue:
         self.grant = self.lag_ms = 0
         self.parked = []
         self.connected = []
+        self.releasing, self.leaving = set(), {}
         for session in self.sessions.values():
             session.alone_since_ms = now.engine_ms
         for job in self.in_state("leased"):
             job.deadline_ms = max(job.deadline_ms, now.engine_ms + min(job.lease_ms, 30_000))
             job.restarted = True
 
-    def hello(self, name: bytes | None) -> None:
+    def hello(self, name: bytes | None, on_disconnect: str) -> None:
+        if name is None and on_disconnect == "release":
+            raise Refused("invalid_argument")
         if name is None:
             return
         if name not in self.sessions and len(self.sessions) >= model.SESSIONS_MAX:
             raise Refused("overloaded")
         self.connected.append(name)
+        self.leaving.pop(name, None)
+        self.releasing -= {name}
+        self.releasing |= {name} if on_disconnect == "release" else set()
 
-    def disconnect(self, caller: model.Caller, ticket: str, now: model.Now) -> None:
+    def disconnect(self, caller: model.Caller, ticket: str, now: model.Now, *, lost: bool) -> None:
         self.parked = [one for one in self.parked if one.ticket != ticket]
         if caller.session is not None:
             self.connected.remove(caller.session)
             if caller.session in self.sessions:
                 self.sessions[caller.session].alone_since_ms = now.engine_ms
+            if caller.session not in self.connected:
+                if lost and caller.session in self.releasing:
+                    self.leaving[caller.session] = now.engine_ms + 500
+                self.releasing -= {caller.session}
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -382,7 +395,7 @@ class NaiveQueue:
             job.state, job.changed, job.attempt = "leased", now, job.attempt + 1
             job.token = (self.epoch << 32) + self.grant
             job.lease_ms, job.deadline_ms = lease_ms, now.engine_ms + lease_ms
-            job.worker, job.restarted = caller.worker, False
+            job.worker, job.session, job.restarted = caller.worker, caller.session, False
             if job.fields.dedupe_until == "started":
                 self.free(job)
         return c.Leased(
@@ -811,7 +824,12 @@ class NaiveQueue:
         self.expire_waiting(now)
         over = [job for job in self.in_state("leased") if job.deadline_ms <= self.judged(now).engine_ms]
         for job in sorted(over, key=self.expiry_order):
-            self.expire(job, now)
+            self.expire(job, now, f"lease of {job.lease_ms} ms ran out")
+        for name in [name for name, due_ms in self.leaving.items() if due_ms <= now.engine_ms]:
+            del self.leaving[name]
+            for job in self.in_state("leased"):
+                if job.session == name:
+                    self.expire(job, now, "its worker's connection was lost")
         for key in [key for key in self.keys if self.known(key, now) is None]:
             del self.keys[key]
         self.forget_old(now)
@@ -836,9 +854,8 @@ class NaiveQueue:
     def expiry_order(job: NaiveJob) -> tuple[int, int]:
         return job.deadline_ms, job.token
 
-    def expire(self, job: NaiveJob, now: model.Now) -> None:
+    def expire(self, job: NaiveJob, now: model.Now, error: str) -> None:
         cause = "restart" if job.restarted else "crash"
-        error = f"lease of {job.lease_ms} ms ran out"
         job.crashes += cause == "crash"
         if job.cancel_marked:
             self.record(job, cause, error, now)
