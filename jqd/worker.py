@@ -45,8 +45,8 @@ Run the tasks of a Python program: lease jobs from jqd, run their functions, tel
 MODULE:APP names the jqd.App, as in `jqd worker shop.tasks:app`; without :APP it is called `app`. The module is looked
 for where the command is started, then where Python looks.
 
-A job's lease is extended for as long as its function runs, by a thread of its own. If the worker dies, the lease runs out
-and another worker takes the job; if the daemon is restarted, nothing happens to it.
+A job's lease is extended for as long as its function runs, by a thread of its own. If the worker dies, another one
+takes the job half a second later; if it hangs, when the lease has run out; if the daemon is restarted, nothing happens.
 """
 
 EPILOG = """\
@@ -64,7 +64,7 @@ Signals:
   SIGTERM, SIGINT   lease nothing more; what runs has --grace to end; the rest is interrupted and given back,
                     and its attempt does not count. Exit 0
   a second one      the same, without the grace
-  SIGKILL           what ran is tried again when its lease has run out; counts as a crash
+  SIGKILL           what ran is tried again half a second later, by another worker; counts as a crash
 
 \b
 Liveness:

@@ -8,10 +8,12 @@ Signals for the whole group (Ctrl-C, a service manager's SIGTERM) are the parent
 
 import asyncio
 import contextlib
+import ctypes
 import pkgutil
 import signal
 import sys
 from multiprocessing.connection import Connection
+from typing import Final
 
 import msgspec
 
@@ -20,9 +22,15 @@ from jqd.client.outcomes import Outcome, describe
 from jqd.client.pools import Birth, Order, Report, rss_bytes_or_0
 from jqd.client.running import call_hooks, run_sync
 
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
 
 def main(descriptor: int) -> None:
     """Serve until the parent closes the line."""
+    if (
+        sys.platform == "linux"
+    ):  # a parent that is killed takes its children along: others do their jobs by then
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     apps: set[App] = set()

@@ -23,6 +23,7 @@ from jqd.client.requests import JOBS_PER_REQUEST_MAX, OK, HeldJob
 from jqd.client.retry import Backoff
 from jqd.client.sync import Client
 from jqd.errors import JqdError, UnavailableError
+from jqd.protocol.connection import Session
 
 Key = tuple[int, int]
 """Job id and token."""
@@ -44,6 +45,7 @@ class Heart:
         on_lost: called in the heart's thread with the keys that the server does not know as held any more.
         on_cancel: likewise with those that somebody wants to end; again with each answer, as long as they are held.
         on_beat: called in the heart's thread after each answer.
+        session: of the client that leased the jobs: as long as this thread has its connection, the session has one.
     """
 
     def __init__(
@@ -53,9 +55,12 @@ class Heart:
         on_lost: Callable[[list[Key]], object],
         on_cancel: Callable[[list[Key]], object],
         on_beat: Callable[[], object] = lambda: None,
+        session: Session | None = None,
     ) -> None:
         # One attempt to connect a call: the next beat is another one.
         self._client = Client(url, worker=worker, backoff=Backoff(give_up_ms=0))
+        if session is not None:
+            self._client._shared.session = session
         self._on_lost = on_lost
         self._on_cancel = on_cancel
         self._on_beat = on_beat

@@ -56,6 +56,7 @@ class Link:
         self._alarm: asyncio.TimerHandle | None = None
         self._heard_at = 0.0  # when bytes last arrived, on the loop's clock
         self._retired = False
+        self.is_main = in_flight_max > 1  # one that only leases is made again by who leases
 
     # --- requests -----------------------------------------------------------------------------
 
@@ -243,7 +244,7 @@ class Link:
                 self._greeted.set_exception(
                     failure or ConnectionLost(f"{self._shared.url}: {reason}", outcome_unknown=False)
                 )
-        elif self._connection.wants_stream:
+        elif self._connection.wants_stream or (self._shared.stays and self.is_main and not self._retired):
             self._wake()
 
     # --- the end ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Must not know: how anybody waits: sockets, asyncio, threads and locks belong to 
 
 import os
 from collections.abc import Callable
+from threading import Lock
 from typing import Final, Generic, TypeVar
 
 from msgspec import Struct, structs
@@ -37,6 +38,7 @@ class Shared(Struct, Generic[L], eq=False, kw_only=True):
     unclaimed: gets each reply that nobody waits for any more.
     reached:   the server has welcomed one of them: from then on it is worth waiting for.
     links:     those that have not ended.
+    stays:     a main connection that is lost is made again at once, whether or not somebody waits for an answer.
     """
 
     url: str
@@ -46,6 +48,7 @@ class Shared(Struct, Generic[L], eq=False, kw_only=True):
     unclaimed: Callable[[Struct | JqdError], None]
     reached: bool = False
     links: set[L] = set()
+    stays: bool = False
 
     def retry_ms(self, error: JqdError, failures: int, passed_s: float) -> int | None:
         """Return how long to wait after a failed attempt, or None: give up.
@@ -132,6 +135,30 @@ def renewed(shared: Shared[L]) -> Shared[L]:
     hello = structs.replace(shared.session.hello, session=os.urandom(SESSION_BYTES))
     session = Session(hello, shared.session.on_cancel)
     return structs.replace(shared, session=session, unclaimed=unclaimed, links=set())
+
+
+def hold_by_connection(shared: Shared[L]) -> Session:
+    """Have the server end what this client holds soon after its process is gone: see protocol.md "Connections".
+
+    Before its first request. Returns: the session, for another client of this process that is to be a part of it.
+    """
+    shared.stays = True
+    shared.session = _SessionOfThreads(structs.replace(shared.session.hello, on_disconnect="release"))
+    return shared.session
+
+
+class _SessionOfThreads(Session):
+    """A session whose connections are of clients in more than one thread."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self, hello: Hello) -> None:
+        super().__init__(hello)
+        self._lock = Lock()
+
+    def next_id(self) -> int:
+        with self._lock:
+            return super().next_id()
 
 
 def _ignore(_: Struct | JqdError) -> None:

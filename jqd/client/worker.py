@@ -38,6 +38,7 @@ from jqd.client.outcomes import Outcome
 from jqd.client.pools import ProcessPool, ThreadPool, Work, rss_bytes
 from jqd.client.requests import JOBS_PER_REQUEST_MAX, OK, HeldJob
 from jqd.client.running import INTERRUPTED, call_hooks, run_async, unknown
+from jqd.client.shared import hold_by_connection
 from jqd.client.values import Duration, to_ms
 from jqd.core.commands import Ack, Command, Verdicts
 from jqd.core.model import DEFAULT_QUEUE, NAME_CHARS_MAX, WAIT_MS_MAX
@@ -188,14 +189,20 @@ class Worker:
             loop.add_signal_handler(number, self._signalled, number)
         try:
             await call_hooks(self.app.on_start)
-            self._heart = Heart(
-                self.app.url, self.name, self._lost_elsewhere, self._cancelled_elsewhere, self._beaten
-            )
-            self._heart.start()
-            log.info("%s serves %s, up to %d jobs", self.name, ", ".join(self.queues), self.concurrency)
             self._client = AsyncClient(
                 self.app.url, worker=self.name, on_cancel=lambda *key: self._cancel([key])
             )
+            session = hold_by_connection(self._client._shared)
+            self._heart = Heart(
+                self.app.url,
+                self.name,
+                self._lost_elsewhere,
+                self._cancelled_elsewhere,
+                self._beaten,
+                session,
+            )
+            self._heart.start()
+            log.info("%s serves %s, up to %d jobs", self.name, ", ".join(self.queues), self.concurrency)
             try:
                 await self._work()
             finally:
@@ -268,6 +275,8 @@ class Worker:
             wait_ms = 0 if self._burst else min(_WAIT_MS, WAIT_MS_MAX)
             command = requests.lease(self.queues, count=count, lease=self._lease, wait=wait_ms / 1_000)
             try:
+                # The connection that holds the jobs: a lease that waits has one of its own.
+                await self._client.connect()
                 held = requests.held(await self._client.call(command))
             except UnavailableError as error:
                 if again_s == _AGAIN_S:

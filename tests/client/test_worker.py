@@ -656,6 +656,29 @@ def test_it_goes_on_after_the_server_was_away(scene, caplog):
     assert [job.attempt for job in scene.seen] == [1, 1, 1]
 
 
+def test_a_worker_whose_slots_are_all_taken_comes_back_at_once_when_its_connections_are_cut(jqd_server):
+    """Nobody waits for an answer then, and its jobs are held by its connections."""
+    app = App(jqd_server.url)
+    begun, may_end = threading.Event(), threading.Event()
+
+    @app.task(lease="1h")
+    def hold() -> int:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+        return jqd.current_job().attempt
+
+    engine = jqd_server._driver.engine
+    with app, worker(app, concurrency=1):
+        handle = hold.submit_sync()
+        assert begun.wait(PATIENCE_S)
+        (session,) = engine._releasing
+        jqd_server.cut()
+        happens(lambda: engine._attached.get(session), within_s=5)
+        jqd_server.advance("10s")
+        may_end.set()
+        assert handle.wait() == 1 and handle.info().crashes == 0
+
+
 @pytest.mark.parametrize("kind", [Ack, Fail, Lease])
 def test_what_the_server_cannot_take_now_is_asked_again(scene, kind, monkeypatch):
     refused: list[Command[Any]] = []

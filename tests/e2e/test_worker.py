@@ -62,6 +62,15 @@ def test_sigterm_lets_what_runs_end_and_leases_nothing_more(program):
     assert "1 jobs done" in worker.said
 
 
+def test_ctrl_c_for_the_whole_group_lets_the_processes_of_the_pool_finish(program):
+    with program.worker("--pool", "process") as worker:
+        job_id = program.submit("busy", 0.5)
+        happens(program.notes)
+        os.killpg(worker.process.pid, signal.SIGINT)
+        assert worker.process.wait(PATIENCE_S) == 0
+    assert program.is_done(job_id)
+
+
 @pytest.mark.parametrize("task", ["hang", "busy"])
 def test_what_does_not_end_within_the_grace_goes_back_and_its_attempt_does_not_count(program, task):
     with program.worker("--grace", "0.2s") as worker:
@@ -82,22 +91,31 @@ def test_a_second_sigterm_ends_it_at_once(program):
     assert program.client.get(job_id).state == "ready"
 
 
-def test_a_killed_workers_job_goes_to_another_one_when_its_lease_has_run_out(program):
-    with program.worker() as worker:
-        job_id = program.submit("hang")
-        happens(lambda: program.notes() == ["begins 1"])
-        worker.process.kill()
+@pytest.mark.parametrize(("task", "pool"), [("hang", "thread"), ("busy", "thread"), ("busy", "process")])
+def test_a_killed_workers_job_goes_to_another_one_long_before_its_lease_has_run_out(program, task, pool):
+    with program.worker("--pool", pool) as worker:
+        job_id = program.submit(task, 60.0, lease=600)
+        happens(lambda: len(program.notes()) == 1)
         with program.worker():
-            happens(lambda: program.notes() == ["begins 1", "begins 2"])
+            worker.process.kill()
+            happens(lambda: len(program.notes()) == 2)
             info = program.client.get(job_id)
-            assert (info.state, info.crashes, info.errors) == ("leased", 1, 0)
+            assert (info.state, info.attempt, info.crashes, info.errors) == ("leased", 2, 1, 0)
+            assert info.attempts[0].error == "its worker's connection was lost"
 
 
 # --- a busy handler -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", ["busy", "abusy"])
-@pytest.mark.parametrize("pool", ["thread", "process"])
+@pytest.mark.parametrize(
+    ("task", "pool"),
+    [
+        ("busy", "thread"),
+        ("abusy", "thread"),
+        pytest.param("busy", "process", marks=pytest.mark.slow),
+        pytest.param("abusy", "process", marks=pytest.mark.slow),
+    ],
+)
 def test_a_handler_that_computes_for_two_leases_keeps_its_lease(program, task, pool):
     """A pure-Python loop, in a thread or on the event loop itself, with another worker that waits for the job."""
     with program.worker("-c", "2", "--pool", pool), program.worker("-c", "2"):
@@ -182,7 +200,7 @@ class Proxy:
         self._thread.join(PATIENCE_S)
 
 
-def test_cut_sockets_lose_nothing_and_cost_no_lease(tmp_path, daemon):
+def test_cut_sockets_lose_nothing_and_cost_no_lease_or_attempt(tmp_path, daemon):
     proxy = Proxy(daemon.socket_path)
     (tmp_path / "program").mkdir()
     try:
@@ -225,12 +243,15 @@ def test_a_timeout_ends_the_process_that_would_not_listen(program):
         assert worker.stop() == 0
 
 
-def test_a_killed_worker_leaves_no_process_behind(program):
+@pytest.mark.parametrize("task", ["note", "busy"])
+def test_a_killed_worker_leaves_no_process_behind(program, task):
+    """Whether it waits for work, or computes: others do its job by then."""
     with program.worker("--pool", "process", "-c", "1") as worker:
-        job_id = program.submit("who")
-        happens(lambda: program.is_done(job_id))
-        pid = int.from_bytes(program.client.get(job_id).result[1:], "big")
-        assert pid != worker.process.pid and Path(f"/proc/{pid}").exists()
+        job_id = program.submit(task, 60.0 if task == "busy" else "x")
+        happens(program.notes)
+        happens(lambda: task == "busy" or program.is_done(job_id))
+        threads = Path(f"/proc/{worker.process.pid}/task").glob("*/children")
+        (pid,) = (pid for each in threads for pid in each.read_text().split())
         worker.process.kill()
         happens(lambda: not Path(f"/proc/{pid}").exists())
 
