@@ -339,7 +339,7 @@ def test_a_burst_ends_when_nothing_is_left(program):
 def test_it_waits_for_a_daemon_that_is_not_there_yet(program, daemon):
     daemon.kill()
     with program.worker(start=False) as worker:
-        happens(lambda: "no jobs: lease: cannot reach" in worker.said)
+        happens(lambda: "no jobs: cannot reach" in worker.said)
         daemon.start()
         job_id = program.submit("note", "x")
         happens(lambda: program.is_done(job_id))
