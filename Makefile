@@ -16,7 +16,7 @@ LOCK := $(LOCK_ENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --n
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check test test-all test-slow test-faults test-sim flips images cover bench golden docs lock release clean
+.PHONY: help setup demo check test test-all test-slow test-faults test-sim test-histories histories flips images cover bench golden docs lock release clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,16 +47,22 @@ check: setup ## format, lint, types, house rules
 test: setup ## the tests that need nothing else (unit, property, golden, house rules, e2e smoke)
 	$(BIN)/pytest $(ARGS)
 
-test-all: test test-slow test-faults test-sim ## `test`, then the slow suites
+test-all: test test-slow test-faults test-sim test-histories ## `test`, then the slow suites
 
 test-slow: setup ## the slow suites alone: kill -9 loop, installation from the wheel
-	$(BIN)/pytest -m 'slow and not faults and not sim' $(ARGS)
+	$(BIN)/pytest -m 'slow and not faults and not sim and not history' $(ARGS)
 
 test-faults: setup ## real faults on real daemons (docs/faults.md): needs root, strace and faketime, as CI has them
 	$(BIN)/pytest -m faults $(ARGS)
 
 test-sim: setup ## the simulator in its full volume: crash images, crash loops (docs/faults.md)
 	$(BIN)/pytest -m sim $(ARGS)
+
+test-histories: setup ## two histories of real clients whose daemon is killed again and again, judged by both checks
+	$(BIN)/pytest -m history $(ARGS)
+
+histories: setup ## more of them: ARGS="--minutes 30"; what is wrong stays in .cache/histories
+	$(BIN)/python -m tests.history run $(ARGS)
 
 images: setup ## start on every disk that a crash can leave, of more lives: ARGS="--seeds 10"
 	$(BIN)/python -m tests.sim.images $(ARGS)
