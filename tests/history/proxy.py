@@ -28,9 +28,9 @@ from collections import Counter
 from typing import Any, Final
 
 _CHUNK_BYTES: Final = 64 << 10
-_FATES: Final = {"good": 20, "cut up": 25, "cut down": 25, "deaf": 10, "zombie": 20}
-# Of one way of a connection until fate strikes, on average: some 50 requests.
-_BUDGET_BYTES: Final = 12_000
+_FATES: Final = {"good": 10, "cut up": 20, "cut down": 20, "deaf": 10, "zombie": 40}
+# Of one way of a connection until fate strikes, on average: some 30 requests.
+_BUDGET_BYTES: Final = 8_000
 # How late a zombie's last bytes come, and for how long a deaf connection is kept.
 _LATE_S: Final = (0.01, 0.4)
 
