@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.history, pytest.mark.e2e, pytest.mar
 SEED = int(os.environ.get("JQD_HISTORY_SEED") or random.randrange(1 << 32))
 HISTORIES = 2
 KILLS, REQUESTS = 40, 10_000  # of each
+OPS_BETWEEN = 150, 650  # CPU: 140 s for both, with all that is judged
 # Situations that must have come up in each, else something else was tested.
 SITUATIONS = {
     "starts from a snapshot": 10,
@@ -36,7 +37,7 @@ SITUATIONS = {
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + HISTORIES))
 def test_history_of_a_daemon_that_is_killed_again_and_again_is_linearizable(seed):
-    plan = Plan(seed=seed, kills=KILLS)
+    plan = Plan(seed=seed, kills=KILLS, ops_between=OPS_BETWEEN)
     try:
         figures = make(plan)
     except Invalid as error:  # the machine was too busy for it to say anything
