@@ -333,7 +333,7 @@ class Model:
     def queues(self, args: Body) -> Body:
         return {
             "queues": [
-                {"queue": queue} | dict.fromkeys(STATES, 0) | counts
+                {"queue": queue} | dict.fromkeys(STATES, 0) | counts | {"paused": False}
                 for queue, counts in sorted(self._counts.items())
             ]
         }

@@ -40,7 +40,15 @@ EXCUSE_MS_MAX: Final = 32_500
 CLOCK_SLACK_MS: Final = 1_500
 # Fields of a reply that are times by clocks of the daemon.
 TIMES: Final = frozenset(
-    {"wall_ms", "created_wall_ms", "changed_wall_ms", "lease_ms_left", "due_ms_left", "run_at_ms"}
+    {
+        "wall_ms",
+        "created_wall_ms",
+        "changed_wall_ms",
+        "lease_ms_left",
+        "due_ms_left",
+        "run_at_ms",
+        "ready_age_ms",
+    }
 )
 
 
