@@ -79,8 +79,8 @@ PLANTED = {
     ),
     "try again what may run at most once": Planted(
         "jqd/core/passing.py",
-        '        if job.options.delivery == "at_most_once":\n',
-        '        if job.options.delivery == "":\n',
+        '        elif job.options.delivery == "at_most_once":\n',
+        '        elif job.options.delivery == "":\n',
         witness="impossible",
     ),
     "forget in a snapshot how often a job has failed": Planted(
@@ -91,8 +91,8 @@ PLANTED = {
     ),
     "hand out the younger of two": Planted(
         "jqd/core/state.py",
-        "        return queue.ready.peek(count) if queue is not None else []\n",
-        "        return queue.ready.peek(count + 1)[-count:] if queue is not None else []\n",
+        "        return queue.ready.peek(count)\n",
+        "        return queue.ready.peek(count + 1)[-count:]\n",
         witness="wrong reply|other jobs",
         search="order",
     ),
