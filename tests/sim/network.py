@@ -43,6 +43,11 @@ class Stream:
     def get_write_buffer_size(self) -> int:
         return max(0, len(self.down) - SOCKET_BYTES)
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the server has been told to wait until its client reads."""
+        return self._paused
+
     def is_closing(self) -> bool:
         return self._closing
 

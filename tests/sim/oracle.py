@@ -43,6 +43,7 @@ Key = tuple[bytes | None, int]
 WAITING: Final = ("delayed", "ready")
 FINISHED: Final = ("done", "cancelled", "expired")
 HOUR_MS: Final = 3_600_000
+MINUTE_MS: Final = 60_000
 SESSION_MS: Final = 600_000
 # What protocol.md says where a field is left out of a job that is shown.
 SHOWN_DEFAULTS: Final[dict[str, object]] = {
@@ -99,7 +100,20 @@ class Violation(BaseException):
 class Request:
     """Something that was asked."""
 
-    __slots__ = ("again", "args", "floor", "gaps", "is_loose", "key", "lo_ms", "lsn", "run", "sends", "verb")
+    __slots__ = (
+        "again",
+        "args",
+        "floor",
+        "gaps",
+        "is_loose",
+        "key",
+        "lo_ms",
+        "lsn",
+        "run",
+        "run_of_first",
+        "sends",
+        "verb",
+    )
 
     def __init__(self, key: Key, verb: str, args: Args, floor: int, ms: int, run: int) -> None:
         self.key = key
@@ -107,7 +121,7 @@ class Request:
         self.args = args
         self.floor = floor  # the LSN that was known when it was first sent
         self.lo_ms = ms  # the earliest time at which it can have been carried out
-        self.run = run  # of the daemon, when it was sent last
+        self.run = self.run_of_first = run  # of the daemon, when it was sent last, and first
         self.sends = 1
         self.gaps = 0  # of its session, when it was sent last
         self.again: tuple[str, object] | None = None  # what it was answered before it was sent once more
@@ -126,6 +140,7 @@ class Job:
         *("attempt", "changed", "crashes", "created", "deadline_ms", "done_by", "due_ms", "due_wall_ms"),
         *("error", "errors", "facts", "hi", "id", "is_graced", "is_vague", "lease_ms", "lo", "once"),
         *("payload", "pool", "queue", "rank", "result", "since_ms", "state", "token", "tokens"),
+        *("was_dead", "was_released"),
     )
 
     def __init__(self, job_id: int, pool: "Pool", state: str, lo: int, hi: int, ms: int) -> None:
@@ -145,6 +160,7 @@ class Job:
         self.token = 0  # leased: under which one, 0 if nobody has told
         self.lease_ms = 0
         self.deadline_ms = 0  # not before does the lease end by itself
+        self.was_dead = self.was_released = False  # since it was handed out last; for marks
         self.is_graced = False  # leased: since before the start of the run, and not extended
         self.tokens: list[tuple[int, int]] = []  # (token, LSN of the reply) of its deliveries
         self.done_by: Key | None = None
@@ -229,6 +245,7 @@ class Oracle:
         self._epoch = 0  # of the run, 0 before its first welcome
         self._epoch_max = 0
         self._store_id: str | None = None
+        self._full = ""  # why a submit was refused last, until one is taken
         self._clock_floor_ms = 0  # a durable fact is as new as this
         self._start_ms = 0  # of the run: not later than this
         self._now_ms = self._now_wall_ms = 0
@@ -260,6 +277,7 @@ class Oracle:
             if known is None or not _has_changed(request, known[1]):
                 self._loosen(request)
         else:
+            self._hit("request sent again")
             request.sends += 1
             request.run = self._run
             if engine_ms < request.lo_ms:  # a crash has set the engine clock back
@@ -292,6 +310,8 @@ class Oracle:
         if status != "ok":
             self._on_error(request, status, lsn, body, engine_ms)
         else:
+            if request.run_of_first != self._run:
+                self._hit("request answered in a later run than it was sent in")
             if request.again is not None and _has_changed(request, request.again[1]):
                 self._same_answer(request, body)
                 return
@@ -301,7 +321,7 @@ class Oracle:
             if changed:
                 self._clock_floor_ms = max(self._clock_floor_ms, request.lo_ms)
                 if request.sends > 1:
-                    self._hit("answered again from memory, or carried out at the second try")
+                    self._hit("answer to a request sent again came from one of its tries")
                 elif lsn <= request.floor:
                     raise Violation(
                         "I14", f"{request} changed something at LSN {lsn}, which was known before"
@@ -322,6 +342,7 @@ class Oracle:
         """A client has given up a request: what became of it only later reads can tell."""
         request = self._open.pop((session, request_id), None)
         if request is not None:
+            self._hit("outcome unknown for ever")
             self._given_up.append(request)
             self._drop_suspicions(request.key)
 
@@ -406,7 +427,7 @@ class Oracle:
                 self._check_grace(info)
             self._see(info, lsn, engine_ms, engine_ms)
             if fresh:
-                self.jobs[info["job_id"]].is_graced = info["state"] == "leased"
+                self._note_held(info)
             if final:
                 self._must_have_ended(info)
         for job in self.jobs.values():
@@ -436,6 +457,8 @@ class Oracle:
         """Note what the wall clock says; to be told before and after each jump."""
         self._now_wall_ms = wall_ms
         dates = self._dates
+        if dates and wall_ms >= dates[0][0] + MINUTE_MS:
+            self._hit("wall clock jumped over a date")
         while dates and dates[0][0] <= wall_ms:
             dates.pop(0)[2].is_reached = True
 
@@ -554,6 +577,7 @@ class Oracle:
         if run != self._run:
             heard_ms = min(self._start_ms, ms)  # a start of the daemon begins to count anew
         if ms - heard_ms >= SESSION_MS:
+            self._hit("session silent for so long that it may be forgotten")
             gaps += 1
         self._heard[session] = (self._run, ms, gaps)
         return gaps
@@ -654,6 +678,8 @@ class Oracle:
     def _move(self, job: Job, state: str, lo: int, hi: int, ms: int) -> None:
         """A job is known to be in a state at lo..hi, not before a time."""
         if state != job.state:
+            if state == "dead":
+                job.was_dead = True
             if job.state == "ready":
                 lane = self._ready[job.queue]
                 lane.pop(bisect_left(lane, job.rank, key=_rank_of))
@@ -668,6 +694,8 @@ class Oracle:
 
     def _discover(self, info: Args, lsn: int) -> Job:
         """Enter a job that no reply to a submit has named yet."""
+        if "state" in info:
+            self._hit("unanswered submit found in a list")
         pool = self._pools.get(_pool_key({**SHOWN_DEFAULTS, **info}))
         if pool is None:
             raise Violation("I2", f"nobody submitted job {info['job_id']}: {info}")
@@ -715,9 +743,19 @@ class Oracle:
                 "I4", f"{job} has {info['lease_ms_left']} ms left after a start, of {job.lease_ms}"
             )
 
+    def _note_held(self, info: Args) -> None:
+        """A start has found a job: is it in somebody's hands?"""
+        job = self.jobs[info["job_id"]]
+        job.is_graced = info["state"] == "leased"
+        if job.is_graced and job.once:
+            self._hit("at-most-once job lives through a crash")
+
     # --- replies: submit ----------------------------------------------------------------------
 
     def _on_submit(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        if self._full:
+            self._hit(f"job taken after {self._full}")
+            self._full = ""
         job_id = body["job_id"]
         self._check_ids(request, job_id, job_id, lsn)
         self._submitted(request, request.args, (job_id,), [request.args.get("payload", b"")], lsn)
@@ -750,12 +788,15 @@ class Oracle:
             raise Violation("I4", f"{request} got token {token} for {len(jobs)} jobs")
         if jobs:
             self._check_token(request, token, lsn)
+        if request.args.get("wait_ms"):
+            self._hit("parked lease served" if jobs else "parked lease gave up")
         first_ms = request.lo_ms
         for info in jobs:
             self._deliver(request, info, token, body["lease_ms_left"], lsn, first_ms, ms)
         if request.sends == 1:
             self._check_order(request, jobs, lsn)
         else:  # it tells only of what is still held: the first try may have been handed more
+            self._hit("retried lease told what is still held" if jobs else "retried lease found nothing left")
             self._swept += [("lease", name, lsn) for name in request.args.get("queues", ("default",))]
 
     def _check_token(self, request: Request, token: int, lsn: int) -> None:
@@ -776,9 +817,7 @@ class Oracle:
         self._check_content(job, info)
         self._check_rising(job, token, lsn)
         if (token, job_id) in self._given:
-            if job.once:
-                raise Violation("I6", f"{job} was sent twice under token {token}")
-            return
+            raise Violation("I6" if job.once else "I4", f"{job} was sent twice under token {token}")
         self._given[token, job_id] = request.key
         # A purge that was sent twice tells only between which LSNs a job went.
         may_be_newer = job.lo < lsn and token > job.token and job.state != "gone"
@@ -788,6 +827,7 @@ class Oracle:
                 job.token, job.lease_ms = token, left_ms
             return
         self._check_delivery(job, info, token, lsn, ms)
+        self._note_delivery(job, info, ms)
         self._move(job, "leased", lsn, lsn, lo_ms)
         job.attempt, job.errors, job.crashes = info["attempt"], info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = job.is_graced = False
@@ -827,6 +867,23 @@ class Oracle:
             return
         where += f" with {errors} errors and {crashes} crashes"
         self._check_growth(job, errors, crashes, verbs, is_watched, where)
+
+    def _note_delivery(self, job: Job, info: Args, ms: int) -> None:
+        """Tell what is rare in a delivery that may be."""
+        if job.state == "delayed":
+            if job.due_ms == ms:
+                self._hit("job handed out at the millisecond of its time")
+            if job.due_wall_ms > self._now_wall_ms:
+                self._hit("dated job handed out though the wall clock is behind its date")
+        elif job.state == "leased" and job.deadline_ms == ms:
+            self._hit("job handed out in the millisecond in which a lease ran out")
+        if job.state == "leased" and job.is_graced and info.get("crashes", 0) == job.crashes:
+            self._hit("lease ended by a restart counted as nothing")
+        if job.tokens[:-1] and info["attempt"] == job.attempt + 1 and job.was_released:
+            self._hit("attempt given back and counted again")
+        if job.was_dead:
+            self._hit("dead job came back")
+        job.was_dead = job.was_released = False
 
     def _check_order(self, request: Request, jobs: list[Args], lsn: int) -> None:
         """What was handed out stands in order, and nothing that stands before it was passed over."""
@@ -938,6 +995,7 @@ class Oracle:
             job = self._held(request, job_id, token, code, lsn, ms)
             if job is not None:
                 job.attempt -= 1
+                job.was_released = True
                 self._wait(job, request.args.get("delay_ms", 0), request, lsn)
 
     def _wait(self, job: Job, delay_ms: int, request: Request, lsn: int) -> None:
@@ -970,7 +1028,7 @@ class Oracle:
         """Judge a verdict on a lease; return the job if it was current and the verdict is the newest word on it."""
         job = self.jobs.get(job_id)
         if code == "ok":
-            return self._heard_as_holder(request, job_id, job, token, lsn)
+            return self._heard_as_holder(request, job_id, job, token, lsn, ms)
         if job is None:
             return None
         if code == "job_not_found":
@@ -982,8 +1040,18 @@ class Oracle:
             raise Violation("I5", f"{request}: verdict {code!r}")
         return None
 
+    def _note_word(self, request: Request, job: Job, ms: int) -> None:
+        """Tell what is rare in a word of who holds a job."""
+        if job.token >> 32 < self._epoch:
+            self._hit("token of an earlier run accepted")
+        if request.lo_ms == ms and not self._named.get(job.id):
+            if ms == job.deadline_ms - 1:
+                self._hit("accepted in the last millisecond of a lease")
+            elif ms >= job.deadline_ms:
+                self._hit("heard after the deadline")
+
     def _heard_as_holder(
-        self, request: Request, job_id: int, job: Job | None, token: int, lsn: int
+        self, request: Request, job_id: int, job: Job | None, token: int, lsn: int, ms: int
     ) -> Job | None:
         exact = request.sends == 1
         if job is None:
@@ -994,6 +1062,7 @@ class Oracle:
                     "I5", f"{request} at LSN {lsn}: token {token} was ok, and {job} has had {other}"
                 )
         if job.state == "leased" and token == job.token:
+            self._note_word(request, job, ms)
             return job
         if job.state == "leased" and not job.token:
             if request.verb in ("fail", "release") and lsn < job.lo:
@@ -1013,7 +1082,11 @@ class Oracle:
         """A token was refused: its lease must have ended, or be another's."""
         if job.token > token:
             self._hit("stale token refused")
-        if job.state != "leased" or job.token != token or ms >= job.deadline_ms:
+        if job.state != "leased" or job.token != token:
+            return
+        if ms >= job.deadline_ms:
+            if ms == job.deadline_ms == request.lo_ms:
+                self._hit("refused at the millisecond of the deadline")
             return
         if job.hi > (lsn if request.sends == 1 else request.floor) or self._named.get(job.id):
             return
@@ -1110,6 +1183,8 @@ class Oracle:
         reach = self._reach(job, ms)
         if "gone" not in reach:
             raise Violation("I1", f"{where} at LSN {lsn}: {job} is missing, and can be {sorted(reach)}")
+        if "purge" not in self._verbs_on(job):
+            self._hit("job forgotten")
         self._move(job, "gone", lsn, lsn, ms)
 
     def _see(self, info: Args, lsn: int, lo_ms: int, ms: int) -> None:
@@ -1244,6 +1319,7 @@ class Oracle:
         }
         if not fits.get(reason, False):
             raise Violation("I18", f"{job} is dead because of {reason!r}: {info}, {shown}")
+        self._hit(f"dead: {reason}")
 
     def _must_have_ended(self, info: Args) -> None:
         state = info["state"]
@@ -1260,9 +1336,11 @@ class Oracle:
 
     def _on_error(self, request: Request, status: str, lsn: int, body: Any, ms: int) -> None:
         """A request was refused, which changes nothing."""
-        self._hit(f"refused: {status}")
         if status == "internal":
             raise Violation("CODE", f"{request}: {body}")
+        self._hit(f"refused: {status}")
+        if status in ("storage_full", "busy"):
+            self._full = status
         if status == UNKNOWN_OUTCOME:
             self._given_up.append(request)
             self._drop_suspicions(request.key)

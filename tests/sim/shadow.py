@@ -56,7 +56,7 @@ class Shadow:
 
     def __init__(self, marks: Marks) -> None:
         self.naive = NaiveQueue()
-        self._marks = marks
+        self.marks = marks
         self._base = NaiveQueue()  # as of the last start
         self._turns: list[tuple[int, list[Call]]] = []  # since then: the LSN after the turn, its calls
         self._calls: list[Call] = []  # of the turn under way
@@ -84,7 +84,7 @@ class Shadow:
         naive = clone(self._base)
         for after_lsn, calls in self._turns:
             if after_lsn > lsn:
-                self._marks.hit("turn lost in a crash")
+                self.marks.hit("turn lost in a crash")
                 break
             for call in calls:
                 call(naive)
@@ -177,6 +177,8 @@ class ShadowedEngine(Engine):
         return super().withdraw(ticket)
 
     def take_back(self, token: int, now: Now) -> None:
+        if token in self.state.leases:
+            self._shadow.marks.hit("leased jobs taken back unsent")
         super().take_back(token, now)
         self._done(lambda naive: naive.take_back(token, now))
 

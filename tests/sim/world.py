@@ -35,6 +35,7 @@ from tests.sim.oracle import Oracle, Violation
 from tests.sim.plan import Plan, Step
 from tests.sim.restart import recovered
 from tests.sim.shadow import Shadow, ShadowedEngine
+from tests.sim.watch import Watch
 from tests.storage.logs import DATA
 from tests.support.faultfs import Crash, SyncFailure
 
@@ -78,6 +79,7 @@ class World:
         self.house = House(self.disk, self.clocks, **settings.daemon)
         self.shadow = Shadow(marks)
         self.is_shadowed = not settings.limits.keys() & UNSHADOWED
+        self.watch = Watch(self.house, marks)
         self.oracle = Oracle(marks)
         self.oracle.rules(**settings.limits)
         self.clients = [Client(f"c{number}", bytes([number + 1]) * 16) for number in range(settings.clients)]
@@ -90,6 +92,7 @@ class World:
         self.replies = 0
         self.wall_max_ms = 0
         self.seen_lsn = 0  # the highest that a reply has told of
+        self.recovered_lsn = 0  # that the newest start came to
         self.hash = 0
         self.at = 0  # number of the step under way
         self._told: set[bytes] = set()
@@ -126,6 +129,7 @@ class World:
             getattr(self, f"step_{name}")(a, b, d)
         except (Died, Crash) as death:
             self._died(death)
+        self.watch.look()
 
     def wait(self, ms: int = 0, *, asleep_ms: int = 0) -> None:
         """Let time pass; a turn that is under way ends first, since it has one reading of the clocks."""
@@ -169,6 +173,11 @@ class World:
             self.marks.hit("torn tail cut")
         if report.snapshot_lsn:
             self.marks.hit("recovered from a snapshot")
+        if report.clean and report.last_lsn:
+            self.marks.hit("clean start")
+        if report.last_lsn == self.recovered_lsn:
+            self.marks.hit("run without a durable fact of its own")
+        self.recovered_lsn = report.last_lsn
         self.note("started", report.last_lsn, report.clean)
         if report.last_lsn < self.seen_lsn:
             raise Violation(
@@ -195,6 +204,8 @@ class World:
         self.disk_may_fail = self.disk.capacity_bytes is not None
         if loss is not None:
             assert dice is not None
+            if any(directory.pending for directory in self.disk._nodes()[1]):
+                self.marks.hit("power loss between a rename and the sync of its directory")
             self.disk.crash(loss, dice)
         for client in self.clients:
             if client.stream is not None:
