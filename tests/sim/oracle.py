@@ -140,7 +140,7 @@ class Job:
         *("attempt", "changed", "crashes", "created", "deadline_ms", "done_by", "due_ms", "due_wall_ms"),
         *("error", "errors", "facts", "hi", "id", "is_graced", "is_vague", "lease_ms", "lo", "once"),
         *("payload", "pool", "queue", "rank", "result", "since_ms", "state", "token", "tokens"),
-        *("was_dead", "was_released"),
+        *("seen", "was_dead", "was_released"),
     )
 
     def __init__(self, job_id: int, pool: "Pool", state: str, lo: int, hi: int, ms: int) -> None:
@@ -167,11 +167,26 @@ class Job:
         self.created: int | None = None
         self.changed: int | None = None
         self.facts: tuple[object, ...] | None = None  # as shown, when it was shown last
+        self.seen: Args | None = None  # that, whole, where it has not moved since and nothing in it moves by itself
         self.error: str | None = None  # of its last failure, where that was answered
         self.result: tuple[object, object] | None = None
 
     def __str__(self) -> str:
         return f"job {self.id} ({self.state} at LSN {self.hi}, attempt {self.attempt}, token {self.token})"
+
+
+class Where:
+    """What is said of a violation that a look at a job can show: put into words where there is one."""
+
+    __slots__ = ("info", "job", "lsn", "ms")
+
+    def __init__(self, job: Job, info: Args, lsn: int, ms: int) -> None:
+        self.job, self.info, self.lsn, self.ms = job, info, lsn, ms
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{self.info.get(name, 0)} {name}" for name in ("errors", "crashes"))
+        shown = f"{self.info['state']}, attempt {self.info['attempt']}, {numbers}"
+        return f"{self.job} is shown at LSN {self.lsn}, {self.ms} ms as {shown}"
 
 
 class Pool:
@@ -687,7 +702,7 @@ class Oracle:
                 insort(self._ready.setdefault(job.queue, []), (job.rank, job), key=_rank_of)
             job.state = state
             job.since_ms = ms
-            job.facts = None
+            job.facts = job.seen = None
         job.lo, job.hi = lo, max(hi, job.hi)
 
     # --- jobs come to be known ----------------------------------------------------------------
@@ -1194,12 +1209,15 @@ class Oracle:
             job = self._discover(info, lsn)
             self._note(job, info, lsn, lo_ms)
             return
+        if info == job.seen and not job.is_vague:  # in the same state as before: all of this was right
+            if lsn >= job.hi:
+                job.lo = job.hi = lsn
+            return
         self._check_content(job, info)
         if lsn < job.hi:
             return
-        state, attempt = info["state"], info["attempt"]
-        errors, crashes = info.get("errors", 0), info.get("crashes", 0)
-        where = f"{job} is shown at LSN {lsn}, {ms} ms as {state}, attempt {attempt}, {errors} errors, {crashes} crashes"
+        state = info["state"]
+        where = Where(job, info, lsn, ms)
         if state != job.state:
             reach = self._reach(job, ms)
             if state not in reach:
@@ -1208,7 +1226,7 @@ class Oracle:
         self._check_facts(job, info, where)
         self._note(job, info, lsn, lo_ms)
 
-    def _check_numbers(self, job: Job, info: Args, where: str) -> None:
+    def _check_numbers(self, job: Job, info: Args, where: "Where") -> None:
         """Attempts, errors and crashes only grow, and no faster than jobs are handed out."""
         state, attempt = info["state"], info["attempt"]
         errors, crashes = info.get("errors", 0), info.get("crashes", 0)
@@ -1227,13 +1245,13 @@ class Oracle:
         if job.state == "leased" and (not job.token or "release" in verbs):
             fewest -= 1
         if attempt < fewest or (is_watched and attempt > job.attempt):
-            raise Violation("I8", where)
+            raise Violation("I8", str(where))
         if "requeue" in verbs:
             return
         self._check_growth(job, errors, crashes, verbs, is_watched, where)
 
     def _check_growth(
-        self, job: Job, errors: int, crashes: int, verbs: set[str], is_watched: bool, where: str
+        self, job: Job, errors: int, crashes: int, verbs: set[str], is_watched: bool, where: object
     ) -> None:
         """Only the end of a lease makes one more of either, and what a restart has ended makes none."""
         grown, crashed = errors - job.errors, crashes - job.crashes
@@ -1243,7 +1261,7 @@ class Oracle:
         if crashed and is_watched and job.is_graced and job.state == "leased" and "extend" not in verbs:
             raise Violation("I8", f"{where}, after {job.crashes} crashes; its lease ran out after a restart")
 
-    def _check_facts(self, job: Job, info: Args, where: str) -> None:
+    def _check_facts(self, job: Job, info: Args, where: "Where") -> None:
         """What was shown before is shown again, while nothing has happened to the job."""
         if job.created not in (None, info["created_wall_ms"]):
             raise Violation("I15", f"{where}: created at {info['created_wall_ms']}, once at {job.created}")
@@ -1283,7 +1301,9 @@ class Oracle:
             if not was_held or "extend" in verbs:
                 job.lease_ms = 1_000  # or more
             job.deadline_ms = lo_ms + info["lease_ms_left"]
-        elif state == "delayed":
+        elif state != "delayed":
+            job.seen = info
+        else:
             job.due_ms = lo_ms + info["due_ms_left"] if info.get("due_ms_left") is not None else 0
             job.due_wall_ms = info.get("run_at_ms") or 0
 

@@ -48,5 +48,6 @@ class Watch:
         dump = snapshots._dump
         if dump is not None and dump._kept:
             self._hit("change while a snapshot walks")
-        if any(stream.is_stalled for stream in self._house.streams):
-            self._hit("replies that nobody reads")
+        for stream in self._house.streams:
+            if stream.is_stalled:
+                self._hit("replies that nobody reads")

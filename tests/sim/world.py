@@ -849,14 +849,16 @@ class World:
             stream.lose()
         self.zombies.clear()
         self.wait(1_500)  # a look finds the room that came back
-        self.look_inside()
+        self.rest()
         client = self.clients[0]
         self._settle_all()
         for _ in range(REST_PASSES_MAX):
-            self._drain(client)
+            counts = self.house.engine.state.counts()
+            if counts[1]:  # ready
+                self._drain(client)
+                counts = self.house.engine.state.counts()
             now = self.house.clock.now()
             due_ms = self.house.engine.next_deadline(now)
-            counts = self.house.engine.state.counts()
             live = sum(counts[:3])  # delayed, ready, leased
             if not live:
                 break
@@ -913,13 +915,16 @@ class World:
         """
         engine = self.house.engine
         now = self.house.clock.now()
-        jobs: list[dict[str, Any]] = []
+        infos: list[c.JobInfo] = []
         cursor: int | None = 0
+        if fresh and isinstance(engine, ShadowedEngine):
+            infos, cursor = engine.shown, None  # it has just listed them
         while cursor is not None:
             page = engine.execute(c.ListJobs(cursor=cursor, limit=500), model.LOCAL, 0, "check", now)
             assert isinstance(page, c.JobList)
-            jobs += [msgspec.to_builtins(job, builtin_types=(bytes,)) for job in page.jobs]
+            infos += page.jobs
             cursor = page.cursor
+        jobs = [msgspec.to_builtins(job, builtin_types=(bytes,)) for job in infos]
         listed = engine.execute(c.Queues(limit=1_000), model.LOCAL, 0, "check", now)
         assert isinstance(listed, c.QueueList)
         queues = [msgspec.to_builtins(queue) for queue in listed.queues]

@@ -822,7 +822,8 @@ class NaiveQueue:
             if due or (job.due_wall_ms is not None and job.due_wall_ms <= now.wall_ms):
                 job.state, job.changed, job.due_ms, job.due_wall_ms = "ready", now, None, None
         self.expire_waiting(now)
-        over = [job for job in self.in_state("leased") if job.deadline_ms <= self.judged(now).engine_ms]
+        judged_ms = self.judged(now).engine_ms
+        over = [job for job in self.in_state("leased") if job.deadline_ms <= judged_ms]
         for job in sorted(over, key=self.expiry_order):
             self.expire(job, now, f"lease of {job.lease_ms} ms ran out")
         for name in [name for name, due_ms in self.leaving.items() if due_ms <= now.engine_ms]:
@@ -880,14 +881,15 @@ class NaiveQueue:
                 age_ms = self.jobs[job_id].in_queue.get(setting, usual_ms)
                 if self.jobs[job_id].changed.engine_ms + age_ms <= now.engine_ms:
                     self.forget(job_id)
-        for name in self.names():
-            for shelf, most in ((self.finished, model.FINISHED_COUNT_MAX), (self.dead, model.DEAD_COUNT_MAX)):
+        for shelf, most in ((self.finished, model.FINISHED_COUNT_MAX), (self.dead, model.DEAD_COUNT_MAX)):
+            for name in self.names() if len(shelf) > most else ():
                 mine = [job_id for job_id in shelf if self.jobs[job_id].fields.queue == name]
                 for job_id in mine[: max(0, len(mine) - most)]:
                     self.forget(job_id)
         while True:
             with_result = [job_id for job_id in self.finished if self.jobs[job_id].result is not None]
-            if sum(len(self.jobs[job_id].result or b"") for job_id in with_result) <= model.RESULTS_BYTES_MAX:
+            results = [self.jobs[job_id].result or b"" for job_id in with_result]
+            if sum(map(len, results)) <= model.RESULTS_BYTES_MAX:
                 return
             self.forget(with_result[0])
 
