@@ -167,7 +167,9 @@ class Job:
         self.created: int | None = None
         self.changed: int | None = None
         self.facts: tuple[object, ...] | None = None  # as shown, when it was shown last
-        self.seen: Args | None = None  # that, whole, where it has not moved since and nothing in it moves by itself
+        self.seen: Args | None = (
+            None  # that, whole, where it has not moved since and nothing in it moves by itself
+        )
         self.error: str | None = None  # of its last failure, where that was answered
         self.result: tuple[object, object] | None = None
 

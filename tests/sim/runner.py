@@ -11,20 +11,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
+from tests.sim.images import TASKS as PARTS
+from tests.sim.images import Figures, explore
+from tests.sim.lives import LIVES
 from tests.sim.marks import Marks
 from tests.sim.oracle import Violation
 from tests.sim.plan import Plan, Settings, make_plan
-from tests.sim.planted import planted
+from tests.sim.planted import PLANTED, planted
 from tests.sim.world import Outcome, run
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -32,11 +36,16 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 # Of the seeds, run twice: the second time in a process in which sets and dicts of str have another order.
 TWICE_EVERY: Final = 50
 TASK_SEEDS: Final = 5
+# Where images are made too, one part of a life behind so many tasks of plans: a fifth of the time, about.
+OTHERS_EVERY: Final = 3
+TELL_EVERY_S: Final = 60
+# Bugs are hunted with seeds that no other run has.
+PLANTED_FIRST_SEED: Final = 10_000
 
 
 @dataclass
 class Done:
-    """What some plans came to."""
+    """What some plans and images came to."""
 
     schedules: int = 0
     steps: int = 0
@@ -47,6 +56,7 @@ class Done:
     marks: Counter[str] = field(default_factory=Counter)
     hashes: dict[int, int] = field(default_factory=dict)  # of the seeds that are run twice
     failures: list[tuple[int, str, int, str]] = field(default_factory=list)  # seed, invariant, step, text
+    images: Figures = field(default_factory=Figures)
 
     def add(self, other: "Done") -> None:
         self.schedules += other.schedules
@@ -58,6 +68,11 @@ class Done:
         self.marks += other.marks
         self.hashes |= other.hashes
         self.failures += other.failures
+        self.images.add(other.images)
+
+
+# What a process is given to do.
+Task = Callable[[], Done]
 
 
 def quiet() -> None:
@@ -100,37 +115,121 @@ def _count(done: Done, outcome: Outcome) -> None:
         done.hashes[outcome.seed] = outcome.trace_hash
 
 
+def run_images(name: str, seed: int, part: int) -> Done:
+    """Look around at a part of a life's points (images.py)."""
+    return Done(images=explore(name, seed, part))
+
+
+def image_tasks(first_seed: int) -> Iterator[Task]:
+    """Yield lives without end, each in parts."""
+    for seed in count(first_seed):
+        for name in LIVES:
+            for part in range(PARTS):
+                yield partial(run_images, name, seed, part)
+
+
+def plan_tasks(seeds: Iterator[int], steps: int) -> Iterator[Task]:
+    while task := list(islice(seeds, TASK_SEEDS)):
+        yield partial(run_seeds, task, steps)
+
+
+def mixed(tasks: Iterator[Task], others: Iterator[Task]) -> Iterator[Task]:
+    """Yield a task of the others behind every OTHERS_EVERY."""
+    for number, task in enumerate(tasks, 1):
+        yield task
+        if number % OTHERS_EVERY == 0:
+            yield next(others)
+
+
 def run_all(
-    seeds: Iterator[int], steps: int, processes: int, until_s: float | None = None, failures_max: int = 3
+    tasks: Iterator[Task],
+    processes: int,
+    *,
+    until_s: float | None = None,
+    failures_max: int = 3,
+    tell: Callable[[Done], object] = lambda _: None,
 ) -> Done:
-    """Run plans over several processes until there are no more seeds, or the time is over."""
+    """Do tasks in several processes until there are no more, the time is over or too much has failed.
+
+    Args:
+        tell: called with what was done so far, about once a minute.
+    """
     done = Done()
+    told_s = time.monotonic()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         under_way: set[Future[Done]] = set()
         while True:
             while len(under_way) < 2 * processes and (until_s is None or time.monotonic() < until_s):
-                task = list(islice(seeds, TASK_SEEDS))
-                if not task:
+                task = next(tasks, None)
+                if task is None:
                     break
-                under_way.add(pool.submit(run_seeds, task, steps))
+                under_way.add(pool.submit(task))
             if not under_way:
                 return done
             finished, under_way = wait(under_way, return_when=FIRST_COMPLETED)
             for future in finished:
                 done.add(future.result())
-            if len(done.failures) >= failures_max:
+            if time.monotonic() - told_s >= TELL_EVERY_S:
+                told_s = time.monotonic()
+                tell(done)
+            if len(done.failures) + len(done.images.violations) >= failures_max:
                 pool.shutdown(cancel_futures=True)
                 return done
 
 
-def hashes_elsewhere(seeds: Sequence[int], steps: int) -> dict[int, int]:
-    """Run plans in a process with other hashes of str; return their trace hashes."""
+def hashes_elsewhere(seeds: Sequence[int], steps: int, processes: int = 1) -> dict[int, int]:
+    """Run plans in processes with other hashes of str; return their trace hashes."""
     other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    command = [sys.executable, "-m", "tests.sim", "hashes", "--steps", str(steps), *map(str, seeds)]
-    output = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": other}, check=True, stdout=subprocess.PIPE
-    )
-    return {int(seed): value for seed, value in json.loads(output.stdout).items()}
+    command = [sys.executable, "-m", "tests.sim", "hashes", "--steps", str(steps)]
+    parts = [seeds[number::processes] for number in range(processes)]
+    under_way = [
+        subprocess.Popen(
+            [*command, *map(str, part)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": other},
+            stdout=subprocess.PIPE,
+        )
+        for part in parts
+        if part
+    ]
+    found: dict[int, int] = {}
+    for process in under_way:
+        output, _ = process.communicate()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        found |= {int(seed): value for seed, value in json.loads(output).items()}
+    return found
+
+
+# --- planted bugs ---------------------------------------------------------------------------------
+
+
+class Caught(NamedTuple):
+    """How long a planted bug lived."""
+
+    name: str
+    plans: int  # that were run, the last of which failed
+    invariant: str  # that it broke; "": none, in all plans that it was given
+    cpu_s: float
+
+
+def catch(name: str) -> Caught:
+    """Run plans with a bug until one fails."""
+    quiet()
+    begun_s = time.process_time()
+    most = PLANTED[name].seeds
+    for number in range(most):
+        found = attempt(make_plan(PLANTED_FIRST_SEED + number), name)
+        gc.collect()
+        if found is not None:
+            return Caught(name, number + 1, found[0], time.process_time() - begun_s)
+    return Caught(name, most, "", time.process_time() - begun_s)
+
+
+def catch_all(names: Sequence[str], processes: int) -> Iterator[Caught]:
+    """Plant each bug by itself, in several processes."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(catch, names)
 
 
 # --- plans as text --------------------------------------------------------------------------------
