@@ -251,7 +251,7 @@ class Oracle:
         self._owners: dict[int, Key] = {}  # token -> the lease that was answered with it
         self._refused: set[int] = set()  # jobs that somebody wanted to ack with an error
         self._killed: set[int] = set()  # or to fail for good
-        # Session -> run and time of its last word, and how often it was silent for so long that it may be forgotten.
+        # Session -> run and time of the last word that surely came, and how often it was silent for so long that it may be forgotten.
         self._heard: dict[bytes | None, tuple[int, int, int]] = {}
         self._result_bytes = 0  # of all results that were sent
         self._odd_leases: set[str] = set()  # queues with jobs that ask for a lease time of their own
@@ -282,7 +282,7 @@ class Oracle:
     ) -> None:
         """A client sends a request, for the first time or again."""
         self.clocks(engine_ms, wall_ms)
-        gaps = self._hear(session, engine_ms)
+        gaps = self._gaps(session, engine_ms)
         key = (session, request_id)
         request = self._open.get(key)
         if request is None:
@@ -316,11 +316,14 @@ class Oracle:
     ) -> None:
         """A reply reached its client whole."""
         self.clocks(engine_ms, wall_ms)
-        self._hear(session, engine_ms)
         key = (session, request_id)
         request = self._open.pop(key, None)
         if request is None:
             return
+        # The daemon has heard it some time after it was sent, and the reply may have been under way for long.
+        self._hear(
+            session, body["engine_ms"] if status == "ok" and request.verb == "hello" else request.lo_ms
+        )
         if lsn < request.floor:
             raise Violation("I14", f"{request} was answered at LSN {lsn}, and LSN {request.floor} was known")
         self._seen = max(self._seen, lsn)
@@ -588,15 +591,20 @@ class Oracle:
         self._loosen(twin)
         self._given_up.append(twin)
 
-    def _hear(self, session: bytes | None, ms: int) -> int:
-        """Note a word of or to a session; return how often it may have been forgotten so far."""
+    def _hear(self, session: bytes | None, ms: int) -> None:
+        """Note that the daemon has heard of a session, not before a time."""
+        run, heard_ms, gaps = self._heard.get(session, (self._run, ms, 0))
+        self._heard[session] = (self._run, ms if run != self._run else max(ms, heard_ms), gaps)
+
+    def _gaps(self, session: bytes | None, ms: int) -> int:
+        """Return how often a session may have been forgotten so far, for want of a word of it."""
         run, heard_ms, gaps = self._heard.get(session, (self._run, ms, 0))
         if run != self._run:
             heard_ms = min(self._start_ms, ms)  # a start of the daemon begins to count anew
         if ms - heard_ms >= SESSION_MS:
             self._hit("session silent for so long that it may be forgotten")
             gaps += 1
-        self._heard[session] = (self._run, ms, gaps)
+        self._heard[session] = (self._run, heard_ms, gaps)
         return gaps
 
     def _clear_up(self, lsn: int) -> None:

@@ -214,15 +214,17 @@ class Caught(NamedTuple):
 
 
 def catch(name: str) -> Caught:
-    """Run plans with a bug until one fails."""
+    """Run plans with a bug until one fails that does not fail without it."""
     quiet()
     begun_s = time.process_time()
     most = PLANTED[name].seeds
     for number in range(most):
-        found = attempt(make_plan(PLANTED_FIRST_SEED + number), name)
-        gc.collect()
+        plan = make_plan(PLANTED_FIRST_SEED + number)
+        found = attempt(plan, name)
         if found is not None:
+            assert attempt(plan) is None, f"the plan of seed {plan.seed} fails without a bug"
             return Caught(name, number + 1, found[0], time.process_time() - begun_s)
+        gc.collect()
     return Caught(name, most, "", time.process_time() - begun_s)
 
 

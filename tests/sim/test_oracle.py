@@ -313,6 +313,30 @@ def test_submit_whose_session_may_be_forgotten_may_make_two(story):
     story.read_all(shown(1), shown(2))
 
 
+def test_late_word_of_the_daemon_is_not_one_that_it_has_just_heard(story):
+    submit = story.ask("submit", {"queue": "q", "metadata": MARKER})
+    ping = story.ask("ping", {})
+    story.wait(599_999)
+    story.tell(ping, {})  # it was under way for so long
+    story.ask_again(submit, "submit", {"queue": "q", "metadata": MARKER})  # and this never came
+    story.wait(1_000)
+    story.ask_again(submit, "submit", {"queue": "q", "metadata": MARKER})
+    story.lsn += 2
+    story.tell(submit, {"job_id": 2})
+    story.read_all(shown(1), shown(2))
+
+
+def test_word_that_came_in_time_keeps_a_session(story):
+    submit = story.ask("submit", {"queue": "q", "metadata": MARKER})
+    story.wait(300_000)
+    story.do("ping", {}, {}, changes=False)
+    story.wait(599_999)
+    story.ask_again(submit, "submit", {"queue": "q", "metadata": MARKER})
+    story.lsn += 2
+    with broken("I2"):
+        story.read_all(shown(1), shown(2))
+
+
 def test_job_is_what_was_submitted(story):
     story.submit(payload=b"x", priority=3, max_retries=1)
     with broken("I15"):
