@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 3600
 BIN := .venv/bin
 STAMP := .venv/.setup-done
 # Made apart from .venv: the tool that writes the locks is not part of what they lock.
@@ -16,7 +17,7 @@ LOCK := $(LOCK_ENV)/bin/pip-compile --quiet --generate-hashes --strip-extras --n
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo check test test-all test-slow test-faults test-sim test-histories histories flips images cover bench golden docs lock release clean
+.PHONY: help setup demo check test test-all test-slow test-faults test-sim test-histories sim-long histories flips images cover bench golden docs lock release clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,8 +56,13 @@ test-slow: setup ## the slow suites alone: kill -9 loop, installation from the w
 test-faults: setup ## real faults on real daemons (docs/faults.md): needs root, strace and faketime, as CI has them
 	$(BIN)/pytest -m faults $(ARGS)
 
-test-sim: setup ## the simulator in its full volume: crash images, crash loops (docs/faults.md)
-	$(BIN)/pytest -m sim $(ARGS)
+test-sim: setup ## the simulator in its full volume: plans, planted bugs, crash images, crash loops (docs/evidence.md)
+	$(BIN)/python -m tests.sim run --min-steps 3000000 --json .cache/sim.json
+	$(BIN)/python -m tests.sim planted
+	$(BIN)/pytest -m sim -rP $(ARGS)
+
+sim-long: setup ## plans and crash images from a random seed for SECONDS (3600), on all cores: ARGS="--first SEED"
+	$(BIN)/python -u -m tests.sim long --seconds $(SECONDS) --json .cache/sim-long.json $(ARGS)
 
 test-histories: setup ## two histories of real clients whose daemon is killed again and again, judged by both checks
 	$(BIN)/pytest -m history $(ARGS)

@@ -27,7 +27,7 @@ from tests.support.wire import PATIENCE_S
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.e2e, pytest.mark.timeout(180)]
 
 SEED = int(os.environ.get("JQD_KILL_SEED") or random.randrange(1 << 32))
-STOPS = 100
+STOPS = 200
 DRAIN_S_MAX = 10  # what `jqd --help` promises
 
 
@@ -59,6 +59,7 @@ def stop_again_and_again(directory: Path, numbers: Sequence[int]) -> None:
     )
 
 
+@pytest.mark.timeout(360)  # 60 s where nothing else runs
 def test_stops_under_load_keep_what_was_answered_and_leave_a_clean_log(tmp_path):
     two_at_a_time(partial(stop_again_and_again, tmp_path), range(STOPS))
 

@@ -608,10 +608,17 @@ class Oracle:
         return gaps
 
     def _clear_up(self, lsn: int) -> None:
-        """All is known at an LSN: what runs that have ended may have done is in it."""
+        """All is known at an LSN: what runs that have ended may have done is in it.
+
+        But for jobs of a submit that is still to be answered: they may have come and been purged before.
+        """
+        submits = [
+            request.floor for request in self._open.values() if request.verb in ("submit", "submit_many")
+        ]
         for request in self._given_up:
-            if request.run < self._run:
+            if request.run < self._run and not (submits and request.verb == "purge"):
                 self._settle(request)
+        lsn = min([lsn, *submits])
         self._given_up = [request for request in self._given_up if request.is_loose]
         self._swept = [each for each in self._swept if each[2] > lsn]
         for job_id, named in list(self._named.items()):
@@ -857,7 +864,7 @@ class Oracle:
         job.attempt, job.errors, job.crashes = info["attempt"], info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = job.is_graced = False
         job.token, job.lease_ms, job.deadline_ms = token, left_ms, lo_ms + left_ms
-        job.error = None
+        job.error = job.facts = job.seen = None
         job.due_ms = job.due_wall_ms = 0
 
     def _check_rising(self, job: Job, token: int, lsn: int) -> None:
@@ -1145,6 +1152,8 @@ class Oracle:
         for job_id in ids:
             job = self.jobs.get(job_id)
             code = codes[job_id]
+            if job is None and code == "ok" and not args.get("dry_run"):
+                self._linger(request, job_id, 0, lsn)  # its submit has not been answered yet
             if job is None or job.hi > lsn:
                 continue
             if request.sends > 1 and job.hi > request.floor:

@@ -326,6 +326,32 @@ def test_late_word_of_the_daemon_is_not_one_that_it_has_just_heard(story):
     story.read_all(shown(1), shown(2))
 
 
+def test_purge_may_be_told_of_before_the_submit(story):
+    submit = story.ask("submit", {"queue": "q", "metadata": MARKER})
+    story.lsn = 3
+    story.sweep("purge", 1)
+    story.tell(submit, {"job_id": 1}, lsn=2)
+    story.read_all()
+
+
+def test_purge_before_the_submit_makes_no_job_go(story):
+    story.sweep("purge", 7, code="job_not_found")
+    story.submit(7)
+    with broken("I1"):
+        story.read_all()
+
+
+def test_job_may_come_and_be_purged_before_its_submit_is_answered_at_last(story):
+    submit = story.ask("submit", {"queue": "q", "metadata": MARKER})
+    story.lsn = 3
+    story.do("purge", {"filter": {}}, {"count": 1, "cursor": None, "results": []}, changes=False)
+    story.restart()
+    story.read_all(fresh=True)
+    story.ask_again(submit, "submit", {"queue": "q", "metadata": MARKER})
+    story.tell(submit, {"job_id": 1})
+    story.read_all()
+
+
 def test_word_that_came_in_time_keeps_a_session(story):
     submit = story.ask("submit", {"queue": "q", "metadata": MARKER})
     story.wait(300_000)
@@ -1036,6 +1062,16 @@ def test_what_was_shown_of_a_job_stays_while_nothing_happens_to_it(story):
         story.read_all({**dead, "attempts": [{"attempt": 1}]})
     with broken("I15"):
         story.read_all({**dead, "created_wall_ms": WALL_MS + 1})
+
+
+def test_job_that_was_handed_out_again_shows_other_facts_at_the_same_wall_clock(story):
+    story.submit()
+    story.lease(leased())
+    story.get(shown(1, "leased", 1))
+    story.ask("fail", {"items": [[token(1), [[1, 1]]]], "error": "oops"})
+    story.wall_ms -= 1
+    story.lease(leased(attempt=2, errors=1), grant=2)
+    story.get(shown(1, "leased", 2, errors=1, error="oops"))
 
 
 def test_store_is_the_same_and_its_clock_does_not_fall_behind_a_fact(story):
