@@ -16,7 +16,7 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +77,11 @@ def figures_of(done: Done, wall_s: float) -> dict[str, Any]:
         figures["image_starts"] = images.starts
         figures["image_starts_per_cpu_s"] = round(images.starts / max(images.cpu_s, 0.001))
     return figures
+
+
+def teller(begun_s: float) -> Callable[[Done], object]:
+    """Return what prints the figures of a run that goes on."""
+    return lambda done: print(json.dumps(figures_of(done, time.monotonic() - begun_s)), flush=True)
 
 
 def judge(done: Done, args: argparse.Namespace, *, twice: bool = True) -> list[str]:
@@ -140,7 +145,8 @@ def command_run(args: argparse.Namespace) -> int:
         done = run_seeds(seeds, args.steps, args.planted)
         done.hashes.clear()
     else:
-        done = run_all(plan_tasks(iter(seeds), args.steps), args.processes, failures_max=args.failures_max)
+        tasks = plan_tasks(iter(seeds), args.steps)
+        done = run_all(tasks, args.processes, failures_max=args.failures_max, tell=teller(begun_s))
     return report(done, args, args.first, begun_s)
 
 
@@ -153,7 +159,7 @@ def command_long(args: argparse.Namespace) -> int:
         args.processes,
         until_s=begun_s + args.seconds,
         failures_max=args.failures_max,
-        tell=lambda done: print(json.dumps(figures_of(done, time.monotonic() - begun_s)), flush=True),
+        tell=teller(begun_s),
     )
     return report(done, args, first, begun_s)
 

@@ -56,6 +56,9 @@ SHOWN_DEFAULTS: Final[dict[str, object]] = {
     "max_crashes": 5,
     "lease_ms": 30_000,
 }
+# What stays the same for as long as a job lives, as a list shows it, and a lease.
+HANDED_OUT: Final = ("queue", "priority", "encoding", "task", "metadata", "delivery")
+CONTENT: Final = (*HANDED_OUT, "max_retries", "max_crashes", "lease_ms")
 # What stays the same while a job stays in a state.
 FACTS: Final = (
     *("payload_bytes", "errors", "crashes", "run_at_ms", "reason", "error", "attempts", "result"),
@@ -196,14 +199,16 @@ class Pool:
 
     shown:    as the list shows it.
     payloads: that one of them may have.
+    right:    as it was shown before, and rightly so.
     most:     how many of them there can be.
     """
 
-    __slots__ = ("delay_ms", "ids", "is_reached", "lo_ms", "most", "payloads", "run_at_ms", "shown")
+    __slots__ = ("delay_ms", "ids", "is_reached", "lo_ms", "most", "payloads", "right", "run_at_ms", "shown")
 
     def __init__(self, shown: Args, ms: int) -> None:
         self.shown = shown
         self.payloads: list[bytes] = []
+        self.right: list[tuple[object, ...]] = []
         self.most = 0
         self.ids: set[int] = set()
         self.lo_ms = ms
@@ -1296,7 +1301,7 @@ class Oracle:
             and info.get("error", "") != job.error
         ):
             raise Violation("I15", f"{where} with error {info.get('error')!r}, failed with {job.error!r}")
-        facts = tuple(info.get(name) for name in FACTS)
+        facts = tuple(map(info.get, FACTS))
         if job.facts is not None and job.changed == info["changed_wall_ms"] and facts != job.facts:
             raise Violation("I15", f"{where}: {facts}, once {job.facts}")
 
@@ -1313,7 +1318,7 @@ class Oracle:
         job.created, job.changed = info["created_wall_ms"], info["changed_wall_ms"]
         job.attempt, job.errors, job.crashes = attempt, info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = False
-        job.facts = tuple(info.get(name) for name in FACTS)
+        job.facts = tuple(map(info.get, FACTS))
         if state == "leased":
             if not was_held:
                 job.token = 0
@@ -1328,16 +1333,10 @@ class Oracle:
 
     def _check_content(self, job: Job, info: Args) -> None:
         """A job is what was submitted."""
-        shown = job.pool.shown
-        for name in ("queue", "priority", "encoding", "task", "metadata", "delivery"):
-            if info.get(name, SHOWN_DEFAULTS.get(name)) != shown[name]:
-                raise Violation("I15", f"{job} has {name} {info.get(name)!r}, submitted with {shown[name]!r}")
-        if "state" in info:
-            for name in ("max_retries", "max_crashes", "lease_ms"):
-                if info.get(name, SHOWN_DEFAULTS[name]) != shown[name]:
-                    raise Violation(
-                        "I15", f"{job} has {name} {info.get(name)!r}, submitted with {shown[name]!r}"
-                    )
+        content = tuple(map(info.get, CONTENT)) if "state" in info else tuple(map(info.get, HANDED_OUT))
+        if content not in job.pool.right:
+            self._compare_content(job, info)
+            job.pool.right.append(content)
         payload = info.get("payload")
         if (
             payload is not None
@@ -1345,6 +1344,12 @@ class Oracle:
             and (job.payload is not None or payload not in job.pool.payloads)
         ):
             raise Violation("I15", f"{job} has payload {payload!r}, submitted with {job.payload!r}")
+
+    def _compare_content(self, job: Job, info: Args) -> None:
+        shown = job.pool.shown
+        for name in CONTENT if "state" in info else HANDED_OUT:
+            if info.get(name, SHOWN_DEFAULTS.get(name)) != shown[name]:
+                raise Violation("I15", f"{job} has {name} {info.get(name)!r}, submitted with {shown[name]!r}")
 
     def _check_reason(self, job: Job, info: Args) -> None:
         """A job is dead because of what its reason says (I18)."""

@@ -865,7 +865,7 @@ class World:
                 raise Violation("I19", f"{live} jobs live and nothing is due")
             self.wait(max(1, min(due_ms - now.engine_ms, DAY_MS)))
             self.rest()
-            if self.house.engine.state.lease_lag_ms:
+            if self.house.engine.state.lease_lag_ms > RESTART_GRACE_MS:
                 self._stay_awake()
         else:
             raise Violation("I19", "jobs do not come to an end")
@@ -875,7 +875,7 @@ class World:
         self.look_inside()
 
     def _stay_awake(self) -> None:
-        """Let no standstill happen for as long as the last one is forgiven: time in one leap is one."""
+        """Let no standstill happen for as long as the last one is forgiven: a leap of time is one itself."""
         for _ in range(RESTART_GRACE_MS // STANDSTILL_MS + 1):
             self.wait(STANDSTILL_MS)
             self.rest()
