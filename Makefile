@@ -92,6 +92,7 @@ docs: setup ## write anew the parts of docs/ that are made from the code; read t
 	$(BIN)/python -m tests.server.test_config
 	$(BIN)/python -m tests.jqctl.test_docs
 	$(BIN)/python -m tests.client.test_docs
+	$(BIN)/python -m tests.sim.test_evidence
 	git status --short docs
 
 lock: ## resolve the lock files anew; LOCK_ARGS=--upgrade takes newer versions
