@@ -1322,6 +1322,7 @@ class Oracle:
         if state == "leased":
             if not was_held:
                 job.token = 0
+                job.is_graced = False
             if not was_held or "extend" in verbs:
                 job.lease_ms = 1_000  # or more
             job.deadline_ms = lo_ms + info["lease_ms_left"]

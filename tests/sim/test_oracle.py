@@ -1074,6 +1074,20 @@ def test_job_that_was_handed_out_again_shows_other_facts_at_the_same_wall_clock(
     story.get(shown(1, "leased", 2, errors=1, error="oops"))
 
 
+def test_lease_that_began_after_a_restart_has_no_grace_whoever_tells_of_it_first(story):
+    story.submit()
+    story.lease(leased())
+    story.restart()
+    story.read_all(shown(1, "leased", 1), fresh=True)
+    story.wait(30_000)
+    request_id = story.ask("lease", {"queues": ["q"]})
+    story.lsn += 2
+    story.get(shown(1, "leased", 2))
+    story.tell(request_id, leased_body(leased(attempt=2), grant=1, epoch=story.epoch), lsn=story.lsn - 1)
+    story.wait(30_000)
+    story.lease(leased(attempt=3, crashes=1), grant=2)
+
+
 def test_store_is_the_same_and_its_clock_does_not_fall_behind_a_fact(story):
     story.wait(10_000)
     story.submit()
