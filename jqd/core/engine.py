@@ -61,6 +61,7 @@ from jqd.core.commands import (
 from jqd.core.commands import Lease as LeaseCommand
 from jqd.core.deciding import Emit, judged_at_ms
 from jqd.core.dump import Dump
+from jqd.core.fields import is_keyed
 from jqd.core.model import Caller, Now
 from jqd.core.ordered import NEVER_MS, TimerHeap
 from jqd.core.queues import Identity
@@ -430,7 +431,8 @@ class Engine:
         if now is not self._now:
             self._begin(now)
         session = caller.session
-        if session is not None and self._may_know(session, ids):
+        # A submit with a key may change nothing, and is then not remembered: _decide() sees which.
+        if session is not None and (any(map(is_keyed, run)) or self._may_know(session, ids)):
             return [
                 self._submit(request_id, command, caller, now)
                 for request_id, command in zip(ids, run, strict=True)

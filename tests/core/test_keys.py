@@ -406,3 +406,15 @@ def test_names_are_told_apart_and_spread_over_the_shards():
     for n in range(100 * keys.SHARDS):
         counts[keys.shard_of(f"i/default/order-{n}")] += 1
     assert min(counts) > 50 and max(counts) < 160
+
+
+def test_submit_in_a_run_that_changes_nothing_is_remembered_no_more_than_one_alone(core):
+    caller = core.hello(b"s" * 16)
+    keyed = c.Submit(dedupe_key="k")
+    first = core.submit_run([(1, keyed), (2, keyed)], caller)
+    assert [reply.existing for reply in first] == [False, True]
+    core.cancel(first[0].job_id)
+    again = core.submit_run([(1, keyed), (2, keyed)], caller)
+    assert again[0] == first[0]
+    assert (again[1].existing, again[1].job_id) == (False, 2)
+    core.turn()
