@@ -142,22 +142,22 @@ PLANTED: Final = {
         200,
     ),
     "grant whose reply was lost stays": Planted(
-        "jqd.core.leasing:take_back", "if jobs:", "if not jobs:", 400
+        "jqd.core.leasing:take_back", "if held:", "if not held:", 400
     ),
     # --- attempts ---
     "attempt not counted": Planted("jqd.core.state:State.lease_jobs", "job.attempt += 1", "pass", 50),
     "released attempt counts": Planted("jqd.core.state:State.give_back", "job.attempt -= 1", "pass", 100),
     "one retry too many": Planted(
-        "jqd.core.passing:_expire",
+        "jqd.core.passing:_crash",
         "job.crashes + 1 > settings.max_crashes(job, state)",
         "job.crashes > settings.max_crashes(job, state)",
         400,
     ),
     "restart counts as a crash": Planted(
-        "jqd.core.passing:expire_leases", '"restart" if part.restarted else "crash"', '"crash"', 200
+        "jqd.core.passing:_crash", '"restart" if lease.restarted else "crash"', '"crash"', 200
     ),
     "at-most-once handed out again": Planted(
-        "jqd.core.passing:_expire", 'job.options.delivery == "at_most_once"', "False", 200
+        "jqd.core.passing:_crash", 'job.options.delivery == "at_most_once"', "False", 200
     ),
     "at-most-once sent twice to a retried lease": Planted(
         "jqd.core.leasing:leased_again", 'if job.options.delivery == "at_least_once"', "if True", 400

@@ -881,9 +881,10 @@ class NaiveQueue:
                 age_ms = self.jobs[job_id].in_queue.get(setting, usual_ms)
                 if self.jobs[job_id].changed.engine_ms + age_ms <= now.engine_ms:
                     self.forget(job_id)
-        for shelf, most in ((self.finished, model.FINISHED_COUNT_MAX), (self.dead, model.DEAD_COUNT_MAX)):
-            for name in self.names() if len(shelf) > most else ():
-                mine = [job_id for job_id in shelf if self.jobs[job_id].fields.queue == name]
+        for shelf, most in (("finished", model.FINISHED_COUNT_MAX), ("dead", model.DEAD_COUNT_MAX)):
+            for name in self.names() if len(getattr(self, shelf)) > most else ():
+                # Looked at anew: forget() makes another list.
+                mine = [job_id for job_id in getattr(self, shelf) if self.jobs[job_id].fields.queue == name]
                 for job_id in mine[: max(0, len(mine) - most)]:
                     self.forget(job_id)
         while True:
