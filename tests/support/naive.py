@@ -261,8 +261,10 @@ class NaiveQueue:
         self, groups: list[tuple[c.JobFields, list[bytes]]], now: model.Now
     ) -> list[tuple[int, int, bool]]:
         """Carry out all groups, or none of them: what happens is tried on a copy first."""
-        keyed = self.settings or any(group.dedupe_key or group.idempotency_key for group, _ in groups)
-        trial = copy.deepcopy(self) if keyed else None
+        keyed = any(group.dedupe_key or group.idempotency_key for group, _ in groups)
+        bounded = [name for name, said in self.settings.items() if "length_max" in said]
+        # Of others nothing is refused after the first change.
+        trial = copy.deepcopy(self) if keyed or bounded else None
         named: list[tuple[str | None, ...]] = []
         for group, payloads in groups:
             self.check_fields(group, now)
@@ -274,9 +276,9 @@ class NaiveQueue:
                 named.append(key)
             if trial is not None:
                 trial.submit_group(group, payloads, now)
-        for name, settings in self.settings.items():
+        for name in bounded:
             assert trial is not None
-            if self.length(name) < trial.length(name) > settings.get("length_max", 1 << 60):
+            if self.length(name) < trial.length(name) > self.settings[name]["length_max"]:
                 raise Refused("queue_full")
         return [self.submit_group(group, payloads, now) for group, payloads in groups]
 
@@ -881,10 +883,10 @@ class NaiveQueue:
                 age_ms = self.jobs[job_id].in_queue.get(setting, usual_ms)
                 if self.jobs[job_id].changed.engine_ms + age_ms <= now.engine_ms:
                     self.forget(job_id)
-        for shelf, most in (("finished", model.FINISHED_COUNT_MAX), ("dead", model.DEAD_COUNT_MAX)):
-            for name in self.names() if len(getattr(self, shelf)) > most else ():
-                # Looked at anew: forget() makes another list.
-                mine = [job_id for job_id in getattr(self, shelf) if self.jobs[job_id].fields.queue == name]
+        for is_dead, most in ((False, model.FINISHED_COUNT_MAX), (True, model.DEAD_COUNT_MAX)):
+            for name in self.names() if len(self.dead if is_dead else self.finished) > most else ():
+                ids = self.dead if is_dead else self.finished  # forget() makes another list
+                mine = [job_id for job_id in ids if self.jobs[job_id].fields.queue == name]
                 for job_id in mine[: max(0, len(mine) - most)]:
                     self.forget(job_id)
         while True:
