@@ -88,6 +88,7 @@ class World:
         self.stale: list[tuple[int, int]] = []  # (token, job id) of leases that have ended
         self.jobs_seen: list[int] = []
         self.backup: Copy | None = None
+        self.has_spare = True  # a snapshot may rot: there is another one, or all of the log
         self.disk_may_fail = False  # a fault was armed that the daemon may die of
         self.requests = 0
         self.replies = 0
@@ -736,11 +737,18 @@ class World:
         self._start(crash_at=1 + b % 12)
 
     def step_rot(self, a: int, b: int, d: int) -> None:
-        """A bit of the newest snapshot flips while the daemon is away; the older one and the log are enough."""
+        """A bit of the newest snapshot flips while the daemon is away; the older one and the log are enough.
+
+        Where there is one snapshot without all of the log, and none rotted before, the daemon must not have let it come
+        to that.
+        """
         self.note("rot")
         self._lose_house()
         names = sorted(name for name in self.disk.listing(DATA) if name.endswith(".snap"))
         if len(names) > 1 or (names and f"{1:016x}.wal" in self.disk.listing(DATA)):
+            self.has_spare = True
+        if names and self.has_spare:
+            self.has_spare = False
             path = f"{DATA}/{names[-1]}"
             self.disk.flip(path, (a << 16 | b) % (8 * len(self.disk.content(path))))
             self.marks.hit("rot in a snapshot survived")
@@ -798,6 +806,7 @@ class World:
         self.note("restore")
         self._lose_house()
         self.disk.restore(DATA, self.backup)
+        self.has_spare = False  # it may be of a time when one had rotted
         self.oracle.rolled_back()
         self.seen_lsn = 0
         self.shadow.rolled_back()
