@@ -15,7 +15,7 @@ lost connection is answered once, also if it was carried out the first time.
 # ruff: noqa: ASYNC109 - every verb takes `timeout`: the deadline also decides what is sent again
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, cast
@@ -24,7 +24,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from jqd.client import fork, requests
 from jqd.client.link import Link
-from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions
+from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions, UpdateOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
     IDLE_LINKS_MAX,
@@ -34,7 +34,7 @@ from jqd.client.shared import (
     make_shared,
     renewed,
 )
-from jqd.client.values import DEFAULT_URL, Date, Duration, Payload, Retry, to_ms
+from jqd.client.values import DEFAULT_URL, Duration, Payload, Retry, to_ms
 from jqd.core.commands import (
     Command,
     Extended,
@@ -439,39 +439,15 @@ class AsyncClient:
         )
 
     async def update(
-        self,
-        job_id: int,
-        *,
-        priority: int | None = None,
-        delay: Duration | None = None,
-        run_at: Date | None = None,
-        payload: Payload | None = None,
-        json: object | UnsetType = UNSET,
-        encoding: Encoding | None = None,
-        metadata: Mapping[str, str] | None = None,
-        timeout: Duration | None = None,
+        self, job_id: int, *, timeout: Duration | None = None, **options: Unpack[UpdateOptions]
     ) -> Updated:
         """Change a job that waits: what is not given stays.
 
-        Args:
-            priority: takes effect at once, also for a job that is ready.
-            delay, run_at: another time, from now; delay=0: ready at once.
-            payload: bytes or str, or json: anything that JSON can say, instead of the payload that it has.
-            metadata: all of it, instead of what it has.
+        Args:    options: see UpdateOptions.
         Returns: the state that it has now.
         Raises: JobNotFound, WrongState: it does not wait (any more).
         """
-        command = requests.update(
-            job_id,
-            priority=priority,
-            delay=delay,
-            run_at=run_at,
-            payload=payload,
-            json=json,
-            encoding=encoding,
-            metadata=metadata,
-        )
-        return await self.call(command, timeout=timeout)
+        return await self.call(requests.update(job_id, **options), timeout=timeout)
 
     async def requeue(
         self,

@@ -110,6 +110,7 @@ __all__ = [
     "SubmittedMany",
     "SweepOptions",
     "Swept",
+    "UpdateOptions",
     "Verdict",
     "ack",
     "cancel",
@@ -487,6 +488,25 @@ class SweepOptions(TypedDict, total=False):
     dry_run: bool
 
 
+class UpdateOptions(TypedDict, total=False):
+    """What may be changed of a job that waits. What is None or left out stays as it is.
+
+    priority:      takes effect at once, also for a job that is ready.
+    delay, run_at: another time, from now; delay=0: ready at once.
+    payload:       bytes or str, or json: anything that JSON can say, instead of the payload that it has.
+    encoding:      what the bytes of that payload are.
+    metadata:      all of it, instead of what it has.
+    """
+
+    priority: int | None
+    delay: Duration | None
+    run_at: Date | None
+    payload: Payload | None
+    json: object | UnsetType
+    encoding: Encoding | None
+    metadata: Mapping[str, str] | None
+
+
 class QueueOptions(TypedDict, total=False):
     """What may be set of a queue. What is None or left out stays as it is.
 
@@ -526,7 +546,7 @@ def update(
     encoding: Encoding | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Update:
-    """Return the command that changes a waiting job; what is None stays."""
+    """Return the command that changes a waiting job: see UpdateOptions."""
     command = Update(
         job_id=job_id,
         priority=priority,

@@ -13,7 +13,7 @@ All connections of one client are one session: a state-changing request that is 
 lost connection is answered once, also if it was carried out the first time.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import RLock
 from types import TracebackType
@@ -22,7 +22,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 from msgspec import UNSET, Struct, UnsetType
 
 from jqd.client import fork, requests
-from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions
+from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions, UpdateOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
     IDLE_LINKS_MAX,
@@ -33,7 +33,7 @@ from jqd.client.shared import (
     renewed,
 )
 from jqd.client.synclink import SyncLink
-from jqd.client.values import DEFAULT_URL, Date, Duration, Payload, Retry, to_ms
+from jqd.client.values import DEFAULT_URL, Duration, Payload, Retry, to_ms
 from jqd.core.commands import (
     Command,
     Extended,
@@ -456,39 +456,15 @@ class Client:
         )
 
     def update(
-        self,
-        job_id: int,
-        *,
-        priority: int | None = None,
-        delay: Duration | None = None,
-        run_at: Date | None = None,
-        payload: Payload | None = None,
-        json: object | UnsetType = UNSET,
-        encoding: Encoding | None = None,
-        metadata: Mapping[str, str] | None = None,
-        timeout: Duration | None = None,
+        self, job_id: int, *, timeout: Duration | None = None, **options: Unpack[UpdateOptions]
     ) -> Updated:
         """Change a job that waits: what is not given stays.
 
-        Args:
-            priority: takes effect at once, also for a job that is ready.
-            delay, run_at: another time, from now; delay=0: ready at once.
-            payload: bytes or str, or json: anything that JSON can say, instead of the payload that it has.
-            metadata: all of it, instead of what it has.
+        Args:    options: see UpdateOptions.
         Returns: the state that it has now.
         Raises: JobNotFound, WrongState: it does not wait (any more).
         """
-        command = requests.update(
-            job_id,
-            priority=priority,
-            delay=delay,
-            run_at=run_at,
-            payload=payload,
-            json=json,
-            encoding=encoding,
-            metadata=metadata,
-        )
-        return self.call(command, timeout=timeout)
+        return self.call(requests.update(job_id, **options), timeout=timeout)
 
     def requeue(
         self,

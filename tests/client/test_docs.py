@@ -19,7 +19,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 REFERENCE = re.compile(
     r"(?<=<!-- generated: python -m tests\.client\.test_docs -->\n).*?(?=<!-- end -->)", re.DOTALL
 )
-OPTIONS = ["JobOptions", "SweepOptions", "QueueOptions", "Held", "HeldJob"]
+OPTIONS = ["JobOptions", "SweepOptions", "UpdateOptions", "QueueOptions", "Held", "HeldJob"]
 # What the verbs return and what is in it, in the order of the verbs.
 REPLIES = ["Pong", "Submitted", "SubmittedMany", "LeasedJob", "Verdicts", "Extended", "AttemptInfo", "JobInfo", "JobList",
            "QueueInfo", "QueueList", "QueueDetails", "ServerStats", "Swept", "Updated", "QueueChanged", "SnapshotBegun"]  # fmt: skip
