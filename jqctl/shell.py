@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from jqd.client.app import App, Handler, Runnable
-from jqd.client.outcomes import Fail, Retry, Snooze
+from jqd.client.outcomes import Fail, Retry, Snooze, end_of_process
 from jqd.client.requests import HeldJob
 from jqd.errors import InvalidArgument
 
@@ -97,9 +97,11 @@ class ShellApp(App):
             await _end(process)
             raise
         code = process.returncode
+        assert code is not None  # it was waited for
         if code == 0:
             return _text_or_bytes(out)
-        message = f"{_name(code)}: {err.decode('utf-8', 'replace').strip()[-_ERROR_CHARS:]}".rstrip(": ")
+        end = end_of_process(code) if code > 0 else f"ended by {end_of_process(code)}"
+        message = f"{end}: {err.decode('utf-8', 'replace').strip()[-_ERROR_CHARS:]}".rstrip(": ")
         if code == EX_DATAERR:
             raise Fail(message)
         if code == EX_TEMPFAIL:
@@ -159,13 +161,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), _ENDS_S)
             return
-
-
-def _name(code: int | None) -> str:
-    if code is not None and code < 0:
-        with contextlib.suppress(ValueError):
-            return f"ended by {signal.Signals(-code).name}"
-    return f"exit code {code}"
 
 
 def _text_or_bytes(out: bytes) -> str | bytes:

@@ -27,9 +27,8 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 def main(descriptor: int) -> None:
     """Serve until the parent closes the line."""
-    if (
-        sys.platform == "linux"
-    ):  # a parent that is killed takes its children along: others do their jobs by then
+    if sys.platform == "linux":
+        # A parent that is killed takes its children along: others do their jobs by then.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

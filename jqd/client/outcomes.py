@@ -11,6 +11,7 @@ Must not know: who sends it, who runs the handler.
     raises anything else        fail                          tried again after its backoff, at last dead
 """
 
+import signal
 import traceback
 from typing import Final, Literal
 
@@ -86,6 +87,16 @@ def of_exception(error: BaseException) -> Outcome:
             return Outcome("refused", str(error) or "Fail")
         case _:
             return Outcome("error", describe(error))
+
+
+def end_of_process(code: int) -> str:
+    """Say how a process ended, by its exit code as subprocess gives it: below 0 it is a signal's."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
 
 
 def describe(error: BaseException) -> str:

@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import os
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from jqd.client.app import Middleware, Runnable
-from jqd.client.outcomes import Outcome
+from jqd.client.outcomes import Outcome, end_of_process
 from jqd.client.requests import HeldJob
 from jqd.client.running import INTERRUPTED, Interrupted, run_sync
 
@@ -299,7 +298,7 @@ class _Parent(_Thread):
             self._line.send_bytes(msgspec.msgpack.encode(order))
             report = msgspec.msgpack.decode(self._line.recv_bytes(), type=Report)
         except (EOFError, OSError):
-            return Outcome("error", f"its process ended: {_end(self._bury())}")
+            return Outcome("error", f"its process ended: {end_of_process(self._bury())}")
         self._jobs_count += 1
         max_jobs, max_rss_bytes = self._limits
         if (max_jobs and self._jobs_count >= max_jobs) or (
@@ -346,15 +345,6 @@ class _Parent(_Thread):
         with self._lock:
             self._child, self._line = None, None
         return code
-
-
-def _end(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
 
 
 def rss_bytes() -> int:
