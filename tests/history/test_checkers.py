@@ -8,6 +8,7 @@ that they must give; None: it cannot be seen from there (the search believes no 
 import base64
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgpack
@@ -539,17 +540,18 @@ def restart_costs_a_crash(story, ann, bob):
     return lambda history: of_kind(history, "JobsRetried")[0].fields.update(cause="crash")
 
 
+def pretend_retry(history: History, after_ms: int) -> None:
+    """Let the first retry have come at another time."""
+    retried = of_kind(history, "JobsRetried")[0]
+    retried.fields["jobs"] = [(1, retried.engine_ms + after_ms)]
+
+
 @lie(witness="impossible", search=None)
 def backoff_is_too_short(story, ann, bob):
     submit(story, ann)
     fail(story, ann, lease(story, ann))
     story.pass_time(1_500)
-
-    def tell(history):
-        retried = of_kind(history, "JobsRetried")[0]
-        retried.fields["jobs"] = [(1, retried.engine_ms + 700)]
-
-    return tell
+    return partial(pretend_retry, after_ms=700)
 
 
 @lie(witness="impossible", search=None)
@@ -557,12 +559,7 @@ def retry_comes_at_another_time_than_was_asked(story, ann, bob):
     submit(story, ann)
     fail(story, ann, lease(story, ann), retry_in_ms=300)
     story.pass_time(500)
-
-    def tell(history):
-        retried = of_kind(history, "JobsRetried")[0]
-        retried.fields["jobs"] = [(1, retried.engine_ms + 200)]
-
-    return tell
+    return partial(pretend_retry, after_ms=200)
 
 
 def crashed(story: Story, ann: Client, **fields: Any) -> Operation:
@@ -604,12 +601,7 @@ def job_dies_of_what_it_cannot_die_of(story, ann, bob):
 def job_waits_after_its_first_crash(story, ann, bob):
     crashed(story, ann)
     story.pass_time(1_500)
-
-    def tell(history):
-        retried = of_kind(history, "JobsRetried")[0]
-        retried.fields["jobs"] = [(1, retried.engine_ms + 1_000)]
-
-    return tell
+    return partial(pretend_retry, after_ms=1_000)
 
 
 @lie(witness="impossible", search=None)
