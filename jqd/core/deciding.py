@@ -49,13 +49,21 @@ def live_jobs(lease: Lease, state: State) -> Iterator[Job]:
                 yield job
 
 
+def jobs_of(ranges: Iterable[tuple[int, int]], state: State) -> Iterator[Job]:
+    """Yield the jobs of ranges that are there."""
+    for first, count in ranges:
+        for job in state.run(first, count):
+            if job is not None:
+                yield job
+
+
 def without_marked(
     ranges: list[tuple[int, int]], state: State
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """Return held ranges without the jobs that are marked to end, and these."""
     if not state.marked_count:
         return ranges, []
-    jobs = [job for first, count in ranges for job in state.run(first, count) if job is not None]
+    jobs = list(jobs_of(ranges, state))
     state.work += len(jobs)
     marked = [job.id for job in jobs if job.cancel_marked]
     return to_ranges([job.id for job in jobs if not job.cancel_marked]), to_ranges(marked)

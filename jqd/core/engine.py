@@ -204,10 +204,9 @@ class Engine:
         self._parked_timers: TimerHeap[int] = TimerHeap()
         self._parked_serial = 0
         # Sessions: connections of each, and since when those without one are without one, oldest first.
-        self._attached: dict[bytes, int] = {}
+        self._attached: dict[bytes, dict[Ticket, None]] = {}
         self._detached: dict[bytes, int] = {}
         self.claims: dict[bytes | None, Claims] = {}  # by session, while it has connections
-        self._listeners: dict[bytes, dict[Ticket, None]] = {}  # connections of a session, for events
         # Those whose newest hello asked for on_disconnect=release, and when the leases end of those that lost their last
         # connection, soonest first.
         self._releasing: set[bytes] = set()
@@ -284,11 +283,11 @@ class Engine:
 
     # --- commands -----------------------------------------------------------------------------
 
-    def hello(self, command: Hello, now: Now, ticket: Ticket = None) -> tuple[Caller, Welcome]:
+    def hello(self, command: Hello, now: Now, ticket: Ticket) -> tuple[Caller, Welcome]:
         """Settle who a new connection is. Its end must be told by disconnect().
 
         Args:
-            ticket: identifies the connection, for events of its session.
+            ticket: identifies the connection.
         Raises: VersionMismatch, Unauthenticated, InvalidArgument, PermissionDenied, Overloaded.
         """
         commands.check_version(command.version)
@@ -299,8 +298,7 @@ class Engine:
         caller = Caller(session=command.session, worker=command.worker)
         self._begin(now)
         if command.session is not None:
-            self._attach(command.session, caller)
-            self._listeners.setdefault(command.session, {})[ticket] = None
+            self._attach(command.session, caller, ticket)
             if command.on_disconnect == "release":
                 self._releasing.add(command.session)
             else:
@@ -317,7 +315,7 @@ class Engine:
             limits=LIMITS,
         )
 
-    def _attach(self, session: bytes, caller: Caller) -> None:
+    def _attach(self, session: bytes, caller: Caller, ticket: Ticket) -> None:
         known = self.state.sessions.get(session)
         if known is None:
             if len(self.state.sessions) >= model.SESSIONS_MAX:
@@ -329,7 +327,7 @@ class Engine:
             raise PermissionDenied("session: it belongs to another key")
         self._detached.pop(session, None)
         self._leaving.pop(session, None)
-        self._attached[session] = self._attached.get(session, 0) + 1
+        self._attached.setdefault(session, {})[ticket] = None
 
     def disconnect(self, caller: Caller, ticket: Ticket, now: Now, *, lost: bool = True) -> None:
         """A connection ended: nothing can be answered there any more.
@@ -338,14 +336,9 @@ class Engine:
         """
         self.withdraw(ticket)
         if caller.session is not None:
-            listeners = self._listeners.get(caller.session, {})
-            listeners.pop(ticket, None)
-            if not listeners:
-                self._listeners.pop(caller.session, None)
-            count = self._attached[caller.session] - 1
-            if count:
-                self._attached[caller.session] = count
-            else:
+            connections = self._attached[caller.session]
+            del connections[ticket]
+            if not connections:
                 del self._attached[caller.session]
                 self.claims.pop(caller.session, None)
                 if caller.session in self.state.sessions:
@@ -614,10 +607,8 @@ class Engine:
             else:
                 parked = waiting[serial]
                 body = self._decide(leasing.lease, parked.command, parked.caller, parked.request_id, now)
-                if (
-                    isinstance(body, Leased) and not body.jobs
-                ):  # what is ready has expired; the next tick says so
-                    heappop(heads)
+                if isinstance(body, Leased) and not body.jobs:
+                    heappop(heads)  # what is ready has expired; the next tick says so
                 else:
                     self._answer_parked(parked, body)
 
@@ -655,12 +646,12 @@ class Engine:
         for job_id in self.state.marked:
             job = self.state.job(job_id)
             lease = job.lease if job is not None and job.cancel_marked else None
-            if lease is not None and lease.session in self._listeners:
+            if lease is not None and lease.session in self._attached:
                 found.setdefault(lease.session, {}).setdefault(lease.token, []).append(job_id)
         self.state.marked.clear()
         for session, by_token in found.items():
             items = [(token, commands.to_ranges(ids)) for token, ids in by_token.items()]
-            self.events += [(ticket, CancelRequested(items=items)) for ticket in self._listeners[session]]
+            self.events += [(ticket, CancelRequested(items=items)) for ticket in self._attached[session]]
 
     def _tick(self, now: Now) -> None:
         """Do a bounded part of what is due; next_deadline() says whether more is."""

@@ -20,8 +20,8 @@ from jqd.core.commands import JobFields
 from jqd.core.fields import due_of
 from jqd.core.keys import Key, dedupe_name, idempotency_name
 from jqd.core.model import Caller, JobOptions, Now
-from jqd.core.state import DELAYED, READY, State
-from jqd.core.updating import WAITING, changed_options
+from jqd.core.state import DELAYED, READY, WAITING, State
+from jqd.core.updating import changed_options
 from jqd.errors import Duplicate, IdempotencyConflict, Overloaded
 
 _encode: Final = msgspec.msgpack.Encoder(order="sorted").encode

@@ -63,6 +63,7 @@ _BUCKETS: Final = 64
 
 DELAYED, READY, LEASED, DONE, DEAD, CANCELLED, EXPIRED = JobState
 FINISHED: Final = frozenset({DONE, CANCELLED, EXPIRED})
+WAITING: Final = (DELAYED, READY)
 _options_of: Final = attrgetter("options")
 _options_and_state_of: Final = attrgetter("options", "state")
 
@@ -540,7 +541,7 @@ class State:
     def update_job(self, job_id: int, options: JobOptions | None, payload: bytes | None) -> None:
         """Change what a waiting job is: its options, but for the queue, and its payload; None: as it was."""
         (job,) = self._jobs(job_id, 1)
-        assert job.state in (DELAYED, READY), f"job {job_id} is {job.state.name}"
+        assert job.state in WAITING, f"job {job_id} is {job.state.name}"
         # The fact has all options, though its request may have named one: this is what they take in a record.
         self.work += 1 if options is None else 64 if options.metadata is None else 256
         if payload is not None:
@@ -562,9 +563,8 @@ class State:
         if job.state is READY and due is None:
             return
         queue = self.queues[job.options.queue]
-        changed = (
-            job.changed if due is not None and job.state is DELAYED else now
-        )  # as it came into its state
+        stays = due is not None and job.state is DELAYED
+        changed = job.changed if stays else now  # as it came into its state
         target = READY if due is None else DELAYED
         self._leave(queue, [job], target if target is not job.state else None)
         self._wait(queue, [job], due, now)
@@ -1137,7 +1137,7 @@ def holds_while_alive(options: JobOptions) -> bool:
 
 
 def _may_expire(job: Job) -> bool:
-    return job.attempt == 0 and job.state in (DELAYED, READY)
+    return job.attempt == 0 and job.state in WAITING
 
 
 def _facts(job: Job) -> tuple[object, ...]:

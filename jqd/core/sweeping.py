@@ -5,19 +5,25 @@ Must not know: who holds a job (holding.py), the wire.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from jqd.core import filters, model
 from jqd.core.changes import JobsCancelled, JobsCancelMarked, JobsForgotten, JobsRequeued
 from jqd.core.commands import Cancel, JobFilter, Purge, Requeue, Sweep, Swept, Verdict, to_ranges
-from jqd.core.deciding import DUPLICATE, JOB_NOT_FOUND, OK, WRONG_STATE, Emit, add_verdict, check_ranges
+from jqd.core.deciding import (
+    DUPLICATE,
+    JOB_NOT_FOUND,
+    OK,
+    WRONG_STATE,
+    Emit,
+    add_verdict,
+    check_ranges,
+    jobs_of,
+)
 from jqd.core.keys import dedupe_name
 from jqd.core.model import Caller, Job, JobState, Now
 from jqd.core.reading import scan
-from jqd.core.state import DEAD, DELAYED, LEASED, READY, State, holds_while_alive
+from jqd.core.state import DEAD, LEASED, WAITING, State, holds_while_alive
 from jqd.errors import InvalidArgument, WrongState
-
-_WAITING: Final = (DELAYED, READY)
 
 
 def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) -> Swept:
@@ -28,7 +34,7 @@ def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) 
     """
 
     def act(ranges: list[tuple[int, int]]) -> None:
-        jobs = [job for first, count in ranges for job in state.run(first, count) if job is not None]
+        jobs = list(jobs_of(ranges, state))
         waiting = [job.id for job in jobs if job.state is not LEASED]
         held = [job.id for job in jobs if job.state is LEASED and not job.cancel_marked]
         if waiting:
@@ -36,7 +42,7 @@ def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) 
         if held:
             emit(JobsCancelMarked(to_ranges(held), caller.principal))
 
-    accepted = (*_WAITING, LEASED) if command.running else _WAITING
+    accepted = (*WAITING, LEASED) if command.running else WAITING
     return _sweep(command, state, now, accepted, accepted, act)
 
 
@@ -77,9 +83,9 @@ def purge(command: Purge, state: State, caller: Caller, now: Now, emit: Emit) ->
     State:  delayed | ready | dead -> gone.
     Raises: InvalidArgument, WrongState (filter), QueueNotFound.
     """
-    accepted = (*_WAITING, DEAD)
+    accepted = (*WAITING, DEAD)
     return _sweep(
-        command, state, now, accepted, _WAITING, lambda ranges: emit(JobsForgotten(ranges, caller.principal))
+        command, state, now, accepted, WAITING, lambda ranges: emit(JobsForgotten(ranges, caller.principal))
     )
 
 

@@ -11,11 +11,9 @@ from jqd.core.changes import JobUpdated
 from jqd.core.commands import Update, Updated
 from jqd.core.deciding import Emit
 from jqd.core.fields import check_metadata, due_of, payload_too_large
-from jqd.core.model import Caller, Encoding, Job, JobOptions, JobState, Now
-from jqd.core.state import DELAYED, READY, State
+from jqd.core.model import Caller, Encoding, Job, JobOptions, Now
+from jqd.core.state import DELAYED, READY, WAITING, State
 from jqd.errors import InvalidArgument, WrongState
-
-WAITING: tuple[JobState, ...] = (DELAYED, READY)
 
 
 def update(command: Update, state: State, caller: Caller, now: Now, emit: Emit) -> Updated:

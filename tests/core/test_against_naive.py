@@ -550,10 +550,10 @@ class Machine(RuleBasedStateMachine):
             self.naive.hello(session, on_disconnect)
         except Refused as refused:
             with pytest.raises(JqdError) as error:
-                self.core.engine.hello(hello, self.core.now)
+                self.core.engine.hello(hello, self.core.now, ticket)
             assert error.value.code == refused.code
         else:
-            self.connections[ticket], _ = self.core.engine.hello(hello, self.core.now)
+            self.connections[ticket], _ = self.core.engine.hello(hello, self.core.now, ticket)
 
     @rule(ticket=st.sampled_from(TICKETS), lost=st.sampled_from([True, True, False]))
     def disconnect(self, ticket, lost):

@@ -18,12 +18,7 @@ LOST = "its worker's connection was lost"
 
 
 def come(core: Core, session: bytes = S, on_disconnect: Any = "release") -> Caller:
-    hello = c.Hello(version=1, session=session, worker="box", on_disconnect=on_disconnect)
-    return core.engine.hello(hello, core.now)[0]
-
-
-def leave(core: Core, caller: Caller, *, lost: bool = True) -> None:
-    core.engine.disconnect(caller, "connection", core.now, lost=lost)
+    return core.connect(session, worker="box", on_disconnect=on_disconnect)[0]
 
 
 def held(core: Core, caller: Caller, **options) -> int:
@@ -40,7 +35,7 @@ def test_the_grace_is_half_a_second():
 def test_jobs_go_to_others_when_the_grace_is_over(core):
     caller = come(core)
     job_id = held(core, caller)
-    leave(core, caller)
+    core.leave(caller)
     assert core.engine.next_deadline(core.now) == core.engine_ms + GRACE_MS
     assert core.wait(GRACE_MS - 1) == []
     assert core.wait(1) == [JobsRetried([(job_id, 0)], "crash", LOST)]
@@ -54,7 +49,7 @@ def test_who_comes_back_in_time_holds_its_jobs(core):
     caller = come(core)
     job_id = held(core, caller)
     token = core.job(job_id).lease.token
-    leave(core, caller)
+    core.leave(caller)
     core.wait(GRACE_MS - 1)
     caller = come(core)
     core.wait(10 * GRACE_MS)
@@ -67,7 +62,7 @@ def test_a_lease_that_is_asked_for_again_is_the_same_but_for_jobs_that_may_have_
     once, more = core.submit(delivery="at_most_once"), core.submit()
     first = core.execute(c.Lease(count=2, lease_ms=60_000), caller, request_id=7)
     core.turn()
-    leave(core, caller)
+    core.leave(caller)
     caller = come(core)
     again = core.execute(c.Lease(count=2, lease_ms=60_000), caller, request_id=7)
     assert [job.job_id for job in first.jobs] == [once, more]
@@ -77,10 +72,10 @@ def test_a_lease_that_is_asked_for_again_is_the_same_but_for_jobs_that_may_have_
 def test_only_the_last_connection_counts(core):
     one, two = come(core), come(core)
     job_id = held(core, one)
-    leave(core, one)
+    core.leave(one)
     core.wait(10 * GRACE_MS)
     assert core.job(job_id).lease is not None
-    leave(core, two)
+    core.leave(two)
     core.wait(GRACE_MS)
     assert core.job(job_id).lease is None
 
@@ -90,9 +85,9 @@ def test_others_wait_for_the_lease(core, reason):
     caller = come(core, on_disconnect="keep" if reason == "keep" else "release")
     job_id = held(core, caller)
     if reason.startswith("newest"):
-        leave(core, caller)
+        core.leave(caller)
         caller = come(core, on_disconnect="keep")
-    leave(core, caller, lost=reason != "cut")
+    core.leave(caller, lost=reason != "cut")
     core.wait(59_000)
     assert core.job(job_id).lease is not None
     core.wait(1_000)
@@ -105,7 +100,7 @@ def test_the_second_crash_waits_and_one_too_many_is_dead(core):
     for crashes in (1, 2, 3):
         caller = come(core)
         core.do(c.Lease(lease_ms=60_000), caller)
-        leave(core, caller)
+        core.leave(caller)
         changes = core.wait(GRACE_MS)
         assert core.job(job_id).crashes == crashes
         core.wait(5_000)
@@ -116,7 +111,7 @@ def test_the_second_crash_waits_and_one_too_many_is_dead(core):
 def test_an_at_most_once_job_may_have_run(core):
     caller = come(core)
     job_id = held(core, caller, delivery="at_most_once")
-    leave(core, caller)
+    core.leave(caller)
     assert core.wait(GRACE_MS) == [JobsDied([(job_id, 1)], "abandoned", "crash", LOST)]
 
 
@@ -125,7 +120,7 @@ def test_what_no_socket_has_seen_is_left_to_be_taken_back(core):
     job_id = held(core, caller)
     token = core.job(job_id).lease.token
     core.engine.unsent_grants[token] = 1
-    leave(core, caller)
+    core.leave(caller)
     assert core.wait(GRACE_MS) == []
     core.engine.take_back(token, core.now)
     assert core.settle() == [JobsReleased([(job_id, 1)])]
@@ -138,7 +133,7 @@ def test_only_its_own_leases_end_and_part_of_a_grant_as_well(core):
     grant = core.do(c.Lease(count=3, lease_ms=60_000), caller)
     core.do(c.Extend(items=[(grant.token, [(mine[1], 1)])], lease_ms=90_000), caller)
     theirs = held(core, other)
-    leave(core, caller)
+    core.leave(caller)
     core.wait(GRACE_MS)
     assert [core.job(each).lease is None for each in (*mine, theirs)] == [True, True, True, False]
     core.check()
@@ -150,7 +145,7 @@ def test_many_jobs_go_in_bounded_steps(core, monkeypatch):
     for caller in (one, two):
         core.do(c.SubmitMany(groups=[c.SubmitGroup(payloads=[b""] * 6)]))
         core.do(c.Lease(count=6, lease_ms=60_000), caller)
-        leave(core, caller)
+        core.leave(caller)
     core.move(GRACE_MS)
     steps = [sum(len(change.jobs) for change in core.turn()) for _ in range(4)]
     assert steps == [4, 4, 4, 0]
@@ -160,14 +155,14 @@ def test_many_jobs_go_in_bounded_steps(core, monkeypatch):
 def test_a_restart_gives_every_lease_its_time(core):
     caller = come(core)
     job_id = held(core, caller)
-    leave(core, caller)
+    core.leave(caller)
     core.restart()
     core.wait(20_000)
     assert core.job(job_id).lease is not None
     caller = come(
         core
     )  # and who comes back, and goes, costs no crash of a lease that it did not extend since
-    leave(core, caller)
+    core.leave(caller)
     assert core.wait(GRACE_MS) == [JobsRetried([(job_id, 0)], "restart", LOST)]
     assert core.job(job_id).crashes == 0
 
@@ -175,7 +170,7 @@ def test_a_restart_gives_every_lease_its_time(core):
 def test_a_standstill_of_the_daemon_is_not_charged(core):
     caller = come(core)
     job_id = held(core, caller)
-    leave(core, caller)
+    core.leave(caller)
     core.submit(delay_ms=GRACE_MS + 1_000)
     core.engine.forgive(2_000)
     core.wait(GRACE_MS + 1_000)  # something else is due
@@ -188,10 +183,10 @@ def test_a_standstill_of_the_daemon_is_not_charged(core):
 
 def test_it_takes_a_session(core):
     with pytest.raises(InvalidArgument, match="on_disconnect = 'release': give a session"):
-        core.engine.hello(c.Hello(version=1, on_disconnect="release"), core.now)
+        core.connect(on_disconnect="release")
 
 
 def test_a_session_that_changed_nothing_leaves_nothing(core):
-    leave(core, come(core))
+    core.leave(come(core))
     assert core.wait(GRACE_MS) == []
     assert core.engine.next_deadline(core.now) is None

@@ -99,7 +99,7 @@ def test_a_session_that_goes_on_or_goes_is_dumped_as_it_was(core):
     one, other = core.hello(b"1" * 16), core.hello(b"2" * 16)
     for caller in (one, other):
         core.do(c.Submit(), caller, request_id=1)
-    core.engine.disconnect(other, "connection", core.now)
+    core.leave(other)
     digest = core.state.digest()
     dump = core.engine.begin_dump()
     core.do(c.Submit(), one, request_id=2)

@@ -186,7 +186,7 @@ def test_other_request_of_the_session_waits_beside_the_first(core):
 
 
 def test_waiting_lease_of_a_session_is_remembered_once_it_is_served(core):
-    caller = core.hello(b"s" * 16)
+    caller, _ = core.engine.hello(c.Hello(version=1, session=b"s" * 16), core.now, "one")
     assert core.do(c.Lease(wait_ms=9), caller, request_id=5, ticket="one") is None
     core.submit()
     assert ids_of(core.do(c.Lease(wait_ms=9), caller, request_id=5, ticket="two")) == [1]

@@ -22,15 +22,11 @@ T = b"t" * 16
 FORGOTTEN_MS = 600_000
 
 
-def leave(core: Core, caller: Caller) -> None:
-    core.engine.disconnect(caller, "connection", core.now)
-
-
 # --- hello --------------------------------------------------------------------------------------
 
 
 def test_hello_names_the_server_its_clocks_and_its_limits(core):
-    caller, welcome = core.engine.hello(c.Hello(version=1, worker="box"), core.now)
+    caller, welcome = core.connect(worker="box")
     assert caller == Caller(worker="box")
     assert (welcome.version, welcome.minor) == (1, 0)
     assert (welcome.server, welcome.store_id) == (IDENTITY.server, IDENTITY.store_id)
@@ -40,7 +36,7 @@ def test_hello_names_the_server_its_clocks_and_its_limits(core):
 
 def test_hello_says_where_this_run_began(core, monkeypatch):
     def said() -> tuple[int, int]:
-        _, welcome = core.engine.hello(c.Hello(version=1), core.now)
+        _, welcome = core.connect()
         return welcome.epoch, welcome.start_lsn
 
     assert said() == (WALL_MS // 1_000, 1)
@@ -68,7 +64,7 @@ def test_hello_says_where_this_run_began(core, monkeypatch):
 )
 def test_hello_that_cannot_be_kept_is_refused(core, fields, error, message):
     with pytest.raises(error, match=message) as refusal:
-        core.engine.hello(c.Hello(**{"version": 1, "session": S} | fields), core.now)
+        core.connect(**{"session": S} | fields)
     assert "secret" not in str(refusal.value)
     assert core.state.sessions == {}
 
@@ -116,10 +112,10 @@ def test_limit_is_a_hundred_thousand_sessions():
 
 def test_session_is_forgotten_ten_minutes_after_its_last_connection(core):
     one, two = known(core, S), known(core, S)
-    leave(core, one)
+    core.leave(one)
     core.wait(2 * FORGOTTEN_MS)
     assert S in core.state.sessions, "it has a connection"
-    leave(core, two)
+    core.leave(two)
     assert core.engine.next_deadline(core.now) == core.engine_ms + FORGOTTEN_MS
     core.wait(FORGOTTEN_MS - 1)
     assert S in core.state.sessions
@@ -128,7 +124,7 @@ def test_session_is_forgotten_ten_minutes_after_its_last_connection(core):
 
 
 def test_session_that_came_back_is_not_forgotten(core):
-    leave(core, known(core, S))
+    core.leave(known(core, S))
     core.wait(FORGOTTEN_MS - 1)
     core.hello(S)
     core.wait(FORGOTTEN_MS)
@@ -139,9 +135,9 @@ def test_only_the_sessions_whose_time_has_come_are_forgotten(core, monkeypatch):
     monkeypatch.setattr(model, "EXPIRIES_PER_TICK", 2)
     names = [bytes([number]) * 16 for number in range(4)]
     for name in names[:3]:
-        leave(core, known(core, name))
+        core.leave(known(core, name))
     core.wait(10)
-    leave(core, known(core, names[3]))
+    core.leave(known(core, names[3]))
     core.move(FORGOTTEN_MS - 10)
     assert core.turn() == [SessionsForgotten(names[:2])]
     assert core.turn() == [SessionsForgotten(names[2:3])]

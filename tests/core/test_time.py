@@ -90,7 +90,7 @@ def test_high_water_is_logged_every_five_seconds_while_a_timer_is_pending(core, 
 def test_high_water_is_not_logged_for_dates_parked_leases_and_sessions(core):
     core.submit(run_at_ms=WALL_MS + 100_000)
     caller = core.hello(b"s" * 16)
-    core.engine.disconnect(caller, "other", core.now)
+    core.leave(caller)
     core.lease("nowhere", wait_ms=30_000)
     assert core.wait(20_000) == []
     assert core.engine.next_deadline(core.now) == core.engine_ms + 10_000

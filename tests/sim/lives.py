@@ -165,6 +165,7 @@ class Life(Core):
         self.log = []
         self.answers = []
         self._next_request_id = 0
+        self._connections = {}
         disk.on_call = self._before_call
 
     def live(self) -> None:

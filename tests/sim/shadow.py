@@ -165,7 +165,7 @@ class ShadowedEngine(Engine):
 
         self._done(stop)
 
-    def hello(self, command: c.Hello, now: Now, ticket: Hashable = None) -> tuple[Caller, c.Welcome]:
+    def hello(self, command: c.Hello, now: Now, ticket: Hashable) -> tuple[Caller, c.Welcome]:
         got = super().hello(command, now, ticket)
         self._done(lambda naive: naive.hello(command.session, command.on_disconnect))
         return got

@@ -36,6 +36,7 @@ class Core:
         self.log: list[Batch] = []
         self.answers: list[tuple[Ticket, int, Any]] = []  # what parked requests got
         self._next_request_id = 0
+        self._connections: dict[bytes, list[Ticket]] = {}  # of sessions, in this run
         self.engine = Engine(State(), IDENTITY)
         self.engine.start(self.now, "0")
         self.write()
@@ -101,6 +102,7 @@ class Core:
         state = replayed(self.log) if parts is None else restored_from(parts, self.log)
         self.engine_ms = state.now.engine_ms
         self.engine = Engine(state, IDENTITY)
+        self._connections.clear()
         self.engine.start(self.now, "0")
         self.write()
 
@@ -151,10 +153,23 @@ class Core:
         self.turn()
         return reply
 
+    def connect(self, session: bytes | None = None, **fields: Any) -> tuple[Caller, c.Welcome]:
+        """Say hello over a connection of its own."""
+        ticket = object()
+        reply = self.engine.hello(c.Hello(**{"version": 1, "session": session, **fields}), self.now, ticket)
+        if session is not None:
+            self._connections.setdefault(session, []).append(ticket)
+        return reply
+
     def hello(self, session: bytes | None = None, **fields: Any) -> Caller:
-        caller, _ = self.engine.hello(c.Hello(version=1, session=session, **fields), self.now)
+        caller, _ = self.connect(session, **fields)
         self.write()
         return caller
+
+    def leave(self, caller: Caller, *, lost: bool = True) -> None:
+        """End a connection of this caller's session."""
+        assert caller.session is not None
+        self.engine.disconnect(caller, self._connections[caller.session].pop(), self.now, lost=lost)
 
     def submit(self, payload: bytes = b"", caller: Caller = LOCAL, **fields: Any) -> int:
         return self.do(c.Submit(payload=payload, **fields), caller).job_id  # type: ignore[no-any-return]
