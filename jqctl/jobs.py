@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 ENCODINGS: Final = ("raw", "text", "json", "msgpack")
 _PAGE: Final = 1_000
-_WEIGHT_MAX: Final = 1_000
 
 
 def _text_or_stdin(text: str) -> str | bytes:
@@ -249,11 +248,13 @@ def _weighted(queues: Sequence[str]) -> Sequence[str] | dict[str, int]:
     pairs = [queue.partition("=") for queue in queues]
     if not any(equals for _, equals, _ in pairs):
         return queues
+    from jqd.client.requests import QUEUE_WEIGHT_MAX
+
     weights: dict[str, int] = {}
     for name, _, weight in pairs:
-        if not weight.isdecimal() or not 1 <= int(weight) <= _WEIGHT_MAX:
+        if not weight.isdecimal() or not 1 <= int(weight) <= QUEUE_WEIGHT_MAX:
             raise click.UsageError(
-                f"{output.clean(name)}: give every queue a weight of 1 to {_WEIGHT_MAX}, as in {output.clean(name)}=3, or none"
+                f"{output.clean(name)}: give every queue a weight of 1 to {QUEUE_WEIGHT_MAX}, as in {output.clean(name)}=3, or none"
             )
         if name in weights:
             raise click.UsageError(f"{output.clean(name)} is named twice")
