@@ -15,7 +15,8 @@ from pathlib import Path
 from tests.history.harness import Invalid, Plan
 from tests.history.judge import KEEP, Wrong, judge, make
 
-WRONG, INVALID = 1, 2
+# Not 1 and 2: so end a traceback and wrong arguments.
+WRONG, INVALID = 3, 4
 # Figures that do not add up: of several histories the least is told.
 RATES = ("requests/s", "least between two kills")
 

@@ -27,7 +27,7 @@ KEEP: Final = Path(".cache/histories")
 
 
 class Wrong(Exception):
-    """A history that no correct daemon makes. reasons: by check, or by "run" if it came to no end."""
+    """A history that no correct daemon makes. reasons: by check, or by "run" if it came to no end or broke a client."""
 
     def __init__(self, violations: Mapping[str, Violation]) -> None:
         super().__init__("\n".join(f"{name}: {violation}" for name, violation in violations.items()))
@@ -76,6 +76,8 @@ def judge(directory: Path) -> Counter[str]:
     history, run = load(directory)
     figures = Counter(run.events)
     violations: dict[str, Violation] = {}
+    if run.broken:
+        violations["run"] = Violation("a client broke", "\n".join(run.broken))
     for name, check in CHECKS.items():
         begin_s = time.process_time()
         try:
