@@ -132,14 +132,21 @@ def _act(process: Process, client: Client, name: str, program: Program) -> None:
 
 async def run_async(process: Process) -> None:
     settings = process.settings
-    async with AsyncClient(
-        settings.url, worker=settings.name, timeout=_TIMEOUT_S, backoff=_BACKOFF
-    ) as client:
+    client = AsyncClient(settings.url, worker=settings.name, timeout=_TIMEOUT_S, backoff=_BACKOFF)
+    try:
+        while not process.over.is_set():
+            try:
+                await client.connect()
+                break
+            except ConnectionLost:  # as in threads; the proxy cuts who has just come, too
+                await asyncio.to_thread(process.over.wait, _AGAIN_S)
         hello = client._shared.session.hello
         process.recorder.hello(hello.session or b"", hello.worker)
         async with asyncio.TaskGroup() as group:
             for name, program in process.programs():
                 group.create_task(_act_async(process, client, name, program))
+    finally:
+        await client.close()
 
 
 async def _act_async(process: Process, client: AsyncClient, name: str, program: Program) -> None:
