@@ -19,10 +19,13 @@ from tests.history.__main__ import WRONG
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 
 KILLS = 6
 MINUTES = 2  # a bug that needs luck to show gets another history
+# "Carry out what comes late" shows in one history of four or five, and at times by what follows from it instead of by
+# itself: seven histories, which fit into two minutes, are too few in one run of six.
+ATTEMPTS = 3
 
 
 class Planted(NamedTuple):
@@ -108,16 +111,36 @@ def test_planted_bug_makes_a_wrong_history(tmp_path, name):
     text = file.read_text()
     assert text.count(planted.old) == 1, f"{planted.file} has changed: plant this bug where it belongs now"
     file.write_text(text.replace(planted.old, planted.new))
-    command = [sys.executable, "-m", "tests.history", "run", "--kills", str(KILLS), "--minutes", str(MINUTES)]
-    done = subprocess.run(
-        [*command, "--keep", str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+    for _ in range(ATTEMPTS - 1):
+        done = run(tmp_path)
+        if done.returncode == WRONG and not unseen(planted, done.stdout):
+            break
+    else:
+        done = run(tmp_path)
+    print(done.stdout)
+    assert done.returncode == WRONG, done.stdout + done.stderr
+    assert not unseen(planted, done.stdout), done.stdout
+
+
+def unseen(planted: Planted, said: str) -> list[str]:
+    """Return the checks that have not seen the bug for one of its own reasons."""
+    return [
+        check
+        for check, reasons in (("witness", planted.witness), ("search", planted.search))
+        if reasons and not re.search(rf"^{check}: ({reasons}): ", said, re.MULTILINE)
+    ]
+
+
+def run(directory: Path) -> "subprocess.CompletedProcess[str]":
+    """Make histories of the package that stands there until one is wrong."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.history", "run", "--kills", str(KILLS), "--minutes", str(MINUTES)),
+            *("--keep", str(directory)),
+        ],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         timeout=280,
     )
-    print(done.stdout)
-    assert done.returncode == WRONG, done.stdout + done.stderr
-    for check, reasons in (("witness", planted.witness), ("search", planted.search)):
-        assert not reasons or re.search(rf"^{check}: ({reasons}): ", done.stdout, re.MULTILINE), done.stdout
