@@ -63,7 +63,7 @@ from jqd.core.deciding import Emit, judged_at_ms
 from jqd.core.dump import Dump
 from jqd.core.fields import is_keyed
 from jqd.core.model import Caller, Now
-from jqd.core.ordered import NEVER_MS, TimerHeap
+from jqd.core.ordered import NEVER_MS, TimerHeap, earliest_ms
 from jqd.core.queues import Identity
 from jqd.core.state import State
 from jqd.errors import (
@@ -202,6 +202,9 @@ class Engine:
         self._work_before = 0  # state.work when the turn under way began
         self._parked_by_request: dict[tuple[bytes, int], Parked] = {}
         self._parked_timers: TimerHeap[int] = TimerHeap()
+        # What next_deadline() asks with each turn, besides leases and delays: by engine clock and by wall clock.
+        self._timers = (state.finished_timers, state.dead_timers, state.keys.timers, self._parked_timers)
+        self._dated = (state.date_timers, state.expiry_timers)
         self._parked_serial = 0
         # Sessions: connections of each, and since when those without one are without one, oldest first.
         self._attached: dict[bytes, dict[Ticket, None]] = {}
@@ -703,17 +706,10 @@ class Engine:
         lease_ms, delay_ms = state.lease_timers.next_ms(), state.delay_timers.next_ms()
         if lease_ms < NEVER_MS:
             lease_ms += state.lease_lag_ms
-        due_ms = min(
-            lease_ms,
-            delay_ms,
-            state.finished_timers.next_ms(),
-            state.dead_timers.next_ms(),
-            state.keys.timers.next_ms(),
-            self._parked_timers.next_ms(),
-        )
+        due_ms = min(lease_ms, delay_ms, earliest_ms(self._timers))
         if lease_ms < NEVER_MS or delay_ms < NEVER_MS:
             due_ms = min(due_ms, self._high_water_due_ms())
-        date_ms = min(state.date_timers.next_ms(), state.expiry_timers.next_ms())
+        date_ms = earliest_ms(self._dated)
         if date_ms < NEVER_MS:
             due_ms = min(due_ms, now.engine_ms + max(0, date_ms - now.wall_ms))
         if self._detached:

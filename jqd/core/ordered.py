@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import islice, repeat
 from operator import neg
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 # What is later than every time that can be set.
 NEVER_MS: Final = (1 << 63) - 1
@@ -265,3 +265,12 @@ class TimerHeap(Generic[Key]):
             if self.holes:
                 self._tidy()
         return keys
+
+
+def earliest_ms(heaps: Iterable[TimerHeap[Any]]) -> int:
+    """Return when the earliest timer of several heaps is due, or NEVER_MS: next_ms() of each, without the calls."""
+    due_ms = NEVER_MS
+    for timers in heaps:
+        if timers.heap and timers.heap[0][0] < due_ms:
+            due_ms = timers.heap[0][0]
+    return due_ms
