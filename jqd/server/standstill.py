@@ -14,11 +14,13 @@ sockets to be read: each lease has the time left that it had. For a disk that st
 hand the jobs to either, since that would have to be on the disk.
 
 This ends after as long as the standstill was, at the latest after RESTART_GRACE_MS, as after a restart: a
-lease that began meanwhile ends that much late if its worker dies.
+lease that began meanwhile ends that much late if its worker dies. Each standstill has an end of its own: small ones
+that follow do not prolong a large one, or a machine that stutters would never end a lease.
 
 Sources: reliability.md fault rows 16 and 17.
 """
 
+from operator import itemgetter
 from typing import Final
 
 from jqd.core.model import RESTART_GRACE_MS, SECOND_MS
@@ -34,8 +36,8 @@ class Standstill:
     """See the file's card. All times are those of the engine clock."""
 
     def __init__(self) -> None:
-        self._lag_ms = 0
-        self._until_ms = 0
+        # (lag_ms, until_ms) of standstills whose forgiveness is not over: the first is the longest and ends first.
+        self._forgiven: list[tuple[int, int]] = []
 
     def see(self, now_ms: int, since_ms: int) -> int:
         """Take in that something should have happened at `since_ms` and did not until now, if it is before now.
@@ -46,10 +48,21 @@ class Standstill:
         if stood_ms <= STANDSTILL_MS:
             return 0
         lag_ms = stood_ms + SLACK_MS
-        self._lag_ms = max(lag_ms, self.lag_ms(now_ms))
-        self._until_ms = max(self._until_ms, now_ms + min(lag_ms, RESTART_GRACE_MS))
+        until_ms = now_ms + min(lag_ms, RESTART_GRACE_MS)
+        # Of two the one that is forgiven more, for longer, counts; the list stays short, since each has an end.
+        kept = [other for other in self._forgiven if other[1] > now_ms and not covers((lag_ms, until_ms), other)]
+        if not any(covers(other, (lag_ms, until_ms)) for other in kept):
+            kept.append((lag_ms, until_ms))
+        self._forgiven = sorted(kept, key=itemgetter(1))
         return stood_ms
 
     def lag_ms(self, now_ms: int) -> int:
         """Return how far the clock of the leases is behind."""
-        return self._lag_ms if now_ms < self._until_ms else 0
+        while self._forgiven and self._forgiven[0][1] <= now_ms:
+            del self._forgiven[0]
+        return self._forgiven[0][0] if self._forgiven else 0
+
+
+def covers(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Tell whether one standstill forgives at least as much as another, and for at least as long."""
+    return one[0] >= other[0] and one[1] >= other[1]
