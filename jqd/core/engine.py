@@ -626,22 +626,31 @@ class Engine:
 
     # --- time ---------------------------------------------------------------------------------
 
-    def finish_turn(self, now: Now) -> None:
-        """Let time pass if something is due, serve who is parked, note what was answered. The last call of a turn."""
+    def finish_turn(self, now: Now) -> int | None:
+        """Let time pass if something is due, serve who is parked, note what was answered. The last call of a turn.
+
+        Returns: what next_deadline() says now.
+        """
         self._begin(now)
         deadline_ms = self.next_deadline(now)
-        if deadline_ms is not None and deadline_ms <= now.engine_ms:
+        is_due = deadline_ms is not None and deadline_ms <= now.engine_ms
+        if is_due:
             self._tick(now)
+        count = len(self._changes)
         if self.state.woken:
             self._serve_parked(now)
         while self._parked_timers and self._parked_timers.first()[0] <= now.engine_ms:
             _, serial = self._parked_timers.first()
             self._answer_parked(self._parked[serial], _nothing(now))
+        # Most turns do nothing here that has a time, and to ask all timers costs as much as the rest of this.
+        if is_due or len(self._changes) > count:
+            deadline_ms = self.next_deadline(now)
         if self.state.marked:
             self._tell_holders()
         for session, answers in self._answers.items():
             self._emit(RequestsAnswered(session, list(answers.items())))
         self._answers.clear()
+        return deadline_ms
 
     def _tell_holders(self) -> None:
         """Tell the sessions that hold jobs which of them were marked to end in this turn."""

@@ -240,7 +240,7 @@ class Driver:
         now = self._now
         assert now is not None
         engine = self.engine
-        engine.finish_turn(now)
+        due_ms = engine.finish_turn(now)
         if engine.outbox:
             for ticket, request_id, answer in engine.outbox:
                 assert isinstance(ticket, Connection)
@@ -274,7 +274,7 @@ class Driver:
         self.snapshots.turn_ended(now.engine_ms)
         if self._unfinished:
             self._loop.call_soon(self._go_on)
-        self._set_timer(now)
+        self._set_timer(now, due_ms)
         self._note_settled()
 
     def _go_on(self) -> None:
@@ -283,8 +283,7 @@ class Driver:
         for connection in unfinished:
             connection.go_on()
 
-    def _set_timer(self, now: Now) -> None:
-        due_ms = self.engine.next_deadline(now)
+    def _set_timer(self, now: Now, due_ms: int | None) -> None:
         if due_ms is None or self._draining:
             return
         due_ms = max(now.engine_ms, min(due_ms, now.engine_ms + _SLEEP_MS_MAX))

@@ -50,7 +50,9 @@ class Standstill:
         lag_ms = stood_ms + SLACK_MS
         until_ms = now_ms + min(lag_ms, RESTART_GRACE_MS)
         # Of two the one that is forgiven more, for longer, counts; the list stays short, since each has an end.
-        kept = [other for other in self._forgiven if other[1] > now_ms and not covers((lag_ms, until_ms), other)]
+        kept = [
+            other for other in self._forgiven if other[1] > now_ms and not covers((lag_ms, until_ms), other)
+        ]
         if not any(covers(other, (lag_ms, until_ms)) for other in kept):
             kept.append((lag_ms, until_ms))
         self._forgiven = sorted(kept, key=itemgetter(1))

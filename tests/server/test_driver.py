@@ -559,8 +559,9 @@ async def test_much_to_do_is_no_standstill(room, peer, monkeypatch):
     finish_turn = room.driver.engine.finish_turn
 
     def take_long(now):
-        finish_turn(now)
+        due_ms = finish_turn(now)
         room.clock.engine_ms += 200
+        return due_ms
 
     monkeypatch.setattr(room.driver.engine, "finish_turn", take_long)
     await room.advance(1)
