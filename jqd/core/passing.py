@@ -114,7 +114,7 @@ def forget_old_jobs(state: State, now: Now, emit: Emit, limit: int) -> None:
             emit(JobsForgotten(to_ranges(ids)))
             limit -= len(ids)
     while limit > 0 and state.overfull:
-        ids = state.queues[next(iter(state.overfull))].excess()[:limit]
+        ids = state.queues[next(iter(state.overfull))].excess(limit)
         emit(JobsForgotten(to_ranges(ids)))
         limit -= len(ids)
 

@@ -24,7 +24,7 @@ Jobs are Structs without GC header and point to nothing that points back: the co
 import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from itertools import groupby, repeat
+from itertools import groupby, islice, repeat
 from operator import attrgetter
 from typing import Final, Protocol, TypeVar
 
@@ -123,12 +123,12 @@ class Queue:
         for job in jobs:
             durations[(now.engine_ms - job.changed.engine_ms).bit_length()] += 1
 
-    def excess(self) -> list[int]:
-        """Return ids that are over the queue's limits, the oldest first."""
-        finished = [self.finished[i] for i in range(max(0, len(self.finished) - model.FINISHED_COUNT_MAX))]
-        surplus = len(self.dead) - model.DEAD_COUNT_MAX
-        dead = [job_id for job_id, _ in zip(self.dead, range(surplus), strict=False)] if surplus > 0 else []
-        return finished + dead
+    def excess(self, limit: int) -> list[int]:
+        """Return up to `limit` ids that are over the queue's limits, the oldest first."""
+        surplus = max(0, len(self.finished) - model.FINISHED_COUNT_MAX)
+        ids = list(islice(self.finished, min(surplus, limit)))
+        surplus = max(0, len(self.dead) - model.DEAD_COUNT_MAX)
+        return ids + list(islice(self.dead, min(surplus, limit - len(ids))))
 
 
 class Session(Struct, gc=False):
