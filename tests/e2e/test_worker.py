@@ -3,12 +3,10 @@
 What holds in all of it: each job's effect happens at least once, no job is stuck, none is dead because something restarted.
 """
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.proxy import Proxy
 from tests.support.until import PATIENCE_S, happens
 from tests.support.workers import Program
 
@@ -146,58 +145,6 @@ def test_a_restart_of_the_daemon_in_the_middle_loses_and_kills_nothing(program, 
     assert counts(program) == {"ready": 0, "delayed": 0, "leased": 0, "done": len(ids) + 1, "dead": 0}
     assert set(names) <= set(program.notes())
     assert program.client.get(slow).attempt == 1
-
-
-class Proxy:
-    """Stands between client and daemon, and cuts all lines when told to."""
-
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self.url = ""
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(PATIENCE_S)
-
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._listen())
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._server.wait_closed())
-        self._loop.close()
-
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
-        self.url = f"jqd://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self._ready.set()
-
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_unix_connection(self._target)
-        self._writers |= {writer, back}
-        await asyncio.gather(self._pump(reader, back), self._pump(there, writer), return_exceptions=True)
-        for each in (writer, back):
-            each.close()
-            self._writers.discard(each)
-
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-        writer.close()
-
-    def cut(self) -> None:
-        self._loop.call_soon_threadsafe(self._abort)
-
-    def _abort(self) -> None:
-        for each in self._writers:
-            each.transport.abort()
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._abort)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(PATIENCE_S)
 
 
 def test_cut_sockets_lose_nothing_and_cost_no_lease_or_attempt(tmp_path, daemon):

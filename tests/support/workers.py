@@ -45,6 +45,12 @@ SOURCE = """
         write(text)
         return text
 
+    @app.task(lease=2)
+    def mark(number: int) -> int:
+        time.sleep(0.02)
+        write(str(number))
+        return jqd.current_job().attempt
+
     @app.task(lease=1)
     def busy(seconds: float) -> int:
         write("begins")
