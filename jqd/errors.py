@@ -149,6 +149,12 @@ class PermissionDenied(AuthError):
     code = "permission_denied"
 
 
+class WorkerNotFound(RequestError):
+    """No worker with this id or label is registered."""
+
+    code = "worker_not_found"
+
+
 class ProtocolError(RequestError):
     """What arrived is not the protocol. `fatal` says whether the connection can go on."""
 

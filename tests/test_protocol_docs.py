@@ -237,6 +237,7 @@ def test_every_field_of_a_reply_is_documented_with_type_and_what_is_left_out(ver
         ("lease", "field of a job", commands.LeasedJob),
         ("get", "field of an attempt", commands.AttemptInfo),
         ("queues", "field of a queue", commands.QueueInfo),
+        ("workers", "field of a worker", commands.WorkerInfo),
         ("Errors", "field of an error", messages.ErrorBody),
     ],
 )
@@ -253,12 +254,15 @@ def test_retry_policies_are_documented():
 
 
 def test_events_are_documented():
-    ((name, body, _),) = table("Events", "event")
-    (example,) = re.findall(r"^    (\[0, .*\])$", section("Events"), re.MULTILINE)
-    request_id, said, _, items = read_message(example)
-    assert (request_id, said) == (0, name)
-    event = msgspec.convert(items, commands.CancelRequested)
-    assert msgspec.to_builtins(event).keys() == {body.partition(":")[0].removeprefix("{")}
+    rows = table("Events", "event")
+    examples = re.findall(r"^    (\[0, .*\])$", section("Events"), re.MULTILINE)
+    for (name, body, _), example, (kind, expected) in zip(
+        rows, examples, commands.EVENT_NAMES.items(), strict=True
+    ):
+        request_id, said, _, items = read_message(example)
+        assert (request_id, said, name) == (0, expected, expected)
+        event = msgspec.convert(items, kind)
+        assert msgspec.to_builtins(event).keys() == {body.partition(":")[0].removeprefix("{")}
 
 
 def test_fields_of_a_filter_are_documented():

@@ -45,6 +45,7 @@ from jqd.core.commands import (
     QueueChanged,
     QueueDetails,
     QueueList,
+    Registered,
     ServerStats,
     SnapshotBegun,
     Submitted,
@@ -52,12 +53,16 @@ from jqd.core.commands import (
     Swept,
     Updated,
     Verdicts,
+    WorkerList,
+    WorkersTold,
 )
 from jqd.core.model import (
     DEFAULT_QUEUE,
     LIST_LIMIT_MAX,
     Encoding,
     StateName,
+    WorkerOrder,
+    WorkerState,
 )
 from jqd.errors import JqdError, RequestTimeout
 
@@ -525,6 +530,50 @@ class AsyncClient:
     async def queue(self, name: str, *, timeout: Duration | None = None) -> QueueDetails:
         """Show one queue: counts, settings, and how long its jobs waited and ran. Raises: QueueNotFound."""
         return await self.call(requests.queue(name), timeout=timeout)
+
+    async def register(
+        self,
+        queues: str | Iterable[str] = (),
+        *,
+        concurrency: int = 1,
+        state: WorkerState = "running",
+        host: str = "",
+        pid: int = 0,
+        version: str = "",
+        timeout: Duration | None = None,
+    ) -> Registered:
+        """Say what a worker is, for `workers` to show: at its start, when something changes, and every `beat_ms`.
+
+        A Worker does this by itself. The reply's `order`, if there is one, is what it is to do from now on.
+
+        Raises: Overloaded: 5,000 workers are registered.
+        """
+        command = requests.register(
+            queues, concurrency=concurrency, state=state, host=host, pid=pid, version=version
+        )
+        return await self.call(command, timeout=timeout)
+
+    async def workers(
+        self, *, cursor: str = "", limit: int = 100, timeout: Duration | None = None
+    ) -> WorkerList:
+        """Show workers that are registered and connected, and what they hold: a page, in order of their ids."""
+        return await self.call(requests.workers(cursor=cursor, limit=limit), timeout=timeout)
+
+    async def tell_workers(
+        self,
+        order: WorkerOrder,
+        workers: str | Iterable[str] | None = None,
+        *,
+        all: bool = False,
+        timeout: Duration | None = None,
+    ) -> WorkersTold:
+        """Tell workers to lease no more ("quiet"), to lease again ("resume"), or to drain and end ("stop").
+
+        Args:    workers: ids or labels, as `workers` shows them. all: every one, instead.
+        Returns: who was told; not when it is done: see `state` in `workers`. One that stops is told nothing else.
+        Raises:  WorkerNotFound: of a name; then nobody was told.
+        """
+        return await self.call(requests.tell_workers(order, workers, all=all), timeout=timeout)
 
     async def stats(self, *, timeout: Duration | None = None) -> ServerStats:
         """Show figures of the daemon."""

@@ -40,6 +40,7 @@ from jqd.core.commands import (
     Leased,
     LeasedJob,
     ListJobs,
+    ListWorkers,
     Pause,
     Ping,
     Pong,
@@ -49,6 +50,7 @@ from jqd.core.commands import (
     QueueInfo,
     QueueList,
     Queues,
+    Register,
     Release,
     Requeue,
     Resume,
@@ -63,8 +65,10 @@ from jqd.core.commands import (
     Submitted,
     SubmittedMany,
     Swept,
+    TellWorkers,
     Update,
     Verdict,
+    WorkerInfo,
     to_ranges,
 )
 from jqd.core.model import (
@@ -79,6 +83,8 @@ from jqd.core.model import (
     Delivery,
     Encoding,
     StateName,
+    WorkerOrder,
+    WorkerState,
     check_name,
     shorten,
 )
@@ -114,6 +120,7 @@ __all__ = [
     "Swept",
     "UpdateOptions",
     "Verdict",
+    "WorkerInfo",
     "ack",
     "cancel",
     "check",
@@ -130,6 +137,7 @@ __all__ = [
     "queue",
     "queues",
     "refusal",
+    "register",
     "release",
     "requeue",
     "resume",
@@ -139,8 +147,10 @@ __all__ = [
     "submit",
     "submit_many",
     "swept",
+    "tell_workers",
     "update",
     "validate",
+    "workers",
 ]
 
 OK: Final = "ok"
@@ -636,6 +646,39 @@ def queues(*, cursor: str = "", limit: int = LIST_LIMIT_MAX) -> Queues:
 def queue(name: str) -> GetQueue:
     """Return the command that shows one queue."""
     return GetQueue(queue=name)
+
+
+def register(
+    queues: str | Iterable[str] = (),
+    *,
+    concurrency: int = 1,
+    state: WorkerState = "running",
+    host: str = "",
+    pid: int = 0,
+    version: str = "",
+) -> Register:
+    """Return the command by which a worker says what it is."""
+    return Register(
+        queues=[queues] if isinstance(queues, str) else list(queues),
+        concurrency=concurrency,
+        state=state,
+        host=host,
+        pid=pid,
+        version=version,
+    )
+
+
+def workers(*, cursor: str = "", limit: int = 100) -> ListWorkers:
+    """Return the command for a page of workers."""
+    return ListWorkers(cursor=cursor, limit=limit)
+
+
+def tell_workers(
+    order: WorkerOrder, workers: str | Iterable[str] | None = None, *, all: bool = False
+) -> TellWorkers:
+    """Return the command that tells workers what to do: some, by id or label, or all."""
+    names = [workers] if isinstance(workers, str) else None if workers is None else list(workers)
+    return TellWorkers(order=order, workers=names, all=all)
 
 
 def stats() -> Stats:

@@ -14,7 +14,15 @@ from msgspec import Struct, structs
 from jqd import __version__
 from jqd.client.retry import Backoff
 from jqd.client.values import Address, to_address
-from jqd.core.commands import PROTOCOL_MINOR, PROTOCOL_VERSION, Hello, Leased, Release, to_ranges
+from jqd.core.commands import (
+    PROTOCOL_MINOR,
+    PROTOCOL_VERSION,
+    CancelRequested,
+    Hello,
+    Leased,
+    Release,
+    to_ranges,
+)
 from jqd.core.model import ANSWERS_PER_SESSION_MAX, SESSION_BYTES
 from jqd.errors import BadFrame, ClientClosed, ConnectionLost, JqdError, PayloadTooLarge, RequestTimeout
 from jqd.protocol.connection import Request, Session
@@ -137,13 +145,21 @@ def renewed(shared: Shared[L]) -> Shared[L]:
     return structs.replace(shared, session=session, unclaimed=unclaimed, links=set())
 
 
-def hold_by_connection(shared: Shared[L]) -> Session:
+def hold_by_connection(
+    shared: Shared[L],
+    on_cancel: Callable[[int, int], None],
+    on_order: Callable[[str], None],
+) -> Session:
     """Have the server end what this client holds soon after its process is gone: see protocol.md "Connections".
 
-    Before its first request. Returns: the session, for another client of this process that is to be a part of it.
+    Before its first request.
+
+    Args:    on_cancel, on_order: see Session; called in the thread of whichever client reads the event.
+    Returns: the session, for another client of this process that is to be a part of it.
     """
     shared.stays = True
-    shared.session = _SessionOfThreads(structs.replace(shared.session.hello, on_disconnect="release"))
+    hello = structs.replace(shared.session.hello, on_disconnect="release")
+    shared.session = _SessionOfThreads(hello, on_cancel, on_order)
     return shared.session
 
 
@@ -152,9 +168,18 @@ class _SessionOfThreads(Session):
 
     __slots__ = ("_lock",)
 
-    def __init__(self, hello: Hello) -> None:
-        super().__init__(hello)
+    def __init__(
+        self,
+        hello: Hello,
+        on_cancel: Callable[[int, int], None],
+        on_order: Callable[[str], None],
+    ) -> None:
+        super().__init__(hello, on_cancel, on_order)
         self._lock = Lock()
+
+    def cancel_requested(self, event: CancelRequested) -> None:
+        with self._lock:
+            super().cancel_requested(event)
 
     def next_id(self) -> int:
         with self._lock:

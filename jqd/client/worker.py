@@ -11,9 +11,13 @@ Must not know: how a handler is called (running.py, pools.py), how a lease is ke
 
 One object a slot, one task or work item for the handler, and callbacks in between: no other task a job.
 
+    beat    says every 5 s, and when something changes, what this worker is and whether it is quiet or stopping; the
+            answer, or an event, says what it is to do: quiet, resume, stop
+
     stop()      lease nothing more; what runs has `grace` to end; the rest is interrupted and released, and its attempt
                 is not counted
     stop_now()  the same without a grace
+    quiet()     lease nothing more, finish what runs, and stay, until resume() or stop()
 """
 
 import asyncio
@@ -30,6 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from jqd import __version__
 from jqd.client import requests
 from jqd.client.aio import AsyncClient
 from jqd.client.app import App
@@ -41,7 +46,14 @@ from jqd.client.running import INTERRUPTED, call_hooks, run_async, unknown
 from jqd.client.shared import hold_by_connection
 from jqd.client.values import Duration, to_ms
 from jqd.core.commands import Ack, Command, Verdicts
-from jqd.core.model import DEFAULT_QUEUE, NAME_CHARS_MAX, WAIT_MS_MAX
+from jqd.core.model import (
+    DEFAULT_QUEUE,
+    NAME_CHARS_MAX,
+    QUEUES_PER_LEASE_MAX,
+    WAIT_MS_MAX,
+    WORKER_BEAT_MS,
+    WorkerState,
+)
 from jqd.errors import JobNotFound, JqdError, LeaseLost, UnavailableError
 
 # How long a handler that was interrupted has to come to its end; then it is left behind.
@@ -50,6 +62,8 @@ _INTERRUPT_S: Final = 5.0
 _FAREWELL_S: Final = 5.0
 # A lease request waits this long for a job: often enough to prove that the worker still asks.
 _WAIT_MS: Final = 10_000
+# How often the worker says what it is while no server has said how often it wants to hear that.
+_BEAT_S: Final = WORKER_BEAT_MS / 1_000
 # Between two tries of something that the server did not take, doubled.
 _AGAIN_S: Final = 0.1
 _AGAIN_S_MAX: Final = 5.0
@@ -168,6 +182,8 @@ class Worker:
         self._room = asyncio.Event()  # a slot is free, or all is over: look again
         self._hurry = asyncio.Event()
         self._stops: Ended | None = None
+        self._is_quiet = False
+        self._news = asyncio.Event()  # there is something to say before the next beat
         self._failure: JqdError | None = None
 
     # --- from outside -------------------------------------------------------------------------
@@ -189,10 +205,10 @@ class Worker:
             loop.add_signal_handler(number, self._signalled, number)
         try:
             await call_hooks(self.app.on_start)
-            self._client = AsyncClient(
-                self.app.url, worker=self.name, on_cancel=lambda *key: self._cancel([key])
+            self._client = AsyncClient(self.app.url, worker=self.name)
+            session = hold_by_connection(
+                self._client._shared, lambda *key: self._cancelled_elsewhere([key]), self._ordered_elsewhere
             )
-            session = hold_by_connection(self._client._shared)
             self._heart = Heart(
                 self.app.url,
                 self.name,
@@ -203,9 +219,12 @@ class Worker:
             )
             self._heart.start()
             log.info("%s serves %s, up to %d jobs", self.name, ", ".join(self.queues), self.concurrency)
+            beats = asyncio.create_task(self._beat_on(), name="jqd beats")
             try:
                 await self._work()
             finally:
+                beats.cancel()
+                await asyncio.wait([beats])
                 await self._client.close()
                 await asyncio.to_thread(self._heart.stop)
                 await asyncio.to_thread(self._pool.close, _INTERRUPT_S)
@@ -230,11 +249,32 @@ class Worker:
         """Lease nothing more, and end when what runs has ended, or the grace is over. In the worker's loop."""
         if self._stops is None:
             self._stops = why
+            self._news.set()
             if self._running:
                 log.info("stopping: %d jobs have %g s to end", len(self._running), self._grace_s)
-        if (
-            self._leaser is not None and not self._burst
-        ):  # a lease that does not wait is not worth being given up
+        elif self._stops is Ended.RECYCLE:
+            self._stops = why  # whoever wants it to end does not want another one
+        self._ask_no_more()
+
+    def quiet(self) -> None:
+        """Lease nothing more, finish what runs, and stay, until resume() or stop(). In the worker's loop."""
+        if not self._is_quiet and self._stops is None:
+            log.info("quiet: no job is leased until it is told to resume")
+            self._is_quiet = True
+            self._news.set()
+            self._ask_no_more()
+
+    def resume(self) -> None:
+        """Lease again after quiet(). In the worker's loop."""
+        if self._is_quiet:
+            log.info("resumed: jobs are leased again")
+            self._is_quiet = False
+            self._news.set()
+            self._room.set()
+
+    def _ask_no_more(self) -> None:
+        """Give up a lease that waits. One that does not wait is not worth it."""
+        if self._leaser is not None and not self._burst:
             self._leaser.cancel()
         self._room.set()
 
@@ -245,7 +285,7 @@ class Worker:
 
     def _signalled(self, number: int) -> None:
         log.info("%s", signal.Signals(number).name)
-        if self._stops is None:
+        if self._stops is None or self._stops is Ended.RECYCLE:
             self.stop()
         else:
             self.stop_now()
@@ -253,18 +293,23 @@ class Worker:
     # --- leasing ------------------------------------------------------------------------------
 
     async def _work(self) -> None:
-        self._leaser = asyncio.create_task(self._lease_on(), name="jqd leases")
-        await asyncio.wait([self._leaser])
-        if not self._leaser.cancelled() and (error := self._leaser.exception()) is not None:
-            if not isinstance(error, JqdError):
-                raise error
-            self._failure = error
-            self.stop()
+        while self._stops is None:
+            if self._is_quiet:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            self._leaser = asyncio.create_task(self._lease_on(), name="jqd leases")
+            await asyncio.wait([self._leaser])
+            if not self._leaser.cancelled() and (error := self._leaser.exception()) is not None:
+                if not isinstance(error, JqdError):
+                    raise error
+                self._failure = error
+                self.stop()
         await self._drain()
 
     async def _lease_on(self) -> None:
         again_s = _AGAIN_S
-        while self._stops is None:
+        while self._stops is None and not self._is_quiet:
             self._room.clear()
             count = min(self.concurrency - len(self._running), JOBS_PER_REQUEST_MAX)
             if count < 1 or self._unconfirmed_count > self.concurrency:
@@ -299,9 +344,9 @@ class Worker:
     def _begin(self, held: requests.Held) -> None:
         self._heart.hold(held.jobs, held.lease_ms_left / 1_000)
         for job in held.jobs:
-            if self._stops is None:
+            if self._stops is None and not self._is_quiet:
                 self._start(job)
-            else:  # they came in the moment in which it was told to stop
+            else:  # they came in the moment in which it was told to stop, or to be quiet
                 self._tell(job, Outcome("release"))
         self._begun_count += len(held.jobs)
         if self._max_jobs is not None and self._begun_count >= self._max_jobs:
@@ -475,8 +520,8 @@ class Worker:
                 task.cancel()
 
     def _look_at_memory(self) -> None:
-        if self._max_rss is None or self._stops is not None:
-            return
+        if self._max_rss is None or self._stops is not None or self._is_quiet:
+            return  # the one that would come after a quiet worker would not be quiet
         now = time.monotonic()
         if now - self._rss_looked_at < 1:
             return
@@ -484,6 +529,56 @@ class Worker:
         if (taken := rss_bytes()) > self._max_rss:
             log.info("%d bytes of memory: the limit is %d", taken, self._max_rss)
             self.stop(Ended.RECYCLE)
+
+    # --- who it is ----------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> WorkerState:
+        return "stopping" if self._stops is not None else "quiet" if self._is_quiet else "running"
+
+    async def _beat_on(self) -> None:
+        """Say what this worker is, as long as it lives, and do what it is told in return."""
+        host, pid = socket.gethostname()[:NAME_CHARS_MAX], os.getpid()
+        beat_s = _BEAT_S
+        while True:
+            self._news.clear()
+            command = requests.register(
+                self.queues[:QUEUES_PER_LEASE_MAX],
+                concurrency=self.concurrency,
+                state=self._state,
+                host=host,
+                pid=pid,
+                version=__version__,
+            )
+            try:
+                reply = await self._client.call(command)
+            except UnavailableError as error:
+                log.debug("the server does not know of this worker for now: %s", error)
+            except JqdError as error:
+                log.warning("the server does not list this worker: %s", error)
+                return
+            else:
+                beat_s = reply.beat_ms / 1_000
+                if reply.order is not None:
+                    self._obey(reply.order)
+                if self._is_quiet:
+                    self._prove()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(beat_s):  # wait_for() may swallow that it was cancelled
+                    await self._news.wait()
+
+    def _obey(self, order: str) -> None:
+        """Do what the server says: again and again, as long as it does not know that it is done."""
+        log.debug("the server says: %s", order)
+        match order:
+            case "quiet":
+                self.quiet()
+            case "resume":
+                self.resume()
+            case "stop":
+                self.stop()
+            case _:
+                log.warning("the server's order %r is not known here", order)
 
     # --- what the heart says ------------------------------------------------------------------
 
@@ -511,6 +606,15 @@ class Worker:
             if slot is not None and slot.why is None:
                 log.warning("job %d is to end: the handler is interrupted", slot.job.job_id)
                 self._interrupt(slot, "cancel")
+
+    def _ordered_elsewhere(self, order: str) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._ordered, order)
+
+    def _ordered(self, order: str) -> None:
+        self._obey(order)
+        self._news.set()  # whoever gave the order sees at once that it has come
 
     def _beaten(self) -> None:
         if len(self._running) >= self.concurrency:

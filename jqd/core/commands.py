@@ -25,6 +25,8 @@ from jqd.core.model import (
     Name,
     RetryPolicy,
     StateName,
+    WorkerOrder,
+    WorkerState,
 )
 from jqd.errors import VersionMismatch
 
@@ -501,6 +503,104 @@ class GetQueue(Command[QueueDetails]):
     queue: Name
 
 
+class Registered(Answer):
+    """What a worker is told in return.
+
+    worker_id: by which `workers` and `tell_workers` call it; the same for as long as its session.
+    order:   what it is to do that it does not do yet; None: go on.
+    beat_ms: say it again within that time.
+    """
+
+    worker_id: str
+    order: str | None  # a WorkerOrder; a worker skips what it does not know
+    beat_ms: int
+
+
+class Register(Command[Registered]):
+    """Say what a worker is: at its start, when something changes, and again every `beat_ms`."""
+
+    verb = "register"
+    scope = "jobs:lease"
+    reply = Registered
+
+    queues: Annotated[list[Name], Meta(max_length=model.QUEUES_PER_LEASE_MAX)] = []
+    concurrency: Annotated[int, Meta(ge=1, le=model.WORKER_CONCURRENCY_MAX)] = 1
+    state: WorkerState = "running"
+    host: Label = ""
+    pid: Annotated[int, Meta(ge=0, le=model.WORKER_PID_MAX)] = 0
+    version: Label = ""
+
+
+class OrderGiven(Answer):
+    """The body of an event `order`: what a worker is to do from now on. It skips what it does not know."""
+
+    order: str  # a WorkerOrder
+
+
+class WorkerInfo(Struct, gc=False, kw_only=True):
+    """A worker as it has said, and what it holds as the server knows it.
+
+    worker_id: its id; worker: its label, as in hello.
+    leased:  jobs that its session holds; jobs: which, (first id, count), the first 100 ranges of them.
+    order:   what it was told and does not do yet.
+    since_wall_ms, state_since_wall_ms: it is there, and in this state, since then, as far as this run of the daemon knows.
+    heard_ms_ago: it last said so.
+    """
+
+    worker_id: str
+    worker: str
+    host: str
+    pid: int
+    version: str
+    queues: list[str]
+    concurrency: int
+    state: WorkerState
+    order: WorkerOrder | None
+    leased: int
+    jobs: list[tuple[int, int]]
+    since_wall_ms: int
+    state_since_wall_ms: int
+    heard_ms_ago: int
+
+
+class WorkerList(Answer):
+    workers: list[WorkerInfo]
+    cursor: str | None  # pass it on for the next page; None: that was the last one
+
+
+class ListWorkers(Command[WorkerList]):
+    """Show workers that have registered and are connected, in order of their ids."""
+
+    verb = "workers"
+    scope = "jobs:read"
+    reply = WorkerList
+
+    cursor: Label = ""
+    limit: Limit = 100
+
+
+class WorkersTold(Answer):
+    told: list[tuple[str, str]]  # (worker id, label), in order of the ids
+
+
+class TellWorkers(Command[WorkersTold]):
+    """Tell workers to lease no more, to lease again, or to stop: some by id or label, or `all`."""
+
+    verb = "tell_workers"
+    scope = "server:admin"
+    reply = WorkersTold
+
+    order: WorkerOrder
+    workers: (
+        Annotated[
+            list[Annotated[str, Meta(min_length=1, max_length=model.NAME_CHARS_MAX)]],
+            Meta(min_length=1, max_length=model.LIST_LIMIT_MAX),
+        ]
+        | None
+    ) = None
+    all: bool = False
+
+
 class ServerStats(Answer):
     """Figures of the daemon. `process` has its own ones, by name; others may come, and some are not always there:
 
@@ -703,10 +803,16 @@ COMMANDS: Final[dict[str, type[Command[Any]]]] = {
         ListJobs,
         Queues,
         GetQueue,
+        Register,
+        ListWorkers,
+        TellWorkers,
         Stats,
         Snapshot,
     )
 }
+
+# What the server says unasked: the body's type, and the event's name.
+EVENT_NAMES: Final[dict[type[Struct], str]] = {CancelRequested: "cancel", OrderGiven: "order"}
 
 
 def to_ranges(ids: list[int]) -> list[tuple[int, int]]:

@@ -54,6 +54,7 @@ from jqd.core.commands import (
     Command,
     Hello,
     Leased,
+    OrderGiven,
     Pong,
     SnapshotBegun,
     Welcome,
@@ -66,6 +67,7 @@ from jqd.core.model import Caller, Now
 from jqd.core.ordered import NEVER_MS, TimerHeap, earliest_ms
 from jqd.core.queues import Identity
 from jqd.core.state import State
+from jqd.core.workers import Workers
 from jqd.errors import (
     InvalidArgument,
     JqdError,
@@ -81,7 +83,7 @@ Decision = Callable[[Any, State, Caller, Now, Emit], Struct]
 Ticket = Hashable
 
 # Commands whose decision needs nothing but the state. The engine itself answers hello, ping, stats and snapshot,
-# and lease, which may have to wait (leasing.lease decides).
+# what is about workers (workers.py), and lease, which may have to wait (leasing.lease decides).
 DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
     commands.Submit: submitting.submit,
     commands.SubmitMany: submitting.submit_many,
@@ -182,8 +184,8 @@ class Engine:
 
     def __init__(self, state: State, identity: Identity) -> None:
         self.state = state
-        # What nobody asked for: (ticket, body of an event `cancel`), for each connection of who holds the jobs.
-        self.events: list[tuple[Ticket, CancelRequested]] = []
+        # What nobody asked for: (ticket, body of the event), for each connection of the session that it is about.
+        self.events: list[tuple[Ticket, CancelRequested | OrderGiven]] = []
         self.outbox: list[tuple[Ticket, int, Body | JqdError]] = []  # (ticket, request id, answer)
         self._identity = identity
         self._started_ms = 0
@@ -215,6 +217,7 @@ class Engine:
         self._releasing: set[bytes] = set()
         self._leaving: dict[bytes, int] = {}
         self.disconnect_grace_ms = model.DISCONNECT_GRACE_MS
+        self.workers = Workers()
         # Grants whose reply reached no socket yet -> replies on their way that hold them; kept by the sessions.
         self.unsent_grants: dict[int, int] = {}
 
@@ -330,6 +333,7 @@ class Engine:
             raise PermissionDenied("session: it belongs to another key")
         self._detached.pop(session, None)
         self._leaving.pop(session, None)
+        self.workers.came_back(session)
         self._attached.setdefault(session, {})[ticket] = None
 
     def disconnect(self, caller: Caller, ticket: Ticket, now: Now, *, lost: bool = True) -> None:
@@ -349,6 +353,7 @@ class Engine:
                 if lost and caller.session in self._releasing:
                     self._leaving[caller.session] = now.engine_ms + self.disconnect_grace_ms
                 self._releasing.discard(caller.session)
+                self.workers.left(caller.session, now.engine_ms + self.disconnect_grace_ms)
 
     def withdraw(self, ticket: Ticket) -> bool:
         """Forget the request that a connection has parked, unanswered; return whether there was one."""
@@ -406,6 +411,12 @@ class Engine:
             return self._decide(decision, command, caller, request_id, now)
         if type(command) is LeaseCommand:
             return self._lease(command, caller, request_id, ticket, now)
+        if type(command) is commands.Register:
+            return self.workers.register(command, caller, now)
+        if type(command) is commands.ListWorkers:
+            return self.workers.show(command, self.state, now)
+        if type(command) is commands.TellWorkers:
+            return self._tell_workers(command, now)
         if type(command) is commands.Ping:
             return Pong(wall_ms=now.wall_ms, engine_ms=now.engine_ms)
         if type(command) is commands.Snapshot:  # making it is the server's work
@@ -526,6 +537,17 @@ class Engine:
         if isinstance(answer, int):
             return leasing.leased_again(answer, self.state, now)
         return Raw(answer)
+
+    def _tell_workers(self, command: commands.TellWorkers, now: Now) -> commands.WorkersTold:
+        """Note an order for workers, and tell it to each connection of theirs; who misses it gets it in return for its
+        next `register`.
+        """
+        told = self.workers.tell(command, now)
+        order = OrderGiven(order=command.order)
+        for worker in told:
+            self.events += [(ticket, order) for ticket in self._attached.get(worker.session, ())]
+        self.state.work += len(self.workers)
+        return commands.WorkersTold(told=[(worker.worker_id, worker.label) for worker in told])
 
     # --- parked leases ------------------------------------------------------------------------
 

@@ -103,6 +103,15 @@ ANSWERS_BYTES_PER_SESSION_MAX: Final = 1 << 20
 # a reconnect takes on one machine. The server's setting disconnect_grace_ms takes its place.
 DISCONNECT_GRACE_MS: Final = 500
 
+# Workers that say what they are; some 10 KB each at most. Half of max_connections: each has two connections or more.
+WORKERS_MAX: Final = 5_000
+WORKER_BEAT_MS: Final = (
+    5 * SECOND_MS
+)  # how often a worker says it again: an order that went astray is that late
+WORKER_CONCURRENCY_MAX: Final = 1_000_000  # a number to show, no more than that
+WORKER_PID_MAX: Final = (1 << 32) - 1  # of any system
+WORKER_RANGES_MAX: Final = 100  # of its jobs that are shown of each worker
+
 PROMOTIONS_PER_TICK: Final = 10_000
 EXPIRIES_PER_TICK: Final = 1_000
 RESULTS_PER_TICK: Final = 50  # each may have to be looked for among 100,000 finished jobs: about 1 ms
@@ -126,6 +135,8 @@ Delivery = Literal["at_least_once", "at_most_once"]
 Dedupe = Literal["existing", "reject", "replace", "debounce"]
 DedupeUntil = Literal["finished", "started"]
 RetryKind = Literal["exponential", "linear", "fixed", "list"]
+WorkerState = Literal["running", "quiet", "stopping"]
+WorkerOrder = Literal["quiet", "resume", "stop"]
 StateName = Literal["delayed", "ready", "leased", "done", "dead", "cancelled", "expired"]
 DeadReason = Literal["retries", "crashes", "refused", "abandoned", "killed"]
 # Why an attempt ended without success. A restart is nobody's fault and counts against no limit.

@@ -30,7 +30,15 @@ from typing import Any, Final
 
 from msgspec import Raw, Struct
 
-from jqd.core.commands import PROTOCOL_VERSION, CancelRequested, Command, Hello, Lease, Welcome
+from jqd.core.commands import (
+    PROTOCOL_VERSION,
+    CancelRequested,
+    Command,
+    Hello,
+    Lease,
+    OrderGiven,
+    Welcome,
+)
 from jqd.core.model import ANSWERS_PER_SESSION_MAX, FRAME_BYTES_MAX, IN_FLIGHT_MAX
 from jqd.errors import (
     WIRE_ERRORS,
@@ -73,16 +81,23 @@ class Session:
         hello: sent first on each connection; must carry the client's session (random bytes that the
             shell makes), without which a request cannot be sent again.
         on_cancel: gets (job id, token) of each held job that is to end, once for all connections; must not raise.
+        on_order: gets what this worker is to do, from each connection; must not raise.
     """
 
-    __slots__ = ("_told", "hello", "history", "newest_id", "on_cancel")
+    __slots__ = ("_told", "hello", "history", "newest_id", "on_cancel", "on_order")
 
-    def __init__(self, hello: Hello, on_cancel: Callable[[int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        hello: Hello,
+        on_cancel: Callable[[int, int], None] | None = None,
+        on_order: Callable[[str], None] | None = None,
+    ) -> None:
         assert hello.session is not None
         self.hello = hello
         self.history = History()
         self.newest_id = 0
         self.on_cancel = on_cancel
+        self.on_order = on_order
         self._told: dict[tuple[int, int], None] = {}  # of on_cancel, the newest _TOLD_MAX
 
     def cancel_requested(self, event: CancelRequested) -> None:
@@ -312,6 +327,8 @@ class ClientConnection:
                 raise error
             if reply.status == "cancel":
                 self._session.cancel_requested(messages.decode_event(reply, CancelRequested))
+            elif reply.status == "order" and self._session.on_order is not None:
+                self._session.on_order(messages.decode_event(reply, OrderGiven).order)
         elif self.state is State.GREETING:
             self._greeted(reply)
         else:

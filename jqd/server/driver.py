@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
-from jqd.core.commands import Command
+from jqd.core.commands import EVENT_NAMES, Command
 from jqd.core.engine import Engine
 from jqd.core.model import SECOND_MS, Now
 from jqd.errors import Busy, Draining, JqdError, Overloaded
@@ -250,7 +250,7 @@ class Driver:
         if engine.events:
             for ticket, body in engine.events:
                 assert isinstance(ticket, Connection)
-                ticket.session.tell("cancel", body)
+                ticket.session.tell(EVENT_NAMES[type(body)], body)
                 self._talkers[ticket] = None
             engine.events.clear()
         batch = engine.take_batch()

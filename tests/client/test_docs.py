@@ -22,7 +22,8 @@ REFERENCE = re.compile(
 OPTIONS = ["JobOptions", "SweepOptions", "UpdateOptions", "QueueOptions", "Held", "HeldJob"]
 # What the verbs return and what is in it, in the order of the verbs.
 REPLIES = ["Pong", "Submitted", "SubmittedMany", "LeasedJob", "Verdicts", "Extended", "AttemptInfo", "JobInfo", "JobList",
-           "QueueInfo", "QueueList", "QueueDetails", "ServerStats", "Swept", "Updated", "QueueChanged", "SnapshotBegun"]  # fmt: skip
+           "QueueInfo", "QueueList", "QueueDetails", "Registered", "WorkerInfo", "WorkerList",
+           "WorkersTold", "ServerStats", "Swept", "Updated", "QueueChanged", "SnapshotBegun"]  # fmt: skip
 
 
 def head(source: str, node: ast.AST) -> str:

@@ -160,6 +160,22 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
     "resume": (commands.Resume(queue="mail"), commands.Resume(queue="mail")),
     "queue": (commands.GetQueue(queue="mail"), commands.GetQueue(queue="mail")),
     "queues": (commands.Queues(), commands.Queues(cursor="mail", limit=10)),
+    "register": (
+        commands.Register(),
+        commands.Register(
+            queues=["urgent", "mail"],
+            concurrency=20,
+            state="quiet",
+            host="box-1",
+            pid=4_242,
+            version="0.1.0",
+        ),
+    ),
+    "workers": (commands.ListWorkers(), commands.ListWorkers(cursor="00ff00ff00ff", limit=10)),
+    "tell_workers": (
+        commands.TellWorkers(order="stop"),
+        commands.TellWorkers(order="quiet", workers=["00ff00ff00ff", "mailer ä"], all=True),
+    ),
     "stats": (commands.Stats(), commands.Stats()),
     "snapshot": (commands.Snapshot(), commands.Snapshot()),
 }
@@ -347,6 +363,38 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
             waits=[(1, 7), (1_024, 5)],
             runs=[(64, 2)],
         ),
+    ),
+    "register": (
+        commands.Registered(worker_id="00ff00ff00ff", order=None, beat_ms=5_000),
+        commands.Registered(worker_id="00ff00ff00ff", order="quiet", beat_ms=5_000),
+    ),
+    "workers": (
+        commands.WorkerList(workers=[], cursor=None),
+        commands.WorkerList(
+            workers=[
+                commands.WorkerInfo(
+                    worker_id="00ff00ff00ff",
+                    worker="mailer ä",
+                    host="box-1",
+                    pid=4_242,
+                    version="0.1.0",
+                    queues=["urgent", "mail"],
+                    concurrency=20,
+                    state="running",
+                    order="stop",
+                    leased=4,
+                    jobs=[(1, 3), (model.JOB_ID_MAX, 1)],
+                    since_wall_ms=WALL_MS,
+                    state_since_wall_ms=WALL_MS + 1,
+                    heard_ms_ago=1_200,
+                )
+            ],
+            cursor="00ff00ff00ff",
+        ),
+    ),
+    "tell_workers": (
+        commands.WorkersTold(told=[]),
+        commands.WorkersTold(told=[("00ff00ff00ff", "mailer ä")]),
     ),
     "stats": (
         commands.ServerStats(**_LITTLE_STATS, process={}),

@@ -54,6 +54,9 @@ COMMANDS: list[c.Command[Any]] = [
     c.SetQueue(queue="q", lease_ms=5_000, retry=model.RetryPolicy(kind="fixed"), length_max=0, reset=True),
     c.Pause(queue="q"),
     c.Resume(queue="q"),
+    c.Register(queues=["q"], concurrency=4, state="quiet", host="box", pid=7, version="1"),
+    c.ListWorkers(cursor="00ff"),
+    c.TellWorkers(order="stop", workers=["00ff"]),
     c.Stats(),
     c.Snapshot(),
 ]

@@ -80,7 +80,7 @@ class House:
         self.engine.outbox.clear()
         for ticket, body in self.engine.events:
             assert isinstance(ticket, Peer)
-            ticket.session.tell("cancel", body)
+            ticket.session.tell(commands.EVENT_NAMES[type(body)], body)
         self.engine.events.clear()
         self.engine.take_batch()
 

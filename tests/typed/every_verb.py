@@ -25,6 +25,7 @@ from jqd.core.commands import (
     QueueChanged,
     QueueDetails,
     QueueList,
+    Registered,
     ServerStats,
     SnapshotBegun,
     Submitted,
@@ -32,6 +33,8 @@ from jqd.core.commands import (
     Swept,
     Updated,
     Verdicts,
+    WorkerList,
+    WorkersTold,
 )
 from jqd.core.model import StateName
 
@@ -99,6 +102,13 @@ def blocking(url: str) -> None:
         assert_type(client.pause("blocking").paused, bool)
         assert_type(client.resume("blocking"), QueueChanged)
         assert_type(client.queue("blocking"), QueueDetails)
+        registered = client.register(["blocking"], concurrency=4, host="box", pid=1, version="2")
+        assert_type(registered, Registered)
+        workers = client.workers(limit=10)
+        assert_type(workers, WorkerList)
+        assert_type([worker.queues for worker in workers.workers], list[list[str]])
+        assert_type(client.tell_workers("quiet", registered.worker_id), WorkersTold)
+        assert_type(client.tell_workers("resume", all=True).told, list[tuple[str, str]])
         assert_type(client.stats(), ServerStats)
         assert_type(client.snapshot(), SnapshotBegun)
         reply = client.call(requests.get(first.job_id), timeout=5)
@@ -148,6 +158,10 @@ async def with_asyncio(url: str) -> None:
         assert_type(await client.pause("asyncio"), QueueChanged)
         assert_type(await client.resume("asyncio"), QueueChanged)
         assert_type((await client.queue("asyncio")).info.ready, int)
+        registered = await client.register("asyncio", state="quiet")
+        assert_type(registered.order, str | None)
+        assert_type((await client.workers()).cursor, str | None)
+        assert_type(await client.tell_workers("stop", [registered.worker_id]), WorkersTold)
         assert_type((await client.stats()).jobs["ready"], int)
         assert_type(await client.call(requests.stats()), ServerStats)
         assert_type((await client.snapshot()).lsn, int)
