@@ -22,9 +22,10 @@ from jqd.client.outcomes import Outcome
 from jqd.client.requests import HeldJob
 from jqd.client.sync import Client
 from jqd.client.worker import Ended, Worker, _commands
-from jqd.core.commands import Ack, Command, Fail, JobInfo, Lease, Release
-from jqd.core.model import ERROR_TEXT_BYTES_MAX, RESULT_BYTES_MAX
-from jqd.errors import Busy
+from jqd.core import model
+from jqd.core.commands import Ack, Command, Fail, JobInfo, Lease, OrderGiven, Register, Release
+from jqd.core.model import ERROR_TEXT_BYTES_MAX, RESULT_BYTES_MAX, WorkerOrder
+from jqd.errors import Busy, Overloaded, UnknownCommand
 from jqd.protocol.connection import Session
 from jqd.testing import Server, work_off, worker
 from tests.support.daemon import ROOT
@@ -486,15 +487,16 @@ def test_a_handler_whose_job_is_to_end_is_interrupted_and_the_job_is_cancelled(
 ):
     app = App(jqd_server.url)
     begun = threading.Semaphore(0)
+    lease = 1 if heard_by == "heart" else "24h"  # whose heart beats in 8 h
     if heard_by == "heart":
         monkeypatch.setattr(Session, "cancel_requested", lambda *_: None)
 
-    @app.task(lease=1)
+    @app.task(lease=lease)
     async def hang() -> None:
         begun.release()
         await asyncio.Event().wait()
 
-    @app.task(lease=1)
+    @app.task(lease=lease)
     def spin() -> None:
         begun.release()
         while True:
@@ -693,6 +695,152 @@ def test_what_the_server_cannot_take_now_is_asked_again(scene, kind, monkeypatch
     monkeypatch.setattr(AsyncClient, "call", refuse_once)
     info = scene.run(raises(ValueError("x")) if kind is Fail else lambda: 1)
     assert refused and info.state == ("delayed" if kind is Fail else "done") and info.crashes == 0
+
+
+# --- what the server says -----------------------------------------------------------------------
+
+
+def nothing() -> bool:
+    """Do nothing, well."""
+    return True
+
+
+def seen_state(client: Client) -> str | None:
+    """Return the state of the only worker, when it does all that it was told; None: it is not there."""
+    workers = client.workers().workers
+    return next((info.state for info in workers if info.order is None), None)
+
+
+def is_seen(client: Client, state: str) -> bool:
+    return seen_state(client) == state
+
+
+@pytest.mark.parametrize("heard_by", ["event", "beat"])
+def test_a_worker_is_quiet_resumes_and_stops_when_the_server_says_so(jqd_server, monkeypatch, heard_by):
+    if heard_by == "event":
+        monkeypatch.setattr(model, "WORKER_BEAT_MS", 3_600_000)
+    else:
+        monkeypatch.setattr(model, "WORKER_BEAT_MS", 10)
+        monkeypatch.setattr(Worker, "_ordered_elsewhere", lambda *_: None)
+    app = App(jqd_server.url)
+    task = app.task()(nothing)
+    with app, worker(app, name="w1") as made, Client(jqd_server.url) as client:
+        happens(lambda: seen_state(client) == "running")
+        steps: list[tuple[WorkerOrder, str]] = [
+            ("quiet", "quiet"),
+            ("quiet", "quiet"),
+            ("resume", "running"),
+            ("quiet", "quiet"),
+        ]
+        for order, state in steps:
+            assert [name for _, name in client.tell_workers(order, "w1").told] == ["w1"]
+            happens(partial(is_seen, client, state))
+        handle = task.submit_sync()
+        happens(lambda: client.stats().parked_count == 0)  # its lease that waited was given up
+        assert handle.status() == "ready"
+        client.tell_workers("resume", all=True)
+        handle.wait()
+        client.tell_workers("stop", all=True)
+        happens(lambda: made._stops is Ended.STOPPED)
+    assert made.done_count == 1
+
+
+def test_an_order_of_a_newer_server_is_skipped(jqd_server, caplog):
+    app = App(jqd_server.url)
+    task = app.task()(nothing)
+    with app, worker(app), Client(jqd_server.url) as client:
+        happens(lambda: seen_state(client) == "running")
+        engine = jqd_server._driver.engine
+
+        def tell(driver: Any, now: Any) -> None:
+            for tickets in engine._attached.values():
+                engine.events += [(ticket, OrderGiven(order="of tomorrow")) for ticket in tickets]
+
+        jqd_server._do(tell)
+        happens(lambda: "order 'of tomorrow' is not known here" in caplog.text)
+        task.submit_sync().wait()
+
+
+@pytest.mark.parametrize("error", [UnknownCommand("verb"), Overloaded("5000 workers")])
+def test_a_worker_that_is_not_listed_works_all_the_same(scene, monkeypatch, error):
+    refused = threading.Event()
+    call = AsyncClient.call
+
+    async def refuse(self: AsyncClient, command: Command[Any], **options: Any) -> Any:
+        if type(command) is Register:
+            refused.set()
+            raise error
+        return await call(self, command, **options)
+
+    monkeypatch.setattr(AsyncClient, "call", refuse)
+    with worker(scene.app):
+        scene.app.tasks["act"].submit_and_wait_sync()
+    assert refused.is_set()
+
+
+def test_a_quiet_worker_does_not_begin_anew_for_its_memory(jqd_server):
+    """The one that came after it would not be quiet."""
+    app = App(jqd_server.url)
+    begun, may_end = threading.Event(), threading.Event()
+
+    @app.task()
+    def hold() -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+
+    with app, worker(app, max_rss=1) as made, Client(jqd_server.url) as client:
+        hold.submit_sync()
+        assert begun.wait(PATIENCE_S)
+        client.tell_workers("quiet", all=True)
+        happens(lambda: seen_state(client) == "quiet")
+        may_end.set()
+        happens(partial(is_done, client, 1))
+        assert made._stops is None and seen_state(client) == "quiet"
+        client.tell_workers("stop", all=True)
+        happens(lambda: made._stops is Ended.STOPPED)
+
+
+def test_a_burst_that_is_quiet_leases_nothing_and_ends_when_it_has_resumed_and_done_all(jqd_server):
+    app = App(jqd_server.url)
+    begun, may_end = threading.Event(), threading.Event()
+
+    @app.task()
+    def hold() -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+
+    hold.submit_sync()
+    with app, worker(app, burst=True) as made, Client(jqd_server.url) as client:
+        assert begun.wait(PATIENCE_S)
+        client.tell_workers("quiet", all=True)
+        happens(lambda: seen_state(client) == "quiet")
+        hold.submit_sync()
+        may_end.set()
+        happens(partial(is_done, client, 1))
+        assert client.get(2).state == "ready"
+        client.tell_workers("resume", all=True)
+        happens(lambda: made._stops is Ended.EMPTY)
+    assert made.done_count == 2
+
+
+def test_who_says_stop_to_a_worker_that_would_begin_anew_gets_no_other_one(jqd_server):
+    app = App(jqd_server.url)
+    begun, may_end = threading.Event(), threading.Event()
+
+    @app.task()
+    def hold() -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+
+    with app, worker(app, max_jobs=1) as made, Client(jqd_server.url) as client:
+        hold.submit_sync()
+        assert begun.wait(PATIENCE_S)
+        happens(lambda: seen_state(client) == "stopping")
+        assert made._stops is Ended.RECYCLE
+        client.tell_workers("stop", all=True)
+        happens(lambda: made._stops is Ended.STOPPED)
+        may_end.set()
+    assert made.done_count == 1
 
 
 # --- a sign of life -----------------------------------------------------------------------------

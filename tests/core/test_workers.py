@@ -84,14 +84,14 @@ def test_what_it_holds_is_what_the_server_knows(core):
     one, two = core.hello(ONE), core.hello(TWO)
     beat(core, one)
     beat(core, two)
-    ids = [core.submit(b"x") for _ in range(5)]
-    core.do(c.Lease(count=2), one)
+    ids = [core.submit(b"x", priority=n // 4) for n in range(6)]
+    core.do(c.Lease(count=2), one)  # the last two, which come first
     core.do(c.Lease(count=1), two)
     token = core.do(c.Lease(count=2), one).token
-    core.do(c.Lease())  # of nobody who is registered
-    core.do(c.Ack(items=[(token, [(ids[3], 1)], None)]))
+    core.do(c.Lease(), core.hello(b"3" * 16))  # of nobody who is registered
+    core.do(c.Ack(items=[(token, [(ids[1], 1)], None)]))
     shown = {info.leased: info.jobs for info in workers(core)}
-    assert shown == {3: [(ids[0], 2), (ids[4], 1)], 1: [(ids[2], 1)]}
+    assert shown == {3: [(ids[2], 1), (ids[4], 2)], 1: [(ids[0], 1)]}
 
 
 def test_of_many_ranges_the_first_ones_are_shown(core, monkeypatch):
@@ -261,6 +261,8 @@ def test_a_label_may_be_that_of_several_and_an_id_is_that_of_one(core):
     assert core.do(c.TellWorkers(order="quiet", workers=["mailer"])).told == both
     assert core.do(c.TellWorkers(order="quiet", workers=[*ids, "mailer"])).told == both
     assert core.do(c.TellWorkers(order="quiet", workers=[ids[0]])).told == [(ids[0], "mailer")]
+    assert len(core.do(c.TellWorkers(order="quiet", workers=["other", "mailer"])).told) == 3
+    assert len(core.do(c.TellWorkers(order="quiet", workers=["mailer", "other"])).told) == 3
     assert len(core.do(c.TellWorkers(order="quiet", all=True)).told) == 3
 
 

@@ -64,6 +64,13 @@ SOURCE = """
         return jqd.current_job().attempt
 
     @app.task(lease=1)
+    async def gate(path: str) -> None:
+        import asyncio
+        write("begins")
+        while not os.path.exists(path):
+            await asyncio.sleep(0.01)
+
+    @app.task(lease=1)
     async def hang() -> None:
         import asyncio
         write(f"begins {jqd.current_job().attempt}")
@@ -108,7 +115,13 @@ class Program:
         return made
 
     def submit(self, task: str, *args: object, **options: Any) -> int:
-        names = {"note": ["text", "after"], "anote": ["text"], "busy": ["seconds"], "abusy": ["seconds"]}
+        names = {
+            "note": ["text", "after"],
+            "anote": ["text"],
+            "gate": ["path"],
+            "busy": ["seconds"],
+            "abusy": ["seconds"],
+        }
         payload = pack("arguments", dict(zip(names.get(task, []), args, strict=False)))
         options = {"lease": 1, **options}
         return self.client.submit("default", payload, task=task, encoding="msgpack", **options).job_id
