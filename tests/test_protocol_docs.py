@@ -7,6 +7,7 @@ is prose.
 
 import ast
 import dataclasses
+import json
 import re
 import struct
 from functools import cache
@@ -98,8 +99,6 @@ DECIDED_LIMITS = {
     "payloads": f"1 .. {model.JOBS_PER_REQUEST_MAX:,} items",
     "metadata": f"≤ {model.METADATA_BYTES_MAX:,} bytes",
 }
-# Values of the code that the page says in words.
-DEFAULTS_IN_WORDS = {"queues": '["default"]'}
 
 
 def describe(kind: inspect.Type) -> tuple[str, str]:
@@ -152,7 +151,7 @@ def say(value: Any) -> str:
         case str():
             return value or "empty"
         case list():
-            return "[]" if not value else str(value)
+            return json.dumps(value)
     return f"{value:,}"
 
 
@@ -163,8 +162,6 @@ def fields(kind: type[Struct]) -> list[inspect.Field]:
 
 
 def default_of(field: inspect.Field) -> str:
-    if field.name in DEFAULTS_IN_WORDS:
-        return DEFAULTS_IN_WORDS[field.name]
     if field.default_factory is not NODEFAULT:
         return say(field.default_factory())
     return "required" if field.default is NODEFAULT else say(field.default)

@@ -70,5 +70,5 @@ def test_its_names_exist():
 
 def test_its_flags_exist():
     flags = {flag for option in command.params for flag in option.opts}
-    of_jqctl = {"--help", "--task", "--encoding", "--running"}
+    of_jqctl = {"--help", "--task", "--encoding", "--running", "--all"}
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) - of_jqctl <= flags

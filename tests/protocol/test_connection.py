@@ -131,12 +131,10 @@ def test_an_order_is_told_as_it_came_by_each_connection():
     told: list[str] = []
     shared = Session(session().hello, on_order=told.append)
     one, two = ready(of=shared), ready(of=shared)
-    for each, order in ((one, "quiet"), (two, "quiet"), (one, "of_tomorrow")):
+    for each, order in ((one, "quiet"), (two, "quiet"), (one, "of_tomorrow"), (ready(), "stop")):
         event = messages.encode_event("order", 5, OrderGiven(order=order))
         assert each.receive_data(framing.to_frame(event)) == [] and each.failure is None
     assert told == ["quiet", "quiet", "of_tomorrow"]
-    nobody = ready()
-    assert nobody.receive_data(framing.to_frame(event)) == [] and nobody.failure is None
 
 
 def test_event_that_cannot_be_read_is_a_failure_of_the_stream():
