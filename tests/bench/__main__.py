@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import interrupt, paths, peers, versus
+from tests.bench import interrupt, paths, peers, tasks, versus
 from tests.bench.figures import about
 from tests.bench.server import DATA
 
 GROUPS: Final = {
     "paths": [path.name for path in paths.ROWS],
     "peers": [workload.name for workload in versus.WORKLOADS],
+    "tasks": list(tasks.ROWS),
 }
 
 
@@ -24,11 +25,14 @@ def main() -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench",
-        description="What jqd costs, path by path, and its speed beside beanstalkd and Redis.",
+        description="What jqd costs, path by path, and its speed beside beanstalkd, Redis and task frameworks.",
         epilog=" ".join(f"{group}: {' '.join(names)}." for group, names in GROUPS.items()),
     )
     parser.add_argument(
-        "--only", action="append", metavar="NAME", help="this, or all paths, or all peers; repeatable"
+        "--only",
+        action="append",
+        metavar="NAME",
+        help="this, or all paths, or all peers, or all tasks; repeatable",
     )
     parser.add_argument(
         "--runs", type=int, default=5, help="repetitions of each path, pairs beside each peer (default 5)"
@@ -67,7 +71,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     if facts["file_system"] == "tmpfs":
         print(f"{arguments.dir} is not on a disk: a sync costs nothing there", file=sys.stderr)
-    results: dict[str, list[dict[str, Any]]] = {"paths": [], "peers": []}
+    results: dict[str, list[dict[str, Any]]] = {"paths": [], "peers": [], "tasks": []}
     with interrupt.listening():
         if wanted_paths:
             print(paths.HEADING, flush=True)
@@ -80,6 +84,10 @@ def main() -> None:
         for workload in wanted_workloads:
             for peer in workload.asked:
                 results["peers"].append(versus.compare(workload, peer, size, arguments.dir, arguments.runs))
+        for name in (name for name in tasks.ROWS if name in chosen):
+            result = tasks.ROWS[name](arguments.dir, arguments.runs)
+            results["tasks"].append({"name": name, **result})
+            print(f"{name:<20} {result['line']}", flush=True)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({**facts, **results}, indent=1) + "\n", encoding="utf-8")
 
