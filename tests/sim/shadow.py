@@ -250,8 +250,8 @@ class ShadowedEngine(Engine):
 
     # --- time ---------------------------------------------------------------------------------
 
-    def finish_turn(self, now: Now) -> None:
-        super().finish_turn(now)
+    def finish_turn(self, now: Now) -> int | None:
+        due_ms = super().finish_turn(now)
         self._done(lambda naive: naive.turn(now))
         self._adopt()
         naive = self._shadow.naive
@@ -264,6 +264,7 @@ class ShadowedEngine(Engine):
             raise wrong("answers to who waited", got, expected)
         naive.outbox.clear()
         self._shadow.ended_turn(self.state.lsn)
+        return due_ms
 
     @staticmethod
     def _plain(answer: Body | JqdError) -> object:
