@@ -9,13 +9,14 @@ Must not know: jobs, clients, who calls the function.
     result      msgpack value; None is no result at all
 
 What msgspec says is taken: numbers, str, bytes, bool, None, lists, tuples, sets, dicts, datetime, date, time,
-timedelta, UUID, Decimal, Enum, dataclasses, attrs, TypedDict, NamedTuple and msgspec's Structs, and pydantic's models
-where the program has pydantic. A value comes back as what the annotation says: without one a UUID comes back as str, a
+timedelta, UUID, Decimal, Enum, dataclasses, attrs, TypedDict, NamedTuple and msgspec's Structs; paths and IP addresses as
+text; and pydantic's models and URLs where the program has pydantic. A value comes back as what the annotation says: without one a UUID comes back as str, a
 tuple as list. Never pickle: bytes from a queue must not choose what code runs.
 """
 
 import inspect
 from collections.abc import Callable
+from pathlib import PurePath
 from types import GenericAlias
 from typing import Any, Final, get_type_hints
 
@@ -41,7 +42,18 @@ def _to_plain(value: object) -> object:
     if dump is not None:
         # As Python values: a field that hides its value, as SecretStr does, is refused and not sent as stars.
         return dump(mode="python", round_trip=True)
+    if _is_text(type(value)):
+        return str(value)
     raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} cannot be sent")
+
+
+def _is_text(kind: type) -> bool:
+    """Tell whether str() says all of a value, and its type makes it again of that: paths, addresses, pydantic's URLs."""
+    return (
+        issubclass(kind, PurePath)
+        or kind.__module__ == "ipaddress"
+        or (kind.__module__ == "pydantic.networks" and hasattr(kind, "unicode_string"))
+    )
 
 
 def _from_plain(kind: type, value: object) -> object:
@@ -52,6 +64,8 @@ def _from_plain(kind: type, value: object) -> object:
     validate = getattr(kind, "model_validate", None)
     if validate is not None:
         return validate(value)
+    if _is_text(kind) and isinstance(value, str):
+        return kind(value)
     raise TypeError(f"{kind.__module__}.{kind.__qualname__} cannot be made from what was sent")
 
 

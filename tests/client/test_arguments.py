@@ -4,6 +4,8 @@ import dataclasses
 import enum
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from ipaddress import IPv4Address, IPv6Network
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 from uuid import UUID
 
@@ -224,6 +226,24 @@ def test_models_say_themselves():
 
     _, kwargs = there_and_back(function, Model(ID), [Model(ID)])
     assert isinstance(kwargs["it"], Model) and kwargs["it"].id == kwargs["many"][0].id == ID
+
+
+def test_paths_and_addresses_go_as_text():
+    def function(path: Path, addresses: list[IPv4Address], net: IPv6Network) -> None: ...
+
+    _, kwargs = there_and_back(
+        function, Path("/srv/a b"), [IPv4Address("192.0.2.1")], IPv6Network("2001:db8::/32")
+    )
+    assert kwargs == {
+        "path": Path("/srv/a b"),
+        "addresses": [IPv4Address("192.0.2.1")],
+        "net": IPv6Network("2001:db8::/32"),
+    }
+    for wrong in (7, "192.0.2.1/33"):
+        with pytest.raises(InvalidArgument):
+            Arguments(function).unpack(
+                msgpack.packb({"path": "/", "addresses": [wrong], "net": "::/0"}), "msgpack"
+            )
 
 
 def test_a_type_that_nobody_can_make_is_refused():
