@@ -14,8 +14,7 @@ import pytest
 
 import jqd
 from jqctl.verbs import cli
-from jqd.client.app import App
-from jqd.client.requests import JobOptions
+from jqd.client.app import App, TaskOptions
 from jqd.core.commands import COMMANDS
 from jqd.core.model import STATE_NAMES
 from jqd.errors import WIRE_ERRORS
@@ -115,7 +114,7 @@ def test_names_of_python_exist(name):
         assert hasattr(jqd, word) or word in ("testing", "client"), word
     for word in re.findall(r"@app\.(\w+)", PAGES[name].replace("@app.task`", "")):
         assert hasattr(App, word), word
-    options = {*JobOptions.__annotations__, "queue", "timeout", "in_"}
+    options = {*TaskOptions.__annotations__, "timeout", "in_"}
     column = "\n".join(row.split("|")[2] for row in PAGES[name].splitlines() if row.startswith("| "))
     for word in re.findall(r"\b([a-z_]+)=(?!=)", column):
         assert word in options, word

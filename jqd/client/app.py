@@ -50,8 +50,8 @@ from jqd.client.requests import HeldJob, JobOptions
 from jqd.client.retry import Backoff
 from jqd.client.sync import Client
 from jqd.client.values import DEFAULT_URL, Duration, to_address, to_ms
-from jqd.core.commands import Command, Submit, SubmitMany, SubmittedMany
-from jqd.core.model import DEFAULT_QUEUE, JOBS_PER_REQUEST_MAX, check_name
+from jqd.core.commands import Command, Submit, SubmitGroup, SubmitMany, SubmittedMany
+from jqd.core.model import DEFAULT_QUEUE, JOBS_PER_REQUEST_MAX, NAME_CHARS_MAX, check_name
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -73,10 +73,13 @@ _MAP_BYTES_MAX: Final = 4 << 20
 class TaskOptions(JobOptions, total=False):
     """What may be said about the jobs of a task: JobOptions but for `task` and `encoding`, and
 
-    queue: where its jobs go; `default`.
+    queue:  where its jobs go; `default`.
+    unique: of calls with the same arguments one job lives at a time: a further submit returns the job that is there.
+            A dedupe_key of the task's name and the arguments, so dedupe, dedupe_until and dedupe_ttl say more.
     """
 
     queue: str
+    unique: bool
 
 
 class Runnable:
@@ -136,7 +139,12 @@ class Task(Runnable, Generic[P, R_co]):
     def options(self, **options: Unpack[TaskOptions]) -> Self:
         """Return this task with other options for the jobs that are submitted through it."""
         other = copy.copy(self)
-        other._options = cast("TaskOptions", {**self._options, **_checked(options)})
+        said = cast("TaskOptions", {**self._options, **options})
+        if "dedupe_key" in options and "unique" not in options:
+            said["unique"] = False  # the newer word
+        elif "unique" in options and "dedupe_key" not in options:
+            said["dedupe_key"] = None
+        other._options = _checked(said)
         return other
 
     # --- one job ------------------------------------------------------------------------------
@@ -177,7 +185,8 @@ class Task(Runnable, Generic[P, R_co]):
     ) -> list[Handle[R_co]]:
         """Submit a call for each value as first argument; what follows is the same for all of them.
 
-        Up to 10,000 jobs, or 4 MiB of arguments, go in one request, all of them or none.
+        Up to 10,000 jobs, or 4 MiB of arguments, go in one request, all of them or none. A value that comes again
+        in a task that is unique begins another one.
 
         Returns: handles in the order of the values.
         """
@@ -202,27 +211,53 @@ class Task(Runnable, Generic[P, R_co]):
 
     def _job_options(self) -> tuple[str, JobOptions]:
         options: dict[str, Any] = {**self._options, "task": self.name, "encoding": "msgpack"}
+        options.pop("unique", None)
         return options.pop("queue", DEFAULT_QUEUE), cast("JobOptions", options)
+
+    @property
+    def _is_unique(self) -> bool:
+        return self._options.get("unique", False)
+
+    def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        digest = self.arguments.digest(args, kwargs)
+        return f"{self.name[: NAME_CHARS_MAX - len(digest) - 1]}:{digest}"
 
     def _command(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Submit:
         queue, options = self._job_options()
-        return requests.submit(queue, self.arguments.pack(args, kwargs), options)
+        payload = self.arguments.pack(args, kwargs)
+        if self._is_unique:
+            options["dedupe_key"] = self._key(args, kwargs)
+        return requests.submit(queue, payload, options)
 
     def _commands(
         self, values: Iterable[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[SubmitMany]:
         queue, options = self._job_options()
-        payloads: list[bytes] = []
-        size = 0
+        # One group for all jobs; but those that are unique have a key each, which a request cannot name twice.
+        groups: list[SubmitGroup] = []
+        keys: set[str] = set()
+        count = size = 0
         for value in values:
-            payload = self.arguments.pack((value, *args), kwargs)
-            if payloads and (size + len(payload) > _MAP_BYTES_MAX or len(payloads) == JOBS_PER_REQUEST_MAX):
-                yield requests.submit_many(requests.group(queue, payloads, options))
-                payloads, size = [], 0
-            payloads.append(payload)
+            call = (value, *args)
+            payload = self.arguments.pack(call, kwargs)
+            key = self._key(call, kwargs) if self._is_unique else None
+            if groups and (
+                size + len(payload) > _MAP_BYTES_MAX or count == JOBS_PER_REQUEST_MAX or key in keys
+            ):
+                yield requests.submit_many(groups)
+                groups, count, size = [], 0, 0
+                keys.clear()
+            if key is not None:
+                keys.add(key)
+                options["dedupe_key"] = key
+            if key is not None or not groups:
+                groups += requests.group(queue, [payload], options)
+            else:
+                groups[0].payloads.append(payload)
+            count += 1
             size += len(payload)
-        if payloads:
-            yield requests.submit_many(requests.group(queue, payloads, options))
+        if groups:
+            yield requests.submit_many(groups)
 
 
 class AsyncTask(Task[P, R_co]):
@@ -248,6 +283,8 @@ def _ids(reply: SubmittedMany) -> list[int]:
 
 
 def _checked(options: TaskOptions) -> TaskOptions:
+    if options.get("unique") and options.get("dedupe_key") is not None:
+        raise TypeError("unique and dedupe_key: give one of them")
     for name in ("task", "encoding"):
         if name in options:
             raise TypeError(f"{name}: a task has its name and its encoding; say name= to App.task")

@@ -1,6 +1,8 @@
 """Tasks: functions that are called here and submitted there. Against the real server, in this process."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import Any
 from uuid import UUID
@@ -11,8 +13,9 @@ import jqd
 from jqd.client.app import App, AsyncTask, SyncTask, TaskOptions
 from jqd.client.requests import JobOptions
 from jqd.core.model import JOBS_PER_REQUEST_MAX
-from jqd.errors import InvalidArgument, JobFailed, JobNotFound, WaitTimeout, WrongState
+from jqd.errors import Duplicate, InvalidArgument, JobFailed, JobNotFound, WaitTimeout, WrongState
 from jqd.testing import Server, work_off
+from tests.support.daemon import ROOT
 
 pytest_plugins = ["jqd.pytest_plugin"]
 
@@ -57,7 +60,7 @@ async def test_the_function_stays_callable():
 
 
 def test_options_of_a_task_are_those_of_a_job_but_for_its_name():
-    assert TaskOptions.__annotations__.keys() == JobOptions.__annotations__.keys() | {"queue"}
+    assert TaskOptions.__annotations__.keys() == JobOptions.__annotations__.keys() | {"queue", "unique"}
 
 
 @pytest.mark.parametrize("options", [{"task": "x"}, {"encoding": "json"}, {"colour": "red"}])
@@ -66,6 +69,68 @@ def test_an_option_that_is_none_is_refused_where_it_is_said(options):
         App().task(**options)
     with pytest.raises(TypeError, match=next(iter(options))):
         make_app().tasks["send"].options(**options)
+
+
+def test_of_calls_with_the_same_arguments_one_job_lives_at_a_time(app):
+    @app.task(unique=True, name="n" * 128)
+    def grow(a: int, b: int = 2, *, tags: frozenset[str] = frozenset(), **more: str) -> int:
+        return a + b
+
+    first = grow.submit_sync(1)
+    same = [
+        grow.submit_sync(1, 2),
+        grow.submit_sync(b=2, a=1),
+        grow.submit_sync(1, tags=frozenset()),
+        *grow.map_sync([1, 1], 2),
+    ]
+    assert {each.job_id for each in same} == {first.job_id}
+    others = {grow.submit_sync(2).job_id, *(each.job_id for each in grow.map_sync([1, 3], 3))}
+    assert len(others | {first.job_id}) == 4
+    names = [f"tag{n}" for n in range(50)]
+    tagged = grow.submit_sync(1, tags=frozenset(names), x="1", y="2")
+    assert grow.submit_sync(1, tags=frozenset(reversed(names)), y="2", x="1").job_id == tagged.job_id
+    assert app.client.get(first.job_id).dedupe_key.startswith("n" * 95 + ":")
+    sizes = [len(command.groups) for command in grow._commands([1, 1, 2, 1], (), {})]
+    assert sizes == [1, 2, 1], "a request ends before a key that it has"
+    work_off(app)
+    assert first.wait() == 3 and grow.submit_sync(1).job_id != first.job_id, "it has ended"
+
+
+def test_calls_are_unique_only_if_that_is_said_last(app):
+    @app.task(unique=True)
+    def one(a: int) -> None: ...
+
+    first = one.submit_sync(1).job_id
+    assert one.options(unique=False).submit_sync(1).job_id != first
+    assert one.options(dedupe_key="mine").submit_sync(1).job_id != first
+    assert one.options(dedupe_key="mine").options(unique=True).submit_sync(1).job_id == first
+    assert one.options(dedupe="reject").options(priority=3)._options.get("unique")
+    with pytest.raises(Duplicate):
+        one.options(dedupe="reject").submit_sync(1)
+    for options in ({"unique": True, "dedupe_key": "k"},):
+        with pytest.raises(TypeError, match="unique and dedupe_key"):
+            app.task(**options)
+        with pytest.raises(TypeError, match="unique and dedupe_key"):
+            one.options(**options)
+
+
+def test_the_digest_of_a_call_is_the_same_in_every_process():
+    code = (
+        "from jqd.client.arguments import Arguments\n"
+        "def f(a, b=frozenset('abcdefgh')): ...\n"
+        "print(Arguments(f).digest(({'x': 1, 'y': {'p', 'q', 'r'}},), {}))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1 and len(said.pop().strip()) == 32
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "x" * 129])
