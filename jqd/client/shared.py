@@ -149,17 +149,18 @@ def hold_by_connection(
     shared: Shared[L],
     on_cancel: Callable[[int, int], None],
     on_order: Callable[[str], None],
+    on_greeted: Callable[[], None],
 ) -> Session:
     """Have the server end what this client holds soon after its process is gone: see protocol.md "Connections".
 
     Before its first request.
 
-    Args:    on_cancel, on_order: see Session; called in the thread of whichever client reads the event.
+    Args:    on_cancel, on_order, on_greeted: see Session; called in the thread of whichever client reads it.
     Returns: the session, for another client of this process that is to be a part of it.
     """
     shared.stays = True
     hello = structs.replace(shared.session.hello, on_disconnect="release")
-    shared.session = _SessionOfThreads(hello, on_cancel, on_order)
+    shared.session = _SessionOfThreads(hello, on_cancel, on_order, on_greeted)
     return shared.session
 
 
@@ -173,8 +174,9 @@ class _SessionOfThreads(Session):
         hello: Hello,
         on_cancel: Callable[[int, int], None],
         on_order: Callable[[str], None],
+        on_greeted: Callable[[], None],
     ) -> None:
-        super().__init__(hello, on_cancel, on_order)
+        super().__init__(hello, on_cancel, on_order, on_greeted)
         self._lock = Lock()
 
     def cancel_requested(self, event: CancelRequested) -> None:

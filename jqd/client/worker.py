@@ -207,7 +207,10 @@ class Worker:
             await call_hooks(self.app.on_start)
             self._client = AsyncClient(self.app.url, worker=self.name)
             session = hold_by_connection(
-                self._client._shared, lambda *key: self._cancelled_elsewhere([key]), self._ordered_elsewhere
+                self._client._shared,
+                lambda *key: self._cancelled_elsewhere([key]),
+                self._ordered_elsewhere,
+                self._greeted_elsewhere,
             )
             self._heart = Heart(
                 self.app.url,
@@ -611,6 +614,12 @@ class Worker:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ordered, order)
+
+    def _greeted_elsewhere(self) -> None:
+        """Say again what this worker is, to a server that may have begun anew and know nothing of it."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._news.set)
 
     def _ordered(self, order: str) -> None:
         self._obey(order)

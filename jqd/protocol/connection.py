@@ -82,15 +82,17 @@ class Session:
             shell makes), without which a request cannot be sent again.
         on_cancel: gets (job id, token) of each held job that is to end, once for all connections; must not raise.
         on_order: gets what this worker is to do, from each connection; must not raise.
+        on_greeted: called when a connection was made, or made again; must not raise.
     """
 
-    __slots__ = ("_told", "hello", "history", "newest_id", "on_cancel", "on_order")
+    __slots__ = ("_told", "hello", "history", "newest_id", "on_cancel", "on_greeted", "on_order")
 
     def __init__(
         self,
         hello: Hello,
         on_cancel: Callable[[int, int], None] | None = None,
         on_order: Callable[[str], None] | None = None,
+        on_greeted: Callable[[], None] | None = None,
     ) -> None:
         assert hello.session is not None
         self.hello = hello
@@ -98,6 +100,7 @@ class Session:
         self.newest_id = 0
         self.on_cancel = on_cancel
         self.on_order = on_order
+        self.on_greeted = on_greeted
         self._told: dict[tuple[int, int], None] = {}  # of on_cancel, the newest _TOLD_MAX
 
     def cancel_requested(self, event: CancelRequested) -> None:
@@ -353,6 +356,8 @@ class ClientConnection:
         self.welcome = body
         self.state = State.READY
         self._run = self._history.welcomed(body, reply.lsn, self._mark)
+        if self._session.on_greeted is not None:
+            self._session.on_greeted()
 
     def _end_history(self, answers: list[Answered]) -> None:
         """End every request that was made before a rollback was noticed: what it was about may be gone."""

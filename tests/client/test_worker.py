@@ -745,6 +745,17 @@ def test_a_worker_is_quiet_resumes_and_stops_when_the_server_says_so(jqd_server,
     assert made.done_count == 1
 
 
+def test_a_worker_is_listed_again_when_the_server_is_there_again(jqd_server, monkeypatch):
+    monkeypatch.setattr(model, "WORKER_BEAT_MS", 3_600_000)
+    app = App(jqd_server.url)
+    with app, worker(app, name="w1"), Client(jqd_server.url) as client:
+        happens(partial(is_seen, client, "running"))
+        client.tell_workers("quiet", "w1")
+        happens(partial(is_seen, client, "quiet"))
+        jqd_server.restart()
+        happens(partial(is_seen, client, "quiet"))
+
+
 def test_an_order_of_a_newer_server_is_skipped(jqd_server, caplog):
     app = App(jqd_server.url)
     task = app.task()(nothing)

@@ -137,6 +137,16 @@ def test_an_order_is_told_as_it_came_by_each_connection():
     assert told == ["quiet", "quiet", "of_tomorrow"]
 
 
+def test_each_welcome_is_told():
+    greeted: list[int] = []
+    shared = Session(session().hello, on_greeted=lambda: greeted.append(1))
+    one, _ = ready(of=shared), ready(of=shared)
+    assert len(greeted) == 2
+    one.closed()
+    greet(one)
+    assert len(greeted) == 3
+
+
 def test_event_that_cannot_be_read_is_a_failure_of_the_stream():
     one = ready()
     one.receive_data(framing.to_frame(messages.encode((0, "cancel", 5, {"items": 7}))))
