@@ -4,7 +4,7 @@ pip install fastapi uvicorn
 uvicorn web:api                     and beside it: jqd worker webhooks:app -q webhooks
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from webhooks import app, deliver
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
     async with app:  # closes the connection of this event loop when the web server stops
         yield
 

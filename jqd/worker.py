@@ -161,7 +161,7 @@ def command(
     """Run a worker; --help says SUMMARY."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if reload:
-        _reload()
+        _reload(ends_with_it=not burst)
     app = _find(place)
     try:
         if url is not None:
@@ -222,8 +222,11 @@ def _begin_anew() -> NoReturn:
 # --- reload -----------------------------------------------------------------------------------
 
 
-def _reload() -> NoReturn:
-    """Run a worker as a child, and another one whenever the sources change."""
+def _reload(*, ends_with_it: bool) -> NoReturn:
+    """Run a worker as a child, and another one whenever the sources change.
+
+    ends_with_it: when the child has ended well: `jqctl workers stop` told it to.
+    """
     arguments = [each for each in sys.orig_argv[1:] if each != "--reload"]
     stops = threading.Event()
     child: subprocess.Popen[bytes] | None = None
@@ -242,6 +245,8 @@ def _reload() -> NoReturn:
         child = subprocess.Popen([sys.executable, *arguments], start_new_session=True)  # noqa: S603 - ourselves
         while not stops.is_set() and _sources() == seen:
             stops.wait(_LOOK_S)
+            if ends_with_it and child.poll() == 0:
+                sys.exit(0)
         if not stops.is_set():
             log.info("the sources have changed: the worker begins anew")
             child.terminate()

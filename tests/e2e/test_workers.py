@@ -131,6 +131,14 @@ def test_after_a_restart_of_the_daemon_workers_are_listed_again_and_quiet_ones_a
         assert int.from_bytes(program.client.get(job_id).result[1:], "big") == one.process.pid
 
 
+def test_one_that_would_begin_anew_with_its_sources_ends_too(program):
+    with program.worker("--reload", start=False) as worker:
+        happens(lambda: "running" in states(program).values())
+        jqctl(program, "stop", "--all")
+        assert worker.process.wait(PATIENCE_S) == 0
+        assert worker.said.count("serves") == 1
+
+
 def test_a_killed_worker_leaves_the_list(program):
     with program.worker() as worker:
         happens(lambda: list(states(program)) == [worker.process.pid])
