@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import msgpack
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from jqd.core import commands as c
 from jqd.errors import JqdError
@@ -44,9 +44,12 @@ class Client:
     def __init__(self, name: str, session: bytes) -> None:
         self.name = name
         self.session = session
-        self.wire = ClientConnection(
-            Session(c.Hello(version=c.PROTOCOL_VERSION, session=session, worker=name)), in_flight_max=64
+        self.marked: list[tuple[int, int]] = []  # (token, job id): it was told that they are to end
+        self.shared = Session(
+            c.Hello(version=c.PROTOCOL_VERSION, session=session, worker=name),
+            lambda job_id, token: self.marked.append((token, job_id)),
         )
+        self.wire = ClientConnection(self.shared, in_flight_max=64)
         self.stream: Stream | None = None
         self.grants: list[Grant] = []
         self.has_parked = False
@@ -54,6 +57,16 @@ class Client:
         self._rest = b""  # of the replies, for the oracle's eyes
 
     # --- the stream ---------------------------------------------------------------------------
+
+    @property
+    def releases(self) -> bool:
+        """Whether its leases are to end with its connections, from its next hello on."""
+        return self.shared.hello.on_disconnect == "release"
+
+    def decide(self, *, releases: bool) -> None:
+        self.shared.hello = structs.replace(
+            self.shared.hello, on_disconnect="release" if releases else "keep"
+        )
 
     def open(self, stream: Stream) -> None:
         self.stream = stream
@@ -91,6 +104,14 @@ class Client:
             self.has_parked = False
         if isinstance(outcome, c.Leased) and outcome.jobs:
             self.grants.append(Grant(outcome.token, [job.job_id for job in outcome.jobs]))
+        if isinstance(outcome, c.Extended):
+            marked = {
+                job_id for first, count in outcome.cancel_marked for job_id in range(first, first + count)
+            }
+            self.marked += [
+                (grant.token, job_id) for grant in self.grants for job_id in grant.ids if job_id in marked
+            ]
+        del self.marked[:-STALE_MAX]
 
     def drop(self, grant: Grant) -> None:
         if grant in self.grants:

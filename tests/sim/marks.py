@@ -116,6 +116,41 @@ _ORACLE: Final = {
     "dead: killed": "failed for good",
     "at-most-once job lives through a crash": "it was held when the run ended",
     "job forgotten": "retention had come to it",
+    "job expired": "nobody had started it in time",
+    "job handed out in the last millisecond before its expiry": "and not later",
+    # --- changed while it waits ---
+    "job handed out as it was changed to": "by update, or by a further submit with its key",
+    "ready job given another priority": "and so another place",
+    "delayed job made ready by an update": "whatever its time had been",
+    # --- keys ---
+    "refused: duplicate": "a job has the dedupe key",
+    "refused: idempotency_conflict": "the key was used with other content",
+    "refused: overloaded": "too many keys",
+    "dedupe key met: existing": "the job that was there was the answer",
+    "dedupe key met: replace": "that job has become another one",
+    "dedupe key met: debounce": "that job has got a new time too",
+    "dedupe key met in the last millisecond of its time": "a job had it for a time, and no longer",
+    "dedupe key used again behind the end of its job": "by a new job",
+    "dead job not requeued: its key has another": "two would have lived",
+    "submit answered by its idempotency key": "asked again, as a new request",
+    "idempotency key used again behind its time": "for a new job",
+    # --- queues ---
+    "refused: queue_full": "the queue had as many jobs as it may",
+    "job taken after queue_full": "there was room again",
+    "queue paused over the end of a run": "nobody may get its jobs in the next one",
+    "lease with weights: another queue came first than the first one named": "it was drawn",
+    "list by a filter's text": "with something in it",
+    "nothing found by a filter's text": "and nothing was meant",
+    # --- cancel of running jobs, clients that are gone ---
+    "running job marked": "it ends as soon as its worker lets go of it",
+    "running jobs marked by a filter": "whoever holds them",
+    "holder told by an event that its job is to end": "unasked",
+    "marked job held over the end of a run": "it has to end in the next one",
+    "marked job ended by its holder: release": "cancelled, and not ready again",
+    "marked job ended by its holder: fail": "cancelled, and not tried again",
+    "marked job acked all the same": "done",
+    "lease ended with the connections of its holder": "who asked for it, and did not come back",
+    "client that is to lose its leases came back in time": "and kept them",
 }
 
 MARKS: Final = {**_WORLD, **_SHADOW, **_ORACLE}

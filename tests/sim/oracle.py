@@ -20,15 +20,19 @@ knew when it was first sent (`floor`) to that LSN. So it is with time: somewhere
 | I4  | a token has one owner; tokens of a job rise; nobody gets a job whose lease lives, and its holder is heard |
 | I5  | a token that is not the job's current one is refused |
 | I6  | an at-most-once job is not handed out again unless it was released or requeued |
-| I7  | a lease takes what stands first, and does not come back empty while something is ready |
+| I7  | a lease takes what stands first, and does not come back empty while something is ready; weights are kept |
 | I8  | attempts, errors and crashes are counted, also over a crash, and bound the deliveries |
-| I9  | no job is handed out before its time |
-| I10 | a request of a session that comes twice is answered twice and carried out once |
-| I11 | the counts of the queues are those of the jobs that are listed |
+| I9  | no job is handed out before its time, from its expiry on, or while its queue is paused; retries wait as their policy says |
+| I10 | a request of a session that comes twice is answered twice and carried out once; a key has one answer, or one live job, in its window and not beyond |
+| I11 | the counts of the queues are those of the jobs that are listed; a filter means what it says; `queue_full` is exact |
 | I14 | an LSN that somebody has seen is never undercut; ids rise |
-| I15 | nothing that was seen before a crash is undone after it |
+| I15 | nothing that was seen before a crash is undone after it: cancel marks, settings and pauses too |
 | I18 | a dead job has used up what its reason says, and one that has used it up is dead |
 | I19 | at the end nothing is left that could go on |
+
+A verb has its rules in five places: `_loosen` and `_settle` (what it may do while nobody has its answer; `_acts` names it
+for `_reach`), `_on_VERB` (what its answer says), `_on_error` (why it may be refused) and `_has_changed`. What is known of
+queues, idempotency keys, filters, retry policies and weights has files of its own.
 
 Sources: protocol.md; reliability.md 4.4.
 """
@@ -36,6 +40,13 @@ Sources: protocol.md; reliability.md 4.4.
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
+
+from tests.sim import backoffs, idempotency
+from tests.sim.backoffs import plain
+from tests.sim.draws import orders
+from tests.sim.idempotency import IdempotencyKey
+from tests.sim.meanings import facts_of, meaning
+from tests.sim.shelves import SETTINGS, Shelf, said_by
 
 Args = dict[str, Any]
 Key = tuple[bytes | None, int]
@@ -45,6 +56,7 @@ FINISHED: Final = ("done", "cancelled", "expired")
 HOUR_MS: Final = 3_600_000
 MINUTE_MS: Final = 60_000
 SESSION_MS: Final = 600_000
+DISCONNECT_GRACE_MS: Final = 500
 # What protocol.md says where a field is left out of a job that is shown.
 SHOWN_DEFAULTS: Final[dict[str, object]] = {
     "encoding": "raw",
@@ -56,9 +68,13 @@ SHOWN_DEFAULTS: Final[dict[str, object]] = {
     "max_crashes": 5,
     "lease_ms": 30_000,
 }
+# Of these the ones that the queue says where the submit does not. SHOWN_DEFAULTS: what holds where neither does.
+OF_QUEUE: Final = ("max_retries", "max_crashes", "lease_ms")
+# What update and a further submit with a dedupe key may change.
+EDITABLE: Final = ("priority", "encoding", "metadata")
 # What stays the same for as long as a job lives, as a list shows it, and a lease.
 HANDED_OUT: Final = ("queue", "priority", "encoding", "task", "metadata", "delivery")
-CONTENT: Final = (*HANDED_OUT, "max_retries", "max_crashes", "lease_ms")
+CONTENT: Final = (*HANDED_OUT, *OF_QUEUE)
 # What stays the same while a job stays in a state.
 FACTS: Final = (
     *("payload_bytes", "errors", "crashes", "run_at_ms", "reason", "error", "attempts", "result"),
@@ -68,6 +84,7 @@ LIMITS: Final = {
     "FINISHED_COUNT_MAX": 100_000,
     "DEAD_COUNT_MAX": 100_000,
     "RESULTS_BYTES_MAX": 268_435_456,
+    "EXPIRIES_PER_TICK": 1_000,
 }
 # An error that says nothing about whether an earlier copy of the request was carried out.
 UNKNOWN_OUTCOME: Final = "position_lost"
@@ -84,6 +101,9 @@ BROKEN_BY_LEAVING: Final = {
 }
 
 STATES: Final = frozenset({"delayed", "ready", "leased", "done", "dead", "cancelled", "expired"})
+LIVE: Final = frozenset({"delayed", "ready", "leased"})
+NONE: Final[frozenset[str]] = frozenset()
+ANY: Final = b"any payload"  # of a job of which nobody can tell what it was changed to; compared by identity
 
 
 class Violation(BaseException):
@@ -104,6 +124,7 @@ class Request:
     """Something that was asked."""
 
     __slots__ = (
+        "acts",
         "again",
         "args",
         "floor",
@@ -116,12 +137,15 @@ class Request:
         "run_of_first",
         "sends",
         "verb",
+        "wall_ms",
     )
 
     def __init__(self, key: Key, verb: str, args: Args, floor: int, ms: int, run: int) -> None:
         self.key = key
         self.verb = verb
         self.args = args
+        self.acts = _acts(verb, args)
+        self.wall_ms = 0  # when it was sent last
         self.floor = floor  # the LSN that was known when it was first sent
         self.lo_ms = ms  # the earliest time at which it can have been carried out
         self.run = self.run_of_first = run  # of the daemon, when it was sent last, and first
@@ -144,6 +168,8 @@ class Job:
         *("error", "errors", "facts", "hi", "id", "is_graced", "is_vague", "lease_ms", "lo", "once"),
         *("payload", "pool", "queue", "rank", "result", "since_ms", "state", "token", "tokens"),
         *("seen", "was_dead", "was_released"),
+        *("also", "born_hi_ms", "content", "content_lsn", "date", "due_hi_ms", "expires_at_ms", "mark"),
+        *("right", "said_lsns", "shown_lsn", "was_edited"),
     )
 
     def __init__(self, job_id: int, pool: "Pool", state: str, lo: int, hi: int, ms: int) -> None:
@@ -175,6 +201,18 @@ class Job:
         )
         self.error: str | None = None  # of its last failure, where that was answered
         self.result: tuple[object, object] | None = None
+        self.also = NONE  # it may be in one of these states instead
+        self.due_hi_ms = 0  # delayed: ready then at the latest, 0: nobody can tell
+        self.date: Date | None = None  # delayed until this
+        self.mark = 0  # leased: the LSN at which it was marked to end for sure; -1: perhaps it was
+        self.content = pool.shown  # as it is now, with what it was changed to
+        self.content_lsn = 0  # since when
+        self.said_lsns: dict[str, int] = {}  # of what was changed: when it surely was
+        self.shown_lsn = 0  # when all of it was shown last
+        self.right = pool.right  # how it was shown before, and rightly so
+        self.expires_at_ms: int | None = pool.shown_expiry_ms  # where that is known exactly
+        self.born_hi_ms = ms  # not submitted later
+        self.was_edited = False  # for a mark
 
     def __str__(self) -> str:
         return f"job {self.id} ({self.state} at LSN {self.hi}, attempt {self.attempt}, token {self.token})"
@@ -194,19 +232,36 @@ class Where:
         return f"{self.job} is shown at LSN {self.lsn}, {self.ms} ms as {shown}"
 
 
+class Date:
+    """A date that somebody named: has the wall clock stood there, or behind it, since?"""
+
+    __slots__ = ("at_ms", "is_reached")
+
+    def __init__(self, at_ms: int, *, is_reached: bool) -> None:
+        self.at_ms, self.is_reached = at_ms, is_reached
+
+
 class Pool:
     """Jobs that are alike in all that a list shows of what was submitted.
 
-    shown:    as the list shows it.
+    shown:    as the list shows it; None: what the queue says.
     payloads: that one of them may have.
     right:    as it was shown before, and rightly so.
     most:     how many of them there can be.
     """
 
-    __slots__ = ("delay_ms", "ids", "is_reached", "lo_ms", "most", "payloads", "right", "run_at_ms", "shown")
+    __slots__ = (
+        *("delay_ms", "ids", "lo_ms", "most", "payloads", "right", "run_at_ms", "shown"),
+        *("date", "expiry", "fields", "shown_expiry_ms", "version"),
+    )
 
-    def __init__(self, shown: Args, ms: int) -> None:
+    def __init__(self, shown: Args, ms: int, fields: Args) -> None:
         self.shown = shown
+        self.fields = fields  # as submitted
+        self.expiry: Date | None = None  # before that they do not expire
+        self.shown_expiry_ms: int | None = fields.get("expires_at_ms")
+        self.date: Date | None = None
+        self.version = 0  # of what was known of the queue, for `right`
         self.payloads: list[bytes] = []
         self.right: list[tuple[object, ...]] = []
         self.most = 0
@@ -214,7 +269,6 @@ class Pool:
         self.lo_ms = ms
         self.delay_ms = 0
         self.run_at_ms = 0
-        self.is_reached = False  # the wall clock has stood at run_at_ms or later since the jobs can have come
 
 
 class Suspicion:
@@ -271,14 +325,33 @@ class Oracle:
         self._clock_floor_ms = 0  # a durable fact is as new as this
         self._start_ms = 0  # of the run: not later than this
         self._now_ms = self._now_wall_ms = 0
-        self._dates: list[
-            tuple[int, int, Pool]
-        ] = []  # date, number, and whose: the wall clock was not there yet
+        self._dates: list[tuple[int, int, Date]] = []  # (ms, number, date): the wall clock was not there yet
         self._date_count = 0
+        self._dates_by_ms: dict[int, Date] = {}  # the newest of each
+        self._shelves: dict[str, Shelf] = {}  # by queue: of those that somebody has set or paused
+        self._ikeys: dict[str, IdempotencyKey] = {}
+        self._key_jobs: dict[
+            tuple[str, str], list[Job]
+        ] = {}  # (queue, dedupe key) -> jobs that were given it
+        self._key_submits: dict[tuple[str, str], dict[Key, Request]] = {}  # loose, that may change who has it
+        self._releasing: set[bytes] = set()  # sessions that have said on_disconnect=release
+        # Session -> [begin, end or None] of times without a connection, as its client sees it, long enough to matter.
+        self._gone: dict[bytes, list[tuple[int, int | None]]] = {}
+        # By job id, or queue and dedupe key: payloads that jobs may have been given. A list of everything shows none, so
+        # requests of which nobody knows whether they were carried out stay until one is read.
+        self._payloads: dict[object, list[tuple[Request, bytes]]] = {}
+        self._is_rolled_back = False  # and nobody has seen yet what is there
+        self._hello_ids: dict[bytes, int] = {}  # of the newest that was sent
+        self._lost_ids: dict[bytes, int] = {}  # the newest when the connection was lost
 
     def rules(self, **limits: int) -> None:
         """Take over limits that a run has made smaller, by their names in protocol.md."""
         self._limits.update(limits)
+
+    @property
+    def knows_settings(self) -> bool:
+        """Whether anything was asked about what holds in queues."""
+        return bool(self._shelves)
 
     # --- what the world tells -----------------------------------------------------------------
 
@@ -290,8 +363,13 @@ class Oracle:
         gaps = self._gaps(session, engine_ms)
         key = (session, request_id)
         request = self._open.get(key)
+        if verb == "hello" and session is not None:
+            self._hello_ids[session] = request_id
+            if args.get("on_disconnect") == "release":
+                self._releasing.add(session)
         if request is None:
             request = self._open[key] = Request(key, verb, args, self._seen, engine_ms, self._run)
+            request.wall_ms = wall_ms
             known = self._closed.get(key)
             if known is not None:
                 request.sends = 2
@@ -371,11 +449,56 @@ class Oracle:
             self._given_up.append(request)
             self._drop_suspicions(request.key)
 
+    def lost(self, session: bytes, engine_ms: int) -> None:
+        """A client has no connection any more, or has said that it will send nothing over the one that it has."""
+        if session in self._releasing:
+            gone = self._gone.setdefault(session, [])
+            if not gone or gone[-1][1] is not None:
+                gone.append((engine_ms, None))
+            self._lost_ids[session] = self._hello_ids.get(session, 0)
+
+    def _came_back(self, session: bytes, engine_ms: int, hello_id: float = float("inf")) -> None:
+        """A session is connected, or its daemon is gone: its leases do not end for want of a connection."""
+        gone = self._gone.get(session)
+        if gone and gone[-1][1] is None and hello_id > self._lost_ids[session]:
+            begin_ms = gone.pop()[0]
+            if engine_ms - begin_ms >= DISCONNECT_GRACE_MS:
+                gone.append((begin_ms, engine_ms))
+            else:
+                self._hit("client that is to lose its leases came back in time")
+
+    def event(self, session: bytes, name: str, lsn: int, body: Args) -> None:
+        """A client was told something unasked."""
+        self._seen = max(self._seen, lsn)
+        if name != "cancel":
+            raise Violation("CODE", f"event {name!r}: {body}")
+        for token, ranges in body["items"]:
+            for job_id in _ids_in(ranges):
+                holder = self._given.get((token, job_id))
+                if holder is not None and holder[0] != session:
+                    raise Violation(
+                        "I16", f"{session.hex()[:4]} was told of job {job_id}, which {holder} holds"
+                    )
+                job = self.jobs.get(job_id)
+                if job is None:
+                    continue
+                if job.lo < lsn and job.hi <= lsn and not job.mark and "mark" not in self._verbs_on(job):
+                    raise Violation(
+                        "I5", f"{job} is to end by an event at LSN {lsn}, and nobody wanted it to"
+                    )
+                self._hit("holder told by an event that its job is to end")
+
     def crashed(self) -> None:
         """The daemon's run has ended, in whatever way."""
         self._run += 1
         self._epoch = 0
         self._suspicions.clear()
+        for session in self._gone:
+            self._came_back(session, self._now_ms)
+        if any(job.mark > 0 and job.state == "leased" for job in self.jobs.values()):
+            self._hit("marked job held over the end of a run")
+        if any(True in shelf.can_be("paused", self._seen, self._seen) for shelf in self._shelves.values()):
+            self._hit("queue paused over the end of a run")
 
     def started(self, welcome: Args, engine_ms: int, wall_ms: int) -> None:
         """A client was welcomed by a run; may be told of each."""
@@ -408,6 +531,12 @@ class Oracle:
         self._ready.clear()
         self._suspicions.clear()
         self._swept.clear()
+        self._is_rolled_back = True
+        self._key_jobs.clear()
+        for ikey in self._ikeys.values():
+            ikey.uses, ikey.doubt_lsn = [], 0.5  # anything of the copy, and nothing behind it
+        for shelf in self._shelves.values():
+            shelf.forget()
         for pool in self._pools.values():
             pool.ids.clear()
             pool.lo_ms = 0
@@ -430,6 +559,7 @@ class Oracle:
         engine_ms: int,
         wall_ms: int,
         fresh: bool = False,
+        settings: Iterable[Args] = (),
     ) -> None:
         """Hold against what is known all that a client could read at one moment, with nothing under way in the daemon.
 
@@ -437,11 +567,14 @@ class Oracle:
             lsn: that replies can have told of: a start of the daemon is not known before it is durable.
             final: nothing goes wrong any more, and everything that can end has ended.
             fresh: the run has just begun.
+            settings: of all queues, as `queue` shows them; not asked for before anybody has set something.
         """
         self.clocks(engine_ms, wall_ms)
         if lsn < self._seen:
             raise Violation("I15", f"everything is read at LSN {lsn}, and LSN {self._seen} was known")
         self._seen = lsn
+        if self._shelves:
+            self._see_settings(settings, lsn)
         counts: dict[tuple[str, str], int] = {}
         listed: set[int] = set()
         for info in jobs:
@@ -467,6 +600,7 @@ class Oracle:
         if shown != counts:
             raise Violation("I11", f"the queues say {shown}, the jobs are {counts}")
         self._clear_up(lsn)
+        self._is_rolled_back = False
 
     def finish(self) -> None:
         """The run is over."""
@@ -480,6 +614,8 @@ class Oracle:
 
     def tick(self, wall_ms: int) -> None:
         """Note what the wall clock says; to be told before and after each jump."""
+        if wall_ms < self._now_wall_ms:
+            self._expire_earlier(wall_ms)
         self._now_wall_ms = wall_ms
         dates = self._dates
         if dates and wall_ms >= dates[0][0] + MINUTE_MS:
@@ -487,16 +623,45 @@ class Oracle:
         while dates and dates[0][0] <= wall_ms:
             dates.pop(0)[2].is_reached = True
 
+    def _watch(self, at_ms: int) -> Date:
+        """Return a date of which is known from now on whether the wall clock has come to it."""
+        date = self._dates_by_ms[at_ms] = Date(at_ms, is_reached=at_ms <= self._now_wall_ms)
+        if not date.is_reached:
+            self._date_count += 1
+            insort(self._dates, (at_ms, self._date_count, date))
+        return date
+
+    def _expire_earlier(self, wall_ms: int) -> None:
+        """The wall clock was set back: what was asked before and is carried out now expires by the new one."""
+        for request in (*self._open.values(), *self._given_up):
+            for fields in _groups_of(request):
+                if fields.get("expires_ms"):
+                    pool = self._pool(fields, request.lo_ms)
+                    pool.expiry = self._watch(wall_ms + fields["expires_ms"])
+
     # --- requests that may have been carried out ----------------------------------------------
 
     def _loosen(self, request: Request) -> None:
         verb, args = request.verb, request.args
         request.is_loose = True
-        if verb == "submit":
-            self._expect(request, args, [args.get("payload", b"")])
-        elif verb == "submit_many":
-            for group in args["groups"]:
-                self._expect(request, group, group["payloads"])
+        if verb in ("submit", "submit_many"):
+            for fields in _groups_of(request):
+                self._expect(request, fields, _payloads_of(fields))
+                if fields.get("idempotency_key") is not None:
+                    self._ikey(fields).loose.add(request.key)
+                if fields.get("dedupe_key") is not None:
+                    self._key_submits.setdefault(_dedupe_of(fields), {})[request.key] = request
+                    if fields.get("dedupe") in ("replace", "debounce"):
+                        given = self._payloads.setdefault(_dedupe_of(fields), [])
+                        given.append((request, _payloads_of(fields)[0]))
+        elif verb == "update":
+            self._named.setdefault(args["job_id"], []).append((request, 0))
+            if args.get("payload") is not None:
+                self._payloads.setdefault(args["job_id"], []).append((request, args["payload"]))
+            if args.get("run_at_ms"):
+                self._watch(args["run_at_ms"])
+        elif verb in ("set_queue", "pause", "resume"):
+            self._shelf(args["queue"]).loosen(request)
         elif verb == "lease":
             for name in args.get("queues", ("default",)):
                 self._leases.setdefault(name, {})[request.key] = request
@@ -528,11 +693,13 @@ class Oracle:
         pool.delay_ms = fields.get("delay_ms") or 0
         if fields.get("run_at_ms") and not pool.run_at_ms:
             pool.run_at_ms = fields["run_at_ms"]
-            pool.is_reached = pool.run_at_ms <= self._now_wall_ms
-            self._date_count += 1
-            insort(self._dates, (pool.run_at_ms, self._date_count, pool))
+            pool.date = self._watch(pool.run_at_ms)
+        if fields.get("expires_at_ms") or fields.get("expires_ms"):
+            at_ms = fields.get("expires_at_ms") or self._now_wall_ms + fields["expires_ms"]
+            if pool.expiry is None or at_ms < pool.expiry.at_ms:
+                pool.expiry = self._watch(at_ms)
         name = pool.shown["queue"]
-        if pool.shown["lease_ms"] != SHOWN_DEFAULTS["lease_ms"]:
+        if pool.shown["lease_ms"] not in (None, SHOWN_DEFAULTS["lease_ms"]):
             self._odd_leases.add(name)
         self._queue_jobs[name] = self._queue_jobs.get(name, 0) + len(payloads)
 
@@ -548,16 +715,24 @@ class Oracle:
     def _pool(self, fields: Args, ms: int) -> Pool:
         shown = {name: fields.get(name) for name in SHOWN_DEFAULTS}
         for name, usual in SHOWN_DEFAULTS.items():
-            if shown[name] is None:
+            if shown[name] is None and name not in OF_QUEUE:
                 shown[name] = usual
         if shown["delivery"] == "at_most_once":
             shown["max_retries"] = 0
         shown["queue"] = fields.get("queue", "default")
+        shown["dedupe_key"] = fields.get("dedupe_key")
+        shown["retry"] = plain(fields.get("retry"))
         key = _pool_key(shown)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(shown, ms)
+            pool = self._pools[key] = Pool(shown, ms, fields)
         return pool
+
+    def _shelf(self, queue: str) -> Shelf:
+        return self._shelves.setdefault(queue, Shelf())
+
+    def _ikey(self, fields: Args) -> IdempotencyKey:
+        return self._ikeys.setdefault(fields["idempotency_key"], IdempotencyKey())
 
     def _settle(self, request: Request) -> None:
         """A request is loose no longer."""
@@ -565,7 +740,22 @@ class Oracle:
             return
         request.is_loose = False
         verb, args, key = request.verb, request.args, request.key
-        if verb == "lease":
+        if verb in ("submit", "submit_many"):
+            for fields in _groups_of(request):
+                if fields.get("idempotency_key") is not None:
+                    ikey = self._ikey(fields)
+                    ikey.loose.discard(key)
+                    if request in self._given_up:  # whatever it did lies at or before what is known now
+                        ikey.doubt_lsn = max(ikey.doubt_lsn, self._seen)
+                if fields.get("dedupe_key") is not None:
+                    self._key_submits[_dedupe_of(fields)].pop(key, None)
+                    self._is_known(request, _dedupe_of(fields))
+        elif verb == "update":
+            self._unname(request, (args["job_id"],))
+            self._is_known(request, args["job_id"])
+        elif verb in ("set_queue", "pause", "resume"):
+            self._shelf(args["queue"]).settle(request)
+        elif verb == "lease":
             for name in args.get("queues", ("default",)):
                 self._leases[name].pop(key, None)
         elif verb in ("ack", "fail", "release", "extend"):
@@ -575,6 +765,11 @@ class Oracle:
                 self._unname(request, _ids_in(args["ids"]))
             else:
                 self._sweeps.pop(key, None)
+
+    def _is_known(self, request: Request, place: object) -> None:
+        """What has become of a request is known, if it was sent once and answered: so is the payload that it gave."""
+        if place in self._payloads and request.sends == 1 and request not in self._given_up:
+            self._payloads[place] = [each for each in self._payloads[place] if each[0] is not request]
 
     def _unname(self, request: Request, ids: Iterable[int]) -> None:
         for job_id in ids:
@@ -644,10 +839,13 @@ class Oracle:
                 if request.lsn and request.lsn <= job.lo:
                     continue
                 if not token or not job.token or token >= job.token:
-                    verbs.add(request.verb)
+                    verbs.update(request.acts)
         for request in self._sweeps.values():
-            if _queue_swept(request.args) in (None, job.queue):
-                verbs.add(request.verb)
+            if _queue_swept(request.args) in (None, job.queue) and self._may_mean(request.args, job):
+                verbs.update(request.acts)
+        if job.pool.shown["dedupe_key"] is not None:
+            for request in self._key_submits.get((job.queue, job.pool.shown["dedupe_key"]), {}).values():
+                verbs.update(_acts_on_holder(request, job))
         for verb, queue, lsn in self._swept:
             if lsn > job.lo and queue in (None, job.queue):
                 verbs.add(verb)
@@ -655,38 +853,61 @@ class Oracle:
             verbs.add("lease")
         return verbs
 
+    def _may_mean(self, args: Args, job: Job) -> bool:
+        """Tell whether a filter with a `where` can mean a job, by what of it does not change by itself."""
+        where = (args.get("filter") or {}).get("where")
+        if where is None:
+            return True
+        facts = {"queue": job.queue, "task": job.pool.shown["task"] or ""}
+        if not self._edits_on(job):
+            facts.update(priority=job.content["priority"], metadata=job.content["metadata"] or {})
+        return meaning(where)(facts) is not False
+
     def _reach(self, job: Job, ms: int) -> set[str]:
         """Return the states in which a job can be at a time, from what is known of it and what is loose."""
-        found = {job.state}
+        found = {job.state, *job.also}
         verbs = self._verbs_on(job)
         leased = "lease" in verbs
+        moved = "update" in verbs
         is_over = (
             job.state != "leased"
             or not job.token
             or ms >= job.deadline_ms
             or "extend" in verbs
             or (leased and not verbs.isdisjoint(("release", "fail")))
+            or self._is_released(job, ms)
         )
+        may_expire = self._may_expire(job, verbs)
         count = 0
         while len(found) != count:
             count = len(found)
-            if "delayed" in found and (job.state != "delayed" or self._is_due(job, ms)):
+            if "delayed" in found and (job.state != "delayed" or moved or self._is_due(job, ms)):
                 found.add("ready")
+            if "ready" in found and moved:
+                found.add("delayed")
             if "ready" in found and leased:
                 found.add("leased")
             if "leased" in found:
+                ends: set[str] = set()
                 if is_over:
-                    found |= {"dead"} if job.once and job.token else {"ready", "delayed", "dead"}
+                    ends |= {"dead"} if job.once and job.token else {"ready", "delayed", "dead"}
                 if "release" in verbs:
-                    found |= {"ready", "delayed"}
+                    ends |= {"ready", "delayed"}
                 if "fail" in verbs:
-                    found |= {"dead"} if job.once else {"ready", "delayed", "dead"}
+                    ends |= {"dead"} if job.once else {"ready", "delayed", "dead"}
+                if ends and job.mark > 0:
+                    ends = {"cancelled"}
+                elif ends and (job.mark or "mark" in verbs):
+                    ends.add("cancelled")
+                found |= ends
                 if "ack" in verbs:
                     found |= {"done", "dead"}
             if "dead" in found and "requeue" in verbs:
                 found.add("ready")
             if "cancel" in verbs and not found.isdisjoint(WAITING):
                 found.add("cancelled")
+            if may_expire and not found.isdisjoint(WAITING):
+                found.add("expired")
             if "purge" in verbs and not found.isdisjoint(("delayed", "ready", "dead")):
                 found.add("gone")
             if "gone" not in found and self._may_be_forgotten(job, found, ms):
@@ -696,10 +917,43 @@ class Oracle:
     def _is_due(self, job: Job, ms: int) -> bool:
         if job.due_ms:
             return ms >= job.due_ms
-        return not job.due_wall_ms or job.pool.is_reached
+        return job.date is None or job.date.is_reached
+
+    def _may_expire(self, job: Job, verbs: set[str]) -> bool:
+        """Tell whether a job's time to be started can be over without a start."""
+        expiry = job.pool.expiry
+        if expiry is None or not expiry.is_reached:
+            return False
+        if job.expires_at_ms is not None and job.expires_at_ms > expiry.at_ms:
+            date = self._dates_by_ms.get(job.expires_at_ms)
+            if date is not None and not date.is_reached:
+                return False
+        # A lease that was loose may have been taken back, and a release gives the attempt back.
+        return job.attempt == 0 or job.is_vague or not verbs.isdisjoint(("lease", "release"))
+
+    def _is_released(self, job: Job, ms: int) -> bool:
+        """Tell whether a lease can have ended because the session that holds it had no connection."""
+        if not self._gone or job.state != "leased":
+            return False
+        holder = self._given.get((job.token, job.id))
+        if holder is None or holder[0] is None:
+            return bool(self._releasing)
+        return any(
+            ms >= begin_ms + DISCONNECT_GRACE_MS and (end_ms is None or end_ms >= job.since_ms)
+            for begin_ms, end_ms in self._gone.get(holder[0], ())
+        )
 
     def _may_be_forgotten(self, job: Job, states: set[str], ms: int) -> bool:
         """Tell whether retention can have ended a job that is in one of these states."""
+        shelf = self._shelves.get(job.queue)
+        if shelf is not None:
+            kept_ms = [
+                shelf.ever(name)
+                for name, few in (("retention_ms", FINISHED), ("dead_retention_ms", ("dead",)))
+                if not states.isdisjoint(few)
+            ]
+            if any(each is not None and ms - job.since_ms >= each for ever in kept_ms for each in ever):
+                return True
         if not states.isdisjoint(FINISHED):
             if ms - job.since_ms >= HOUR_MS:
                 return True
@@ -725,6 +979,8 @@ class Oracle:
             job.state = state
             job.since_ms = ms
             job.facts = job.seen = None
+            job.mark = 0
+        job.also = NONE
         job.lo, job.hi = lo, max(hi, job.hi)
 
     # --- jobs come to be known ----------------------------------------------------------------
@@ -737,6 +993,9 @@ class Oracle:
         if pool is None:
             raise Violation("I2", f"nobody submitted job {info['job_id']}: {info}")
         job = self._enter(info["job_id"], pool, info.get("state", "ready"), lsn, lsn, pool.lo_ms)
+        if self._is_rolled_back:  # it may have been changed by somebody before
+            self._edit(job, {name: info.get(name, SHOWN_DEFAULTS[name]) for name in EDITABLE}, 0)
+            job.payload = ANY
         job.attempt = info["attempt"] if "state" in info else info["attempt"] - 1
         job.errors, job.crashes = info.get("errors", 0), info.get("crashes", 0)
         return job
@@ -753,6 +1012,10 @@ class Oracle:
         if state == "delayed":
             job.due_ms = pool.delay_ms and pool.lo_ms + pool.delay_ms
             job.due_wall_ms = pool.run_at_ms
+            job.date = pool.date
+        if pool.shown["dedupe_key"] is not None:
+            self._key_jobs.setdefault((job.queue, pool.shown["dedupe_key"]), []).append(job)
+            job.born_hi_ms = self._now_ms
         return job
 
     def _submitted(
@@ -766,9 +1029,18 @@ class Oracle:
             job = self.jobs.get(job_id)
             if job is None:
                 job = self._enter(job_id, pool, state, lo, lsn, request.lo_ms)
+                if delay_ms:
+                    job.due_hi_ms = self._now_ms + delay_ms
+                if self._is_instant(request) and fields.get("expires_ms"):
+                    job.expires_at_ms = self._now_wall_ms + fields["expires_ms"]
             elif job.pool is not pool:
                 raise Violation("I2", f"{request} was answered with {job}, which is somebody else's")
-            job.payload = payload
+            if not job.content_lsn:
+                job.payload = payload
+
+    def _is_instant(self, request: Request) -> bool:
+        """Tell whether a request was sent once, and answered in the same ms by both clocks."""
+        return request.sends == 1 and request.lo_ms == self._now_ms and request.wall_ms == self._now_wall_ms
 
     def _check_grace(self, info: Args) -> None:
         """A lease that a start of the daemon found is worth a while from then on."""
@@ -794,19 +1066,374 @@ class Oracle:
             self._hit(f"job taken after {self._full}")
             self._full = ""
         job_id = body["job_id"]
-        self._check_ids(request, job_id, job_id, lsn)
-        self._submitted(request, request.args, (job_id,), [request.args.get("payload", b"")], lsn)
+        self._on_groups(request, [(request.args, job_id, 1, body.get("existing", False))], lsn, ms)
 
     def _on_submit_many(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         groups = request.args["groups"]
-        at = body["jobs"][0][0]
-        end = at + sum(len(group["payloads"]) for group in groups)
-        self._check_ids(request, at, end - 1, lsn)
-        for group, (first, count, _) in zip(groups, body["jobs"], strict=True):
-            if first != at or count != len(group["payloads"]):
-                raise Violation("I14", f"{request}: ids are not consecutive: {body['jobs']}")
-            self._submitted(request, group, range(first, first + count), group["payloads"], lsn)
+        for group, (_, count, _) in zip(groups, body["jobs"], strict=True):
+            if count != len(group["payloads"]):
+                raise Violation("I14", f"{request}: not all jobs were taken, or too many: {body['jobs']}")
+        groups = [(group, *jobs) for group, jobs in zip(groups, body["jobs"], strict=True)]
+        self._on_groups(request, groups, lsn, ms)
+
+    def _on_groups(
+        self, request: Request, groups: list[tuple[Args, int, int, bool]], lsn: int, ms: int
+    ) -> None:
+        """Jobs were taken, or those that were there are said to be enough: (fields, first id, count, existing)."""
+        new = [(first, count) for _, first, count, existing in groups if not existing]
+        if new:
+            self._check_ids(request, new[0][0], sum(new[-1]) - 1, lsn)
+        at = new[0][0] if new else 0
+        added: dict[str, int] = {}
+        for fields, first, count, existing in groups:
+            payloads = _payloads_of(fields)
+            if existing:
+                self._pool(fields, request.lo_ms).most -= count
+                self._met(request, fields, first, count, lsn, ms)
+                continue
+            if first != at:
+                raise Violation("I14", f"{request}: ids are not consecutive: {groups}")
             at += count
+            if request.sends == 1:
+                self._is_first(request, fields, lsn, ms)
+            if fields.get("idempotency_key") is not None:
+                self._use(request, fields, (first, count), lsn, ms)
+            name = fields.get("queue", "default")
+            added[name] = added.get(name, 0) + count
+            self._submitted(request, fields, range(first, first + count), payloads, lsn)
+        if request.sends == 1:
+            for name, count in added.items():
+                self._check_room(request, name, count, lsn, ms)
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _use(self, request: Request, fields: Args, answer: tuple[int, int], lsn: int, ms: int) -> None:
+        """An idempotency key stands for jobs from here on."""
+        content = idempotency.content_of(fields, _payloads_of(fields))
+        ttl_ms = fields.get("idempotency_ttl_ms") or idempotency.DAY_MS
+        self._ikey(fields).add(idempotency.Use(answer, content, request.lo_ms, ms, ttl_ms, lsn))
+
+    def _is_first(self, request: Request, fields: Args, lsn: int, ms: int) -> None:
+        """A submit made jobs: neither of its keys can have stood for others."""
+        if fields.get("idempotency_key") is not None:
+            ikey = self._ikey(fields)
+            if wrong := ikey.judge_new(request.key, lsn, request.lo_ms, ms):
+                raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
+            if any(use.is_known(request.lo_ms, ms) is False for use in ikey.uses):
+                self._hit("idempotency key used again behind its time")
+        if fields.get("dedupe_key") is None:
+            return
+        left = []
+        for job in self._key_jobs.get(_dedupe_of(fields), ()):
+            if job.pool.fields.get("dedupe_ttl_ms") is None and job.state in (*FINISHED, "gone"):
+                self._hit("dedupe key used again behind the end of its job")
+                continue  # whatever becomes of it, it has no key
+            left.append(job)
+            if job.hi < lsn and self._has_key(job, request.lo_ms, ms) is True:
+                raise Violation("I10", f"{request} at LSN {lsn} made a job beside {job}, which has its key")
+        self._key_jobs[_dedupe_of(fields)] = left
+
+    def _met(self, request: Request, fields: Args, first: int, count: int, lsn: int, ms: int) -> None:
+        """A submit was answered with jobs that were there: one of its keys must have stood for them."""
+        content = idempotency.content_of(fields, _payloads_of(fields))
+        if fields.get("idempotency_key") is not None:
+            ikey = self._ikey(fields)
+            wrong = ikey.judge_existing(request.key, (first, count), content, lsn, request.lo_ms, ms)
+            if not wrong:
+                self._hit("submit answered by its idempotency key")
+                if (
+                    fields.get("dedupe_key") is not None
+                ):  # or by the other one, which has then given this one a meaning
+                    ikey.doubt_lsn = max(ikey.doubt_lsn, lsn)
+                return
+            if fields.get("dedupe_key") is None and request.sends == 1:
+                raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
+            if ikey.must_conflict(content, lsn, request.lo_ms, ms) and request.sends == 1:
+                raise Violation("I10", f"{request} at LSN {lsn} got job {first}; its key had other content")
+            self._use(request, fields, (first, count), lsn, ms)
+        elif fields.get("dedupe_key") is None:
+            raise Violation("I10", f"{request} has no key, and was answered with job {first} as there before")
+        mode = fields.get("dedupe", "existing")
+        job = self.jobs.get(first)
+        self._hit(f"dedupe key met: {mode}")
+        if job is None or job.hi > lsn or request.sends > 1:
+            if mode in ("replace", "debounce"):
+                self._linger_edit(request, fields, first, lsn)
+            return
+        if _dedupe_of(fields) != (job.queue, job.pool.shown["dedupe_key"]):
+            raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has another key")
+        if self._has_key(job, request.lo_ms, ms) is False:
+            raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has lost the key")
+        if mode == "existing":
+            return
+        if mode == "reject":
+            raise Violation("I10", f"{request} at LSN {lsn} was to be refused, and got {job}")
+        reach = self._reach(job, ms)
+        if reach.isdisjoint(WAITING):
+            raise Violation("I10", f"{request} at LSN {lsn} changed {job}, which can be {sorted(reach)}")
+        self._edit(job, _edit_of(fields), lsn)
+        state = self._time_of(fields, ms) if mode == "debounce" else None
+        self._put_off(job, request, fields, state, reach, lsn, ms)
+
+    def _has_key(self, job: Job, lo_ms: int, ms: int) -> bool | None:
+        """Tell whether a job has its dedupe key at some time in lo..ms, if it had it once; None: perhaps."""
+        ttl_ms = job.pool.fields.get("dedupe_ttl_ms")
+        if ttl_ms is not None:
+            if lo_ms - job.born_hi_ms >= ttl_ms:
+                return False
+            if ms == lo_ms == job.pool.lo_ms + ttl_ms - 1 and job.born_hi_ms == job.pool.lo_ms:
+                self._hit("dedupe key met in the last millisecond of its time")
+            return True if ms - job.pool.lo_ms < ttl_ms else None
+        reach = self._reach(job, ms)
+        if reach.isdisjoint(LIVE):
+            return False
+        if job.pool.fields.get("dedupe_until") != "started":
+            return True if reach <= LIVE else None
+        if job.tokens:
+            return False
+        return None  # a lease of which nobody heard may have been taken back
+
+    def _edits_on(self, job: Job) -> list[tuple[Request, Args]]:
+        """Return the loose requests that may change what a job is, each with what it says."""
+        found = [
+            (request, _edit_of(request.args, update=True))
+            for request, _ in self._named.get(job.id, ())
+            if request.verb == "update" and not (request.lsn and request.lsn <= job.shown_lsn)
+        ]
+        key = job.pool.shown["dedupe_key"]
+        if key is not None:
+            found += [
+                (request, _edit_of(fields))
+                for request in self._key_submits.get((job.queue, key), {}).values()
+                for fields in _groups_of(request)
+                if fields.get("dedupe") in ("replace", "debounce") and fields.get("dedupe_key") == key
+            ]
+            found += [
+                (request, _edit_of(fields))
+                for request, _ in self._named.get(job.id, ())
+                if request.verb in ("submit", "submit_many") and request.lsn > job.shown_lsn
+                for fields in _groups_of(request)
+                if fields.get("dedupe") in ("replace", "debounce") and fields.get("dedupe_key") == key
+            ]
+        return found
+
+    def _linger_edit(self, request: Request, fields: Args, job_id: int, lsn: int) -> None:
+        """A request has changed a job that is not known, or at a moment that is not."""
+        self._linger(request, job_id, 0, lsn)
+        payload = _edit_of(fields, update=request.verb == "update")["payload"]
+        if payload is not None:
+            self._payloads.setdefault(job_id, []).append((request, payload))
+        job = self.jobs.get(job_id)
+        if job is not None:
+            job.facts = job.seen = None
+            is_moved = "update" in request.acts or fields.get("dedupe") == "debounce"
+            if is_moved and job.state in WAITING:
+                job.also = frozenset(WAITING)
+                job.due_ms = job.due_hi_ms = 0
+                job.date = None
+
+    def _edit(self, job: Job, edit: Args, lsn: int) -> None:
+        """A job is something else from here on."""
+        if edit.get("payload") is not None:
+            job.payload = edit["payload"]
+            if job.id in self._payloads:
+                self._payloads[job.id] = [
+                    each for each in self._payloads[job.id] if each[0].is_loose or each[0].lsn > lsn
+                ]
+        said = {name: edit[name] for name in EDITABLE if edit.get(name) is not None}
+        job.content = {**job.content, **said}  # metadata is never taken away, but it may become {}
+        job.said_lsns = {**job.said_lsns, **dict.fromkeys(said, lsn)}
+        job.content_lsn = max(job.content_lsn, lsn)
+        job.right = []
+        job.facts = job.seen = None
+        job.was_edited = True
+        rank = (-job.content["priority"], job.id)
+        if rank != job.rank:
+            if job.state == "ready":
+                lane = self._ready[job.queue]
+                lane.pop(bisect_left(lane, job.rank, key=_rank_of))
+                insort(lane, (rank, job), key=_rank_of)
+            job.rank = rank
+
+    def _time_of(self, fields: Args, ms: int) -> str | None:
+        """Return the state that a new time means for a waiting job; None: nothing is said of its time."""
+        if fields.get("delay_ms") is not None:
+            return "delayed" if fields["delay_ms"] else "ready"
+        if fields.get("run_at_ms") is not None:
+            return "delayed" if fields["run_at_ms"] > self._now_wall_ms else "ready"
+        return None
+
+    def _put_off(
+        self, job: Job, request: Request, fields: Args, state: str | None, reach: set[str], lsn: int, ms: int
+    ) -> None:
+        """A job that waits was changed at an LSN, and is in a state by what was said; None: in the one that it was in."""
+        was = job.state
+        if was not in WAITING:
+            job.is_vague = True
+        if state is None:
+            may_be = reach & {*WAITING}
+            if was not in may_be:
+                job.due_ms = job.due_hi_ms = 0
+                job.date = None
+            state = was if was in may_be else min(may_be)
+            self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+            job.also = frozenset(may_be - {state})
+            return
+        self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+        delay_ms = fields.get("delay_ms")
+        job.due_ms = job.due_hi_ms = 0
+        job.due_wall_ms, job.date = 0, None
+        if state == "delayed" and delay_ms:
+            job.due_ms, job.due_hi_ms = request.lo_ms + delay_ms, ms + delay_ms
+        elif state == "delayed":
+            job.due_wall_ms = fields["run_at_ms"]
+            job.date = self._dates_by_ms.get(job.due_wall_ms) or self._watch(job.due_wall_ms)
+        if was == "delayed" and state == "ready":
+            self._hit("delayed job made ready by an update")
+        job.facts = job.seen = None
+
+    # --- replies: update ----------------------------------------------------------------------
+
+    def _on_update(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        args = request.args
+        job = self.jobs.get(args["job_id"])
+        state = body["state"]
+        if body["job_id"] != args["job_id"] or state not in WAITING:
+            raise Violation("I14", f"{request} was answered {body}")
+        if job is None or job.hi > lsn or request.sends > 1:
+            self._linger_edit(request, args, args["job_id"], lsn)
+            return
+        reach = self._reach(job, ms)
+        if reach.isdisjoint(WAITING):
+            raise Violation(
+                BROKEN_BY_LEAVING[job.state],
+                f"{request} changed {job} at LSN {lsn}, which can be {sorted(reach)}",
+            )
+        if "update" in request.acts:
+            delay_ms = args.get("delay_ms")
+            if delay_ms is not None and state != ("delayed" if delay_ms else "ready"):
+                raise Violation("I9", f"{request} made {job} {state}")
+        elif state not in reach:
+            raise Violation("I9", f"{request} left {job} {state}, which can be {sorted(reach)}")
+        if job.state == "ready" and args.get("priority") is not None:
+            self._hit("ready job given another priority")
+        self._edit(job, _edit_of(args, update=True), lsn)
+        if "update" in request.acts:
+            self._put_off(job, request, args, state, reach, lsn, ms)
+        else:
+            self._put_off(job, request, args, None, {state}, lsn, ms)
+
+    # --- replies: queues ----------------------------------------------------------------------
+
+    def _on_set_queue(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        shelf = self._shelf(request.args["queue"])
+        if request.sends > 1:
+            return  # as loose as before: the daemon does not remember what changed nothing
+        shelf.learned(said_by(request.verb, request.args), lsn)
+        possible = [bool(each) for each in shelf.can_be("paused", lsn, lsn)]
+        if body["paused"] not in possible:
+            raise Violation("I15", f"{request} at LSN {lsn} found the queue paused: {body['paused']}")
+
+    _on_pause = _on_resume = _on_set_queue
+
+    def _on_queue(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        self._check_settings(body, lsn, str(request))
+
+    def _check_settings(self, details: Args, lsn: int, where: str) -> None:
+        """What is shown of a queue's settings is what was set."""
+        name = details["info"]["queue"]
+        shelf = self._shelves.get(name) or Shelf()
+        for setting in SETTINGS:
+            shown = plain(details[setting]) if setting == "retry" else details[setting]
+            possible = [_set_or_default(setting, each) for each in shelf.can_be(setting, lsn, lsn)]
+            if shown not in possible:
+                raise Violation(
+                    "I15", f"{where} at LSN {lsn}: {setting} of {name} is {shown}, not of {possible}"
+                )
+        paused = [bool(each) for each in shelf.can_be("paused", lsn, lsn)]
+        if details["info"]["paused"] not in paused:
+            raise Violation("I15", f"{where} at LSN {lsn}: {name} paused: {details['info']['paused']}")
+
+    def _see_settings(self, settings: Iterable[Args], lsn: int) -> None:
+        """All queues are shown with their settings."""
+        there = set()
+        for details in settings:
+            name = details["info"]["queue"]
+            there.add(name)
+            self._check_settings(details, lsn, "a look at everything")
+            said: Args = {"paused": details["info"]["paused"]}
+            for setting in SETTINGS:
+                value = plain(details[setting]) if setting == "retry" else details[setting]
+                said[setting] = None if value == _set_or_default(setting, None) else value
+            if name in self._shelves:
+                self._shelves[name].learned(said, lsn)
+        for name, shelf in self._shelves.items():
+            if name not in there:
+                self._not_there(name, shelf, lsn, "a look at everything")
+                shelf.learned({**dict.fromkeys(SETTINGS), "paused": False, "kept": None}, lsn)
+
+    def _not_there(self, name: str, shelf: Shelf, lsn: int, where: str) -> None:
+        """A queue is not there: nothing can be set of it."""
+        for setting in ("kept", "paused"):
+            if all(shelf.can_be(setting, lsn, lsn)):
+                raise Violation("I15", f"{where} at LSN {lsn}: queue {name} is not there; it is {setting}")
+
+    def _can_be(self, queue: str, setting: str, lo: int, hi: int) -> list[Any]:
+        """Return the values that a setting may have had at an LSN in lo..hi; None: the default."""
+        shelf = self._shelves.get(queue)
+        return [None] if shelf is None else shelf.can_be(setting, lo, hi)
+
+    def _bounds(self, job: Job, setting: str, lsn: int | None = None) -> tuple[int, int]:
+        """Return the least and the greatest that max_retries or max_crashes can be for a job, now or ever (None)."""
+        own = job.pool.shown[setting]
+        if own is not None:
+            return own, own
+        shelf = self._shelves.get(job.queue)
+        usual: int = SHOWN_DEFAULTS[setting]  # type: ignore[assignment]
+        if shelf is None:
+            return usual, usual
+        known = shelf.ever(setting) if lsn is None else shelf.can_be(setting, lsn, lsn)
+        values = [usual if each is None else each for each in known]
+        return min(values), max(values)
+
+    def _check_room(self, request: Request, queue: str, count: int, lsn: int, ms: int) -> None:
+        """Jobs were taken: there must have been room for them."""
+        shelf = self._shelves.get(queue)
+        if shelf is None:
+            return
+        limits = shelf.can_be("length_max", lsn, lsn)
+        if None in limits:
+            return
+        new = range(self._id_max - count + 1, self._id_max + 1)
+        mine = [job for job in self.jobs.values() if job.queue == queue and job.state in LIVE]
+        if len(mine) <= max(limits):
+            return
+        before = [
+            job
+            for job in mine
+            if job.hi < lsn and job.id not in new and not job.also and self._reach(job, ms) <= LIVE
+        ]
+        if len(before) + count > max(limits):
+            raise Violation(
+                "I11",
+                f"{request} at LSN {lsn} was taken: {len(before)} jobs live, the limit is {max(limits)}",
+            )
+
+    def _on_full(self, request: Request, lsn: int, body: Args) -> None:
+        """Jobs were refused since their queue is full: it must have been."""
+        length, limit = body["details"]["length"], body["details"]["length_max"]
+        added: dict[str, int] = {}
+        for fields in _groups_of(request):
+            name = fields.get("queue", "default")
+            added[name] = added.get(name, 0) + len(_payloads_of(fields))
+        lo = lsn if request.sends == 1 else request.floor
+        for name, count in added.items():
+            if limit in self._can_be(name, "length_max", lo, lsn) and length + count > limit:
+                known = sum(job.queue == name for job in self.jobs.values())
+                loose = self._queue_jobs.get(name, 0)
+                if length <= max(known, loose):
+                    return
+        raise Violation("I11", f"{request} at LSN {lsn} was refused: {body['details']}, it adds {added}")
 
     def _check_ids(self, request: Request, first: int, last: int, lsn: int) -> None:
         if request.sends > 1:
@@ -828,13 +1455,51 @@ class Oracle:
         if request.args.get("wait_ms"):
             self._hit("parked lease served" if jobs else "parked lease gave up")
         first_ms = request.lo_ms
+        if self._shelves and jobs:
+            self._check_paused(request, jobs, lsn)
         for info in jobs:
             self._deliver(request, info, token, body["lease_ms_left"], lsn, first_ms, ms)
+            if info["attempt"] == 1 and request.sends == 1:
+                self._check_expiry(request, info, body["wall_ms"])
         if request.sends == 1:
             self._check_order(request, jobs, lsn)
+            if jobs and request.args.get("weights"):
+                self._check_weights(request, jobs, token)
         else:  # it tells only of what is still held: the first try may have been handed more
             self._hit("retried lease told what is still held" if jobs else "retried lease found nothing left")
             self._swept += [("lease", name, lsn) for name in request.args.get("queues", ("default",))]
+
+    def _check_paused(self, request: Request, jobs: list[Args], lsn: int) -> None:
+        """Nothing was handed out of a queue that was paused all the time in which the lease can have been served."""
+        lo = lsn if request.sends == 1 and not request.args.get("wait_ms") else request.floor
+        for name in {info["queue"] for info in jobs}:
+            if all(self._can_be(name, "paused", lo, lsn)):
+                raise Violation("I9", f"{request} at LSN {lsn} got jobs of {name}, which is paused")
+
+    def _check_expiry(self, request: Request, info: Args, wall_ms: int) -> None:
+        """A job that was never started is not handed out from its expiry on, by the clock that the reply shows."""
+        at_ms = self.jobs[info["job_id"]].expires_at_ms
+        if at_ms is None:
+            return
+        if at_ms <= wall_ms:
+            raise Violation(
+                "I9", f"{request} at {wall_ms} got job {info['job_id']}, which expired at {at_ms}"
+            )
+        if at_ms == wall_ms + 1:
+            self._hit("job handed out in the last millisecond before its expiry")
+
+    def _check_weights(self, request: Request, jobs: list[Args], token: int) -> None:
+        """The queues come in an order that is drawn by the grant's number, for some set of queues that had jobs."""
+        args = request.args
+        got = list(dict.fromkeys(info["queue"] for info in jobs))
+        queues = dict(reversed(list(zip(args["queues"], args["weights"], strict=True))))
+        named = [(name, queues[name]) for name in dict.fromkeys(args["queues"])]
+        for order in orders(named, got, token & 0xFFFFFFFF):
+            if order[: len(got)] == got:
+                if got[0] != args["queues"][0]:
+                    self._hit("lease with weights: another queue came first than the first one named")
+                return
+        raise Violation("I7", f"{request} got jobs of {got}, which grant {token & 0xFFFFFFFF} does not draw")
 
     def _check_token(self, request: Request, token: int, lsn: int) -> None:
         owner = self._owners.get(token)
@@ -851,7 +1516,8 @@ class Oracle:
         job = self.jobs.get(job_id)
         if job is None:
             job = self._discover(info, lsn - 1)  # as it stood before
-        self._check_content(job, info)
+        lo = lsn if request.sends == 1 and not request.args.get("wait_ms") else request.floor
+        self._check_content(job, info, lo, lsn)
         self._check_rising(job, token, lsn)
         if (token, job_id) in self._given:
             raise Violation("I6" if job.once else "I4", f"{job} was sent twice under token {token}")
@@ -863,14 +1529,22 @@ class Oracle:
             if job.state == "leased" and not job.token and job.attempt == info["attempt"]:
                 job.token, job.lease_ms = token, left_ms
             return
+        mark = job.mark if lo < job.mark else 0  # of this lease: it was heard of first
+        if mark and not job.token and info["attempt"] == job.attempt:
+            job.token, job.lease_ms = token, left_ms  # what was shown as held is this
+            return
+        if mark:
+            job.mark = 0
         self._check_delivery(job, info, token, lsn, ms)
         self._note_delivery(job, info, ms)
         self._move(job, "leased", lsn, lsn, lo_ms)
+        job.mark = mark
         job.attempt, job.errors, job.crashes = info["attempt"], info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = job.is_graced = False
         job.token, job.lease_ms, job.deadline_ms = token, left_ms, lo_ms + left_ms
         job.error = job.facts = job.seen = None
-        job.due_ms = job.due_wall_ms = 0
+        job.due_ms = job.due_wall_ms = job.due_hi_ms = 0
+        job.date = None
 
     def _check_rising(self, job: Job, token: int, lsn: int) -> None:
         for other, other_lsn in job.tokens:
@@ -889,7 +1563,7 @@ class Oracle:
             raise Violation(invariant, f"{where}; it can be {sorted(reach)}")
         attempt, errors, crashes = info["attempt"], info.get("errors", 0), info.get("crashes", 0)
         shown = job.pool.shown
-        if errors > shown["max_retries"] or crashes > shown["max_crashes"]:
+        if errors > self._bounds(job, "max_retries")[1] or crashes > self._bounds(job, "max_crashes")[1]:
             raise Violation("I8", f"{where} with {errors} errors and {crashes} crashes: {shown}")
         if job.is_vague:
             return
@@ -920,12 +1594,17 @@ class Oracle:
             self._hit("attempt given back and counted again")
         if job.was_dead:
             self._hit("dead job came back")
-        job.was_dead = job.was_released = False
+        if job.was_edited:
+            self._hit("job handed out as it was changed to")
+        job.was_dead = job.was_released = job.was_edited = False
 
     def _check_order(self, request: Request, jobs: list[Args], lsn: int) -> None:
         """What was handed out stands in order, and nothing that stands before it was passed over."""
         args = request.args
         names = list(dict.fromkeys(args.get("queues", ("default",))))
+        if args.get("weights") is not None:  # drawn: first those that there were jobs of
+            got = list(dict.fromkeys(info["queue"] for info in jobs))
+            names = got + [name for name in names if name not in got]
         at, worst = 0, None
         for info in jobs:
             job = self.jobs[info["job_id"]]
@@ -933,18 +1612,28 @@ class Oracle:
                 raise Violation("I7", f"{request} got {job} out of the order of its queues {names}")
             if job.queue != names[at]:
                 at, worst = names.index(job.queue), None
-            if worst is not None and job.rank < worst:
+            rank = (-info.get("priority", 0), job.id)  # as it was then: it may have been changed since
+            if worst is not None and rank < worst:
                 raise Violation("I7", f"{request} got {job} behind one that comes after it")
-            worst = job.rank
+            worst = rank
         is_full = len(jobs) >= args.get("count", 1)
         # A job that asks for another lease time than the first one ends the reply, even one that nobody knows is ready.
-        may_be_cut = bool(jobs) and args.get("lease_ms") is None and not self._odd_leases.isdisjoint(names)
+        odd = self._odd_leases
+        may_be_cut = bool(jobs) and args.get("lease_ms") is None and not odd.isdisjoint(names)
         # Parked, it may have been served before its reply's LSN.
         known = request.floor if args.get("wait_ms") else lsn - bool(jobs)
         for number, name in enumerate(names[: at + 1] if is_full else names):
+            if self._shelves and any(self._can_be(name, "paused", min(known, lsn), lsn)):
+                continue
             for rank, job in self._ready.get(name, ()):
                 if number == at and worst is not None and rank > worst and is_full:
                     break
+                if job.pool.expiry is not None and job.attempt == 0 and job.pool.expiry.is_reached:
+                    if self._limits["EXPIRIES_PER_TICK"] < LIMITS["EXPIRIES_PER_TICK"]:
+                        return  # where it stands, the reply may have ended
+                    continue
+                if job.also or job.content_lsn > known:
+                    continue
                 passed = worst is not None and (number < at or (number == at and rank < worst))
                 if job.hi <= known and (passed or not may_be_cut):
                     self._suspect(request, job, lsn)
@@ -954,6 +1643,8 @@ class Oracle:
         who = list(self._leases.get(job.queue, {}).values())
         who += [each for each, _ in self._named.get(job.id, ()) if each.verb in ("cancel", "purge")]
         who += [each for each in self._sweeps.values() if each.verb != "requeue"]
+        if self._edits_on(job):
+            return  # it may have had another place, or another time
         if any(
             verb != "requeue" and at > job.lo and queue in (None, job.queue)
             for verb, queue, at in self._swept
@@ -992,6 +1683,8 @@ class Oracle:
                 self._acked_once(request, job_id, job)
             if job is None:
                 continue
+            if job.mark > 0:
+                self._hit("marked job acked all the same")
             if args.get("result_error") is not None:
                 job.errors += 1
                 job.error = args["result_error"]
@@ -1019,35 +1712,83 @@ class Oracle:
                 continue
             job.errors += 1
             job.error = args.get("error", "")
-            delay_ms = args.get("retry_in_ms")
-            if args.get("dead") or job.errors > job.pool.shown["max_retries"]:
-                self._move(job, "dead", self._lo(request, lsn), lsn, request.lo_ms)
+            if job.mark > 0:
+                self._end_marked(job, request, lsn)
                 continue
-            if delay_ms is None:
-                delay_ms = min(1_000 << min(job.errors - 1, 20), HOUR_MS) * 8 // 10
-            self._wait(job, delay_ms, request, lsn)
+            may_be_marked = job.mark < 0 or "mark" in self._verbs_on(job)
+            delay_ms = args.get("retry_in_ms")
+            lo = self._lo(request, lsn)
+            least, most = self._bounds(job, "max_retries", lsn if request.sends == 1 else None)
+            if args.get("dead") or job.errors > most:
+                self._move(job, "dead", lo, lsn, request.lo_ms)
+            elif delay_ms is not None:
+                self._wait(job, delay_ms, delay_ms, request, lsn, ms)
+            else:
+                self._wait(job, *self._backoff(job, args, job.errors, lo, lsn), request, lsn, ms)
+            if not args.get("dead") and least < job.errors <= most:  # as it stood with the limit then
+                job.also = frozenset(("dead",))
+            if may_be_marked:
+                job.also |= {"cancelled"}
+
+    def _backoff(self, job: Job, args: Args, failures: int, lo: int, hi: int) -> tuple[int, int]:
+        """Return the shortest and the longest delay behind a failure, whichever policy held."""
+        own = args.get("retry") or job.pool.shown["retry"]
+        known = [own] if own is not None else self._can_be(job.queue, "retry", lo, hi)
+        windows = [backoffs.window_ms(policy, failures) for policy in known]
+        return min(low for low, _ in windows), max(high for _, high in windows)
+
+    def _end_marked(self, job: Job, request: Request, lsn: int) -> None:
+        """A marked job was given back: that is its end."""
+        self._hit(f"marked job ended by its holder: {request.verb}")
+        self._move(job, "cancelled", self._lo(request, lsn), lsn, request.lo_ms)
 
     def _on_release(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         for job_id, token, code in self._verdicts(request, body):
             job = self._held(request, job_id, token, code, lsn, ms)
-            if job is not None:
-                job.attempt -= 1
-                job.was_released = True
-                self._wait(job, request.args.get("delay_ms", 0), request, lsn)
+            if job is None:
+                continue
+            if job.mark > 0:
+                self._end_marked(job, request, lsn)
+                continue
+            may_be_marked = job.mark < 0 or "mark" in self._verbs_on(job)
+            job.attempt -= 1
+            job.was_released = True
+            delay_ms = request.args.get("delay_ms", 0)
+            self._wait(job, delay_ms, delay_ms, request, lsn, ms)
+            if may_be_marked:
+                job.also = frozenset(("cancelled",))
+                job.is_vague = True
 
-    def _wait(self, job: Job, delay_ms: int, request: Request, lsn: int) -> None:
-        """A job goes back to wait, at least for so long."""
-        self._move(job, "delayed" if delay_ms else "ready", self._lo(request, lsn), lsn, request.lo_ms)
-        job.due_ms = request.lo_ms + delay_ms if delay_ms else 0
+    def _wait(self, job: Job, least_ms: int, most_ms: int, request: Request, lsn: int, ms: int) -> None:
+        """A job goes back to wait, for so long."""
+        state = "delayed" if most_ms else "ready"
+        self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+        job.due_ms = request.lo_ms + least_ms if most_ms else 0
+        job.due_hi_ms = ms + most_ms if most_ms else 0
+        job.due_wall_ms, job.date = 0, None
+        if most_ms and not least_ms:
+            job.also = frozenset(("ready",))
 
     def _on_extend(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        marked = set(_ids_in(body.get("cancel_marked", ())))
         for job_id, token, code in self._verdicts(request, body):
             job = self._held(request, job_id, token, code, lsn, ms)
             if job is not None:
+                if request.sends == 1 and lsn >= job.hi:
+                    self._see_mark(job, job_id in marked, lsn, str(request))
                 job.lease_ms = request.args.get("lease_ms") or job.lease_ms
                 job.deadline_ms = request.lo_ms + job.lease_ms
                 job.is_graced = False
                 job.hi = max(job.hi, lsn)
+
+    def _see_mark(self, job: Job, is_marked: bool, lsn: int, where: str) -> None:
+        """A lease is shown, with the mark that its job is to end, or without it."""
+        if is_marked:
+            if not job.mark and "mark" not in self._verbs_on(job):
+                raise Violation("I15", f"{where} at LSN {lsn}: {job} is to end, and nobody wanted it to")
+            job.mark = job.mark if job.mark > 0 else lsn
+        elif 0 < job.mark <= lsn:
+            raise Violation("I15", f"{where} at LSN {lsn}: {job} was to end, and nothing of it is left")
 
     def _lo(self, request: Request, lsn: int) -> int:
         return lsn if request.sends == 1 else request.floor
@@ -1125,6 +1866,9 @@ class Oracle:
             if ms == job.deadline_ms == request.lo_ms:
                 self._hit("refused at the millisecond of the deadline")
             return
+        if self._is_released(job, ms):
+            self._hit("lease ended with the connections of its holder")
+            return
         if job.hi > (lsn if request.sends == 1 else request.floor) or self._named.get(job.id):
             return
         raise Violation(
@@ -1134,7 +1878,10 @@ class Oracle:
     # --- replies: sweeps ----------------------------------------------------------------------
 
     def _on_cancel(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        self._on_sweep(request, body, lsn, ms, WAITING, "cancelled")
+        accepted = (*WAITING, "leased") if request.args.get("running") else WAITING
+        if not request.args.get("running") and body.get("marked"):
+            raise Violation("I4", f"{request} at LSN {lsn} has marked {body['marked']} jobs")
+        self._on_sweep(request, body, lsn, ms, accepted, "cancelled")
 
     def _on_requeue(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         self._on_sweep(request, body, lsn, ms, ("dead",), "ready")
@@ -1148,7 +1895,14 @@ class Oracle:
         args = request.args
         if not args.get("ids"):
             if body["count"] and not args.get("dry_run"):
-                self._swept.append((request.verb, _queue_swept(args), lsn))
+                queue = _queue_swept(args)
+                self._swept += [(act, queue, lsn) for act in request.acts]
+                if body.get("marked"):
+                    self._hit("running jobs marked by a filter")
+                    for job in self.jobs.values():  # of those that are known better since
+                        if job.hi > lsn and queue in (None, job.queue) and job.state in (*LIVE, "dead"):
+                            job.mark = job.mark or (-1 if job.state == "leased" else 0)
+                            job.also |= {"cancelled"}
             return
         ids = list(_ids_in(args["ids"]))
         codes = {first + i: code for first, count, code in body["results"] for i in range(count)}
@@ -1159,6 +1913,16 @@ class Oracle:
             code = codes[job_id]
             if job is None and code == "ok" and not args.get("dry_run"):
                 self._linger(request, job_id, 0, lsn)  # its submit has not been answered yet
+            if code == "duplicate" and job is not None:
+                if request.verb != "requeue" or job.pool.shown["dedupe_key"] is None:
+                    raise Violation(
+                        "I10", f"{request} at LSN {lsn}: {job} has no key that another could have"
+                    )
+                self._hit("dead job not requeued: its key has another")
+                continue
+            if "mark" in request.acts and code == "ok" and job is not None and not args.get("dry_run"):
+                self._cancelled_running(request, job, body, lsn, ms)
+                continue
             if job is None or job.hi > lsn:
                 continue
             if request.sends > 1 and job.hi > request.floor:
@@ -1185,12 +1949,60 @@ class Oracle:
                 self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
                 job.is_vague = True
 
+    def _cancelled_running(self, request: Request, job: Job, body: Args, lsn: int, ms: int) -> None:
+        """A job was cancelled if it waited, and marked if it was held."""
+        if job.hi > lsn or request.sends > 1:
+            self._linger(request, job.id, 0, lsn)
+            if job.state == "leased":
+                job.mark = job.mark or -1
+            if job.state in (*LIVE, "dead"):
+                job.also |= {"cancelled"}
+                job.is_vague = True
+            job.seen = None
+            return
+        reach = self._reach(job, ms)
+        if reach.isdisjoint(LIVE):
+            raise Violation(
+                BROKEN_BY_LEAVING[job.state],
+                f"{request} took {job} at LSN {lsn}, which can be {sorted(reach)}",
+            )
+        was_held = "leased" in reach and body.get("marked", 0) > 0
+        waited = not reach.isdisjoint(WAITING) and body.get("marked", 0) < body["count"]
+        if not was_held and not waited:
+            raise Violation("I4", f"{request} at LSN {lsn} was answered {body}; {job} can be {sorted(reach)}")
+        if waited and not was_held:
+            self._move(job, "cancelled", lsn, lsn, request.lo_ms)
+            job.is_vague = True
+        elif waited:
+            self._linger(request, job.id, 0, lsn)
+            job.mark = -1 if job.state == "leased" else 0
+            job.also |= {"cancelled", "leased"} - {job.state}
+            job.is_vague = True
+        else:
+            if job.state != "leased":
+                self._move(job, "leased", lsn, lsn, request.lo_ms)
+                job.token = job.deadline_ms = 0
+                job.is_vague = True
+            job.mark = job.mark if job.mark > 0 else lsn
+            job.hi = max(job.hi, lsn)
+            self._hit("running job marked")
+
     # --- replies: reads -----------------------------------------------------------------------
 
     def _on_hello(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        session = request.key[0]
+        if session is not None:
+            self._came_back(session, ms, request.key[1])
+
+    def _on_ping(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         pass
 
-    _on_ping = _on_stats = _on_snapshot = _on_queues = _on_hello
+    _on_stats = _on_snapshot = _on_ping
+
+    def _on_queues(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        for queue in body["queues"] if self._shelves else ():
+            if queue["paused"] not in map(bool, self._can_be(queue["queue"], "paused", lsn, lsn)):
+                raise Violation("I15", f"{request} at LSN {lsn}: {queue['queue']} paused: {queue['paused']}")
 
     def _on_get(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         self._see(body, lsn, request.lo_ms, ms)
@@ -1207,13 +2019,31 @@ class Oracle:
                 raise Violation("I11", f"{request} asked for {wanted} and got {info}")
             listed.add(info["job_id"])
             self._see(info, lsn, request.lo_ms, ms)
+        where = wanted.get("where")
+        if where is not None:
+            self._check_where(request, where, body["jobs"], lsn)
         if wanted.get("state") is not None:
             return
         for job in self.jobs.values():
             if job.id < begin or (end is not None and job.id >= end) or job.id in listed:
                 continue
+            if where is not None and (
+                job.seen is None
+                or meaning(where)(facts_of(job.seen)) is not True
+                or self._edits_on(job)
+                or self._reach(job, ms) != {job.state}
+            ):
+                continue
             if wanted.get("queue") in (None, job.queue) and job.state != "gone" and job.hi <= lsn:
+                if where is not None and "gone" not in self._reach(job, ms):
+                    raise Violation("I11", f"{request} at LSN {lsn} for {where!r} does not have {job.seen}")
                 self._is_missing(job, lsn, ms, str(request))
+
+    def _check_where(self, request: Request, where: str, jobs: list[Args], lsn: int) -> None:
+        for info in jobs:
+            if meaning(where)(facts_of(info)) is False:
+                raise Violation("I11", f"{request} at LSN {lsn} asked for {where!r} and got {info}")
+        self._hit("list by a filter's text" if jobs else "nothing found by a filter's text")
 
     def _is_missing(self, job: Job, lsn: int, ms: int, where: str) -> None:
         """A job is not there: it must be one that may be gone."""
@@ -1233,11 +2063,12 @@ class Oracle:
             job = self._discover(info, lsn)
             self._note(job, info, lsn, lo_ms)
             return
-        if info == job.seen and not job.is_vague:  # in the same state as before: all of this was right
+        if info == job.seen and not job.is_vague and not job.also and not self._shelves:
+            # In the same state as before: all of this was right.
             if lsn >= job.hi:
                 job.lo = job.hi = lsn
             return
-        self._check_content(job, info)
+        self._check_content(job, info, lsn, lsn)
         if lsn < job.hi:
             return
         state = info["state"]
@@ -1246,19 +2077,37 @@ class Oracle:
             reach = self._reach(job, ms)
             if state not in reach:
                 raise Violation(BROKEN_BY_LEAVING[job.state], f"{where}; it can be {sorted(reach)}")
+            if state == "expired":
+                self._hit("job expired")
+        elif state == "delayed":
+            self._check_due(job, info, lo_ms, ms, where)
+        elif state == "leased" and info["attempt"] == job.attempt:
+            self._see_mark(job, info.get("cancel_marked", False), lsn, str(where))
         self._check_numbers(job, info, where)
         self._check_facts(job, info, where)
         self._note(job, info, lsn, lo_ms)
+
+    def _check_due(self, job: Job, info: Args, lo_ms: int, ms: int, where: "Where") -> None:
+        """A job waits for as long as it was said to: not shorter, nor longer."""
+        left_ms = info.get("due_ms_left")
+        if left_ms is None or not job.due_hi_ms or info["attempt"] != job.attempt or job.also:
+            return
+        if not left_ms:
+            return  # it is due, and has not been looked at yet
+        is_early, is_late = ms + left_ms < job.due_ms, lo_ms + left_ms > job.due_hi_ms
+        if (is_early or is_late) and not self._verbs_on(job):
+            raise Violation(
+                "I9", f"{where}: due in {left_ms} ms, which is not in {job.due_ms}..{job.due_hi_ms}"
+            )
 
     def _check_numbers(self, job: Job, info: Args, where: "Where") -> None:
         """Attempts, errors and crashes only grow, and no faster than jobs are handed out."""
         state, attempt = info["state"], info["attempt"]
         errors, crashes = info.get("errors", 0), info.get("crashes", 0)
-        shown = job.pool.shown
         if state in ("delayed", "ready", "leased") and (
-            errors > shown["max_retries"] or crashes > shown["max_crashes"]
+            errors > self._bounds(job, "max_retries")[1] or crashes > self._bounds(job, "max_crashes")[1]
         ):
-            raise Violation("I18", f"{where}; the limits are {shown}")
+            raise Violation("I18", f"{where}; the limits are {job.pool.shown}")
         if state == job.state and (attempt, errors, crashes) == (job.attempt, job.errors, job.crashes):
             return
         if job.is_vague:
@@ -1303,6 +2152,8 @@ class Oracle:
             raise Violation("I15", f"{where} with error {info.get('error')!r}, failed with {job.error!r}")
         facts = tuple(map(info.get, FACTS))
         if job.facts is not None and job.changed == info["changed_wall_ms"] and facts != job.facts:
+            if self._edits_on(job):
+                return
             raise Violation("I15", f"{where}: {facts}, once {job.facts}")
 
     def _note(self, job: Job, info: Args, lsn: int, lo_ms: int) -> None:
@@ -1314,7 +2165,11 @@ class Oracle:
         was_held = job.state == "leased" and attempt == job.attempt and "release" not in verbs
         if state != job.state or attempt != job.attempt:
             job.error = job.result = None
+            job.due_hi_ms = 0
         self._move(job, state, lsn, lsn, job.since_ms)  # when it came there nobody said
+        job.mark = lsn if info.get("cancel_marked") else 0
+        if info.get("expires_at_ms") is not None and job.expires_at_ms is None:
+            job.expires_at_ms = info["expires_at_ms"]
         job.created, job.changed = info["created_wall_ms"], info["changed_wall_ms"]
         job.attempt, job.errors, job.crashes = attempt, info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = False
@@ -1329,35 +2184,71 @@ class Oracle:
         elif state != "delayed":
             job.seen = info
         else:
-            job.due_ms = lo_ms + info["due_ms_left"] if info.get("due_ms_left") is not None else 0
-            job.due_wall_ms = info.get("run_at_ms") or 0
+            left_ms, date_ms = info.get("due_ms_left"), info.get("run_at_ms") or 0
+            job.due_ms = lo_ms + left_ms if left_ms is not None else 0
+            if date_ms != job.due_wall_ms or not date_ms or job.date is None:
+                job.date = (self._dates_by_ms.get(date_ms) or self._watch(date_ms)) if date_ms else None
+            job.due_wall_ms = date_ms
 
-    def _check_content(self, job: Job, info: Args) -> None:
-        """A job is what was submitted."""
+    def _check_content(self, job: Job, info: Args, lo: int, lsn: int) -> None:
+        """A job is what was submitted, or what it was changed to since, as it stood at an LSN in lo..lsn."""
+        if lo < job.content_lsn:
+            return  # it was changed since, or perhaps
         content = tuple(map(info.get, CONTENT)) if "state" in info else tuple(map(info.get, HANDED_OUT))
-        if content not in job.pool.right:
-            self._compare_content(job, info)
-            job.pool.right.append(content)
+        shelf = self._shelves.get(job.queue)
+        if shelf is not None and job.pool.version != shelf.version:
+            job.pool.version = shelf.version
+            job.pool.right.clear()
+        edit: Args = {}  # what a loose request has made of it
+        if content not in job.right or (job.right is not job.pool.right and shelf is not None):
+            edit = self._compare_content(job, info, lsn)
+            if shelf is None or lsn >= shelf.newest_lsn:
+                job.right.append(content)
         payload = info.get("payload")
-        if (
-            payload is not None
-            and payload != job.payload
-            and (job.payload is not None or payload not in job.pool.payloads)
-        ):
-            raise Violation("I15", f"{job} has payload {payload!r}, submitted with {job.payload!r}")
+        if payload is not None and payload != job.payload:
+            if job.payload is ANY or (job.payload is None and payload in job.pool.payloads):
+                job.payload = payload
+            elif any(
+                said == payload and request.floor < lsn
+                for place in (job.id, (job.queue, job.pool.shown["dedupe_key"]))
+                for request, said in self._payloads.get(place, ())
+            ):
+                edit["payload"] = payload
+            else:
+                raise Violation("I15", f"{job} has payload {payload!r}, submitted with {job.payload!r}")
+        if edit:
+            self._edit(job, edit, lsn)
+        job.shown_lsn = max(job.shown_lsn, lsn)
 
-    def _compare_content(self, job: Job, info: Args) -> None:
-        shown = job.pool.shown
+    def _compare_content(self, job: Job, info: Args, lsn: int) -> Args:
+        """Hold what is shown against what is known; return what only a loose request can have made of it."""
+        edit: Args = {}
         for name in CONTENT if "state" in info else HANDED_OUT:
-            if info.get(name, SHOWN_DEFAULTS.get(name)) != shown[name]:
-                raise Violation("I15", f"{job} has {name} {info.get(name)!r}, submitted with {shown[name]!r}")
+            shown = info.get(name, SHOWN_DEFAULTS.get(name))
+            said = job.content[name]
+            if shown == said:
+                continue
+            if name in OF_QUEUE and said is None:
+                possible = self._can_be(job.queue, name, lsn, lsn)
+                if shown in [SHOWN_DEFAULTS[name] if each is None else each for each in possible]:
+                    continue
+            if name in EDITABLE and any(
+                request.floor < lsn
+                and each.get(name) == shown
+                and not 0 < request.lsn <= job.said_lsns.get(name, 0)
+                for request, each in self._edits_on(job)
+            ):
+                edit[name] = shown
+                continue
+            raise Violation("I15", f"{job} has {name} {info.get(name)!r}, submitted with {said!r}")
+        return edit
 
     def _check_reason(self, job: Job, info: Args) -> None:
         """A job is dead because of what its reason says (I18)."""
         shown, reason = job.pool.shown, info.get("reason")
         fits = {
-            "retries": info.get("errors", 0) > shown["max_retries"],
-            "crashes": info.get("crashes", 0) > shown["max_crashes"],
+            "retries": info.get("errors", 0) > self._bounds(job, "max_retries")[0],
+            "crashes": info.get("crashes", 0) > self._bounds(job, "max_crashes")[0],
             "abandoned": job.once,
             "refused": job.id in self._refused,
             "killed": job.id in self._killed,
@@ -1370,6 +2261,10 @@ class Oracle:
         state = info["state"]
         if state in ("ready", "leased"):
             raise Violation("I19", f"at the end job {info['job_id']} is {state}")
+        expires_at_ms = info.get("expires_at_ms")
+        is_waiting = state == "delayed" and not info["attempt"]
+        if is_waiting and expires_at_ms is not None and expires_at_ms <= self._now_wall_ms:
+            raise Violation("I19", f"at the end job {info['job_id']} is delayed, and should have expired")
         if state == "delayed":
             left_ms, date_ms = info.get("due_ms_left"), info.get("run_at_ms")
             if left_ms == 0 or (
@@ -1384,7 +2279,7 @@ class Oracle:
         if status == "internal":
             raise Violation("CODE", f"{request}: {body}")
         self._hit(f"refused: {status}")
-        if status in ("storage_full", "busy"):
+        if status in ("storage_full", "busy", "queue_full"):
             self._full = status
         if status == UNKNOWN_OUTCOME:
             self._given_up.append(request)
@@ -1398,24 +2293,55 @@ class Oracle:
         else:
             self._settle(request)
             self._take_back(request)
+            self._check_refusal(request, status, lsn, body, ms)
         self._closed[request.key] = (status, body)
         if request.verb == "get" and status == "job_not_found":
             job = self.jobs.get(request.args["job_id"])
             if job is not None:
                 self._is_missing(job, lsn, ms, str(request))
         if status == "queue_not_found":
-            name = request.args["filter"]["queue"]
+            name = request.args.get("queue") or request.args["filter"]["queue"]
             for job in self.jobs.values():
                 if job.queue == name and job.state != "gone" and job.hi <= lsn:
                     self._is_missing(job, lsn, ms, str(request))
+            if name in self._shelves:
+                self._not_there(name, self._shelves[name], lsn, str(request))
+
+    def _check_refusal(self, request: Request, status: str, lsn: int, body: Any, ms: int) -> None:
+        """A request that was sent once was refused: was there a reason?"""
+        if status == "queue_full":
+            self._on_full(request, lsn, body)
+        elif status == "idempotency_conflict" and request.verb == "submit":
+            ikey = self._ikey(request.args)
+            content = idempotency.content_of(request.args, _payloads_of(request.args))
+            if wrong := ikey.judge_conflict(request.key, content, lsn, request.lo_ms, ms):
+                raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
+        elif status == "duplicate" and request.verb == "submit":
+            self._on_duplicate(request, request.args, body["details"]["job_id"], lsn, ms)
+        elif request.verb == "update" and request.args["job_id"] in self.jobs:
+            job = self.jobs[request.args["job_id"]]
+            if status == "job_not_found":
+                self._is_missing(job, lsn, ms, str(request))
+            elif status == "wrong_state" and job.hi <= lsn and self._reach(job, ms) <= {*WAITING}:
+                raise Violation("I15", f"{request} left {job} at LSN {lsn}, which waits")
+
+    def _on_duplicate(self, request: Request, fields: Args, job_id: int, lsn: int, ms: int) -> None:
+        """A submit was refused since a job has its dedupe key."""
+        mode = fields.get("dedupe", "existing")
+        job = self.jobs.get(job_id)
+        if mode == "existing":
+            raise Violation("I10", f"{request} at LSN {lsn} was refused, and asked for what there is")
+        if job is None or job.hi > lsn:
+            return
+        if self._has_key(job, request.lo_ms, ms) is False:
+            raise Violation("I10", f"{request} at LSN {lsn} was refused: {job} has lost the key")
+        if mode != "reject" and self._reach(job, ms) <= {*WAITING}:
+            raise Violation("I10", f"{request} at LSN {lsn} was refused, and {job} could be changed")
 
     def _take_back(self, request: Request) -> None:
         """What a refused submit would have added does not come."""
-        if request.verb == "submit":
-            self._pool(request.args, request.lo_ms).most -= 1
-        elif request.verb == "submit_many":
-            for group in request.args["groups"]:
-                self._pool(group, request.lo_ms).most -= len(group["payloads"])
+        for fields in _groups_of(request):
+            self._pool(fields, request.lo_ms).most -= len(_payloads_of(fields))
 
     def _same_answer(self, request: Request, body: Any) -> None:
         """A request that has changed something was sent once more after its answer: that is what it gets again.
@@ -1442,12 +2368,72 @@ def _rank_of(entry: tuple[tuple[int, int], Job]) -> tuple[int, int]:
 
 
 def _pool_key(shown: Args) -> tuple[object, ...]:
+    """Return what jobs are told apart by: their task, which never changes; where they have none by all that is shown."""
+    if shown["task"] is not None:
+        return shown["queue"], shown["task"], shown["delivery"]
     metadata = shown["metadata"]
     return (
         shown["queue"],
         *(shown[name] for name in ("priority", "encoding", "task", "delivery")),
         None if metadata is None else tuple(sorted(metadata.items())),
     )
+
+
+def _groups_of(request: Request) -> Iterable[Args]:
+    """Return what a submit says of its jobs: one map for all that are alike."""
+    if request.verb == "submit":
+        return (request.args,)
+    return request.args["groups"] if request.verb == "submit_many" else ()
+
+
+def _payloads_of(fields: Args) -> list[bytes]:
+    payloads: list[bytes] | None = fields.get("payloads")
+    return [fields.get("payload", b"")] if payloads is None else payloads
+
+
+def _dedupe_of(fields: Args) -> tuple[str, str]:
+    return fields.get("queue", "default"), fields["dedupe_key"]
+
+
+def _edit_of(fields: Args, *, update: bool = False) -> Args:
+    """Return what an update, or a further submit with a dedupe key, makes of a job; what is not said stays."""
+    payload = fields.get("payload") if update else _payloads_of(fields)[0]
+    usual = None if update and payload is None else "raw"
+    priority = fields.get("priority") if update else fields.get("priority", 0)
+    return {
+        "payload": payload,
+        "encoding": fields.get("encoding") or usual,
+        "priority": priority,
+        "metadata": fields.get("metadata"),
+    }
+
+
+def _acts(verb: str, args: Args) -> tuple[str, ...]:
+    """Return what a request can do to a job, in the words of `Oracle._reach`."""
+    if verb == "update":
+        is_moved = args.get("delay_ms") is not None or args.get("run_at_ms") is not None
+        return ("update",) if is_moved else ("edit",)
+    if verb == "cancel" and args.get("running"):
+        return ("cancel", "mark")
+    return (verb,)
+
+
+def _acts_on_holder(request: Request, job: Job) -> Iterator[str]:
+    """Yield what a submit can do to a job that has one of its dedupe keys."""
+    for fields in _groups_of(request):
+        if fields.get("dedupe_key") == job.pool.shown["dedupe_key"]:
+            if fields.get("dedupe") == "debounce":
+                yield "update"
+            elif fields.get("dedupe") == "replace":
+                yield "edit"
+
+
+def _set_or_default(setting: str, value: Any) -> Any:
+    """Return what holds for a setting of a queue."""
+    if value is not None:
+        return value
+    usual: Args = {"retry": {}, "retention_ms": HOUR_MS, "dead_retention_ms": 720 * HOUR_MS, "length_max": 0}
+    return usual[setting] if setting in usual else SHOWN_DEFAULTS[setting]
 
 
 def _ids_in(ranges: Iterable[Any]) -> Iterator[int]:
@@ -1471,14 +2457,20 @@ def _queue_swept(args: Args) -> str | None:
 def _has_changed(request: Request, body: Any) -> bool:
     """Tell whether a request with this answer has changed something."""
     verb = request.verb
-    if verb in ("submit", "submit_many"):
-        return "job_id" in body or "jobs" in body
+    if verb == "submit":
+        if body.get("existing") and request.args.get("idempotency_key") is None:
+            return request.args.get("dedupe") in ("replace", "debounce")
+        return "job_id" in body and not body.get("existing")
+    if verb == "submit_many":
+        return any(not existing for _, _, existing in body.get("jobs", ()))
+    if verb == "update":
+        return "state" in body
     if verb == "lease":
         return bool(body.get("jobs"))
     if verb in ("ack", "fail", "release", "extend"):
         return any(code == "ok" for _, _, code in body.get("results", ()))
     return (
         verb in ("cancel", "requeue", "purge")
-        and body.get("count", 0) > 0
+        and body.get("count", 0) > body.get("marked", 0)  # a mark may have been there before
         and not request.args.get("dry_run")
     )

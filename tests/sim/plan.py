@@ -36,6 +36,22 @@ CLIENT_STEPS: Final = {
     "queues": 1,
     "nonsense": 1,
 }
+# What not every run has, so that those that have it have it often.
+SEMANTIC_STEPS: Final = {
+    "submit_keyed": 6,
+    "submit_again": 4,
+    "submit_expiring": 3,
+    "submit_with_policy": 3,
+    "fail_with_policy": 2,
+    "update": 4,
+    "cancel_running": 3,
+    "obey": 3,
+    "lease_by_weight": 4,
+    "find": 2,
+    "set_queue": 1.5,
+    "pause": 1.5,
+    "queue": 1,
+}
 FLOW_STEPS: Final = {"settle": 34, "up": 8, "down": 6, "turn": 8, "work": 8}
 TIME_STEPS: Final = {"wait": 8, "to_deadline": 6}
 RARE_STEPS: Final = {
@@ -63,8 +79,16 @@ RARE_STEPS: Final = {
     "rot": 0.4,
     "backup": 0.3,
     "restore": 0.3,
+    # --- situations that single steps hardly ever come to: several verbs, and then an end or a moment ---
+    "change_of_mind": 1,
+    "leave": 3,
+    "to_key_end": 2,
+    "to_expiry": 2,
+    "end_with_marked": 1.5,
+    "end_with_paused": 0.7,
+    "end_with_keys": 1,
 }
-KINDS: Final = {**CLIENT_STEPS, **FLOW_STEPS, **TIME_STEPS, **RARE_STEPS}
+KINDS: Final = {**CLIENT_STEPS, **SEMANTIC_STEPS, **FLOW_STEPS, **TIME_STEPS, **RARE_STEPS}
 # Without these nothing would happen at all.
 ALWAYS: Final = frozenset({"submit", "lease", "ack", "settle", "wait"})
 
@@ -79,6 +103,7 @@ class Settings(NamedTuple):
     limits: dict[str, int]  # constants of jqd.core.model that are made small enough to be met
     slice_jobs: int  # of a snapshot
     weights: dict[str, float]
+    releasing: int = 0  # a bit for each client whose leases end with its connections
 
 
 class Plan(NamedTuple):
@@ -103,7 +128,7 @@ def make_plan(seed: int, steps: int = STEPS) -> Plan:
 def _settings(dice: Dice) -> Settings:
     weights = {}
     for name, weight in KINDS.items():
-        share = 0.35 if name in RARE_STEPS else 0.8
+        share = 0.35 if name in RARE_STEPS else 0.4 if name in SEMANTIC_STEPS else 0.8
         if name in ALWAYS or dice.chance(share):
             weights[name] = weight * dice.pick((0.3, 1.0, 1.0, 3.0))
     daemon: dict[str, int] = {
@@ -126,6 +151,7 @@ def _settings(dice: Dice) -> Settings:
         limits=limits,
         slice_jobs=dice.pick((1, 3, 20, 1_024)),
         weights=weights,
+        releasing=dice.below(32) if dice.chance(0.4) else 0,
     )
 
 
@@ -136,6 +162,7 @@ _LIMITS: Final[dict[str, tuple[int, ...]]] = {
     "SCAN_JOBS_MAX": (12,),
     "PROMOTIONS_PER_TICK": (2,),
     "EXPIRIES_PER_TICK": (2,),
+    "KEYS_MAX": (2, 6),
 }
 
 WAITS_MS: Final = (0, 1, 1, 10, 100, 500, 999, 1_000, 1_001, 3_000, 10_000, 31_000, 61_000)
@@ -165,7 +192,64 @@ def job_fields(a: int, b: int, queues: int, wall_ms: int) -> dict[str, Any]:
         case 9:
             fields["lease_ms"] = (1_000, 5_000)[b // 12 % 2]
         case 10:
-            fields["task"] = "t"
+            fields["metadata"] = {"user": "ab"[b // 12 % 2]}
         case _:
             fields["encoding"] = "json"
     return fields
+
+
+# --- verbs with more to say: what each draws from its numbers -------------------------------------
+
+POLICIES: Final[tuple[dict[str, Any], ...]] = (
+    {"kind": "fixed", "base_ms": 700, "jitter_percent": 0},
+    {"kind": "fixed", "base_ms": 5_000},
+    {"kind": "linear", "base_ms": 400, "cap_ms": 900},
+    {"kind": "exponential", "base_ms": 100, "factor_percent": 300, "cap_ms": 20_000, "jitter_percent": 50},
+    {"base_ms": 2_000, "jitter_percent": 0},
+    {"kind": "list", "delays_ms": [0, 300, 10_000], "jitter_percent": 10},
+    {"kind": "list", "delays_ms": [50]},
+)
+KEY_TTLS_MS: Final = (1_000, 2_000, 10_000)
+EXPIRIES_MS: Final = (1, 500, 1_000, 5_000, 60_000)
+
+
+def keyed_fields(a: int, b: int, queues: int) -> dict[str, Any]:
+    """Return what a submit with a dedupe key says: few keys, so that they meet."""
+    fields: dict[str, Any] = {"queue": f"q{a % queues}", "dedupe_key": f"k{b % 3}"}
+    fields["dedupe"] = ("existing", "existing", "reject", "replace", "replace", "debounce")[b // 3 % 6]
+    match b // 18 % 6:
+        case 0:
+            fields["dedupe_until"] = "started"
+        case 1 | 2:
+            fields["dedupe_ttl_ms"] = KEY_TTLS_MS[b // 108 % 3]
+    if fields["dedupe"] == "debounce" or b // 324 % 4 == 0:
+        fields["delay_ms"] = (0, 300, 1_000, 5_000)[b // 324 % 4]
+    if b // 7 % 5 == 0:
+        fields["priority"] = (-1, 1, 5)[b // 35 % 3]
+    if b // 11 % 5 == 0:
+        fields["metadata"] = {"user": "ab"[b // 55 % 2]}
+    return fields
+
+
+def again_fields(b: int, queues: int) -> dict[str, Any]:
+    """Return what a submit with an idempotency key says: the same for the same key, but for one in eight."""
+    key = b % 4
+    fields: dict[str, Any] = {"queue": f"q{key % queues}", "task": f"again{key}"}
+    if b // 4 % 8 == 0:
+        fields["priority"] = 1
+        fields["task"] += "x"
+    if key == 3:
+        fields["dedupe_key"] = "k0"
+    return {**fields, "idempotency_key": f"i{key}", "idempotency_ttl_ms": (1_000, None, 5_000, 2_000)[key]}
+
+
+WHERES: Final = (
+    "state = ready and priority >= 0",
+    "not (state in (done, cancelled)) and attempt < 2",
+    "error contains OOPS or crashes > 0",
+    "metadata.user = a",
+    "queue != q0 and (task contains again or metadata.user != '')",
+    "reason in (retries, killed) or errors >= 2",
+    "state_age < 5s and state = delayed",
+    "age >= 2s and priority in (0, 5)",
+)

@@ -18,8 +18,8 @@ import msgspec
 
 from jqd.core import commands as c
 from jqd.core import dump, model
-from jqd.core.model import DAY_MS, RESTART_GRACE_MS, StateName
-from jqd.errors import JqdError, StorageError
+from jqd.core.model import DAY_MS, RESTART_GRACE_MS, RetryPolicy, StateName
+from jqd.errors import WIRE_ERRORS, JqdError, StorageError
 from jqd.protocol import connection as client_connection
 from jqd.protocol.connection import Answered
 from jqd.server import daemon
@@ -84,6 +84,8 @@ class World:
         self.oracle = Oracle(marks)
         self.oracle.rules(**settings.limits)
         self.clients = [Client(f"c{number}", bytes([number + 1]) * 16) for number in range(settings.clients)]
+        for number, client in enumerate(self.clients):
+            client.decide(releases=bool(settings.releasing >> number & 1))
         self.zombies: list[Stream] = []  # the server does not know that the client has gone
         self.stale: list[tuple[int, int]] = []  # (token, job id) of leases that have ended
         self.jobs_seen: list[int] = []
@@ -213,12 +215,15 @@ class World:
             if client.stream is not None:
                 self._arrive(client, self.dice.below(len(client.stream.down) + 1))
                 self._ended(client)
+        now = self.house.clock.now()
+        self.oracle.clocks(now.engine_ms, now.wall_ms)
         self.oracle.crashed()  # all has arrived that it had to say
         self._told.clear()
         self.zombies.clear()
 
     def _ended(self, client: Client) -> None:
         """A client sees the end of its stream."""
+        self.oracle.lost(client.session, self.house.clock.now().engine_ms)
         self._deliver(client, client.close())
 
     # --- clients ------------------------------------------------------------------------------
@@ -258,6 +263,8 @@ class World:
             self.replies += 1
             self.seen_lsn = max(self.seen_lsn, lsn)
             self.hash = crc32(frame, self.hash)
+            if not request_id and status not in WIRE_ERRORS:
+                self.oracle.event(client.session, status, lsn, body)
             if "epoch" in body and "store_id" in body and client.session not in self._told:
                 self._told.add(client.session)
                 self.oracle.started(body, now.engine_ms, now.wall_ms)
@@ -287,11 +294,11 @@ class World:
 
     def step_submit(self, a: int, b: int, d: int) -> None:
         fields = plan.job_fields(a >> 3, b, self.plan.settings.queues, self.clocks.wall_ms)
-        self.ask(self.client(a), c.Submit(payload=self._payload(d), metadata=self._marker(), **fields))
+        self.ask(self.client(a), c.Submit(payload=self._payload(d), task=self._marker(), **fields))
 
-    def _marker(self) -> dict[str, str]:
-        """Name a job, so that it can be told from every other one."""
-        return {"m": str(self.requests)}
+    def _marker(self) -> str:
+        """Name a job, so that it can be told from every other one: by its task, which nothing changes."""
+        return str(self.requests)
 
     def _payload(self, d: int) -> bytes:
         return b"p" * (d % 40)
@@ -310,7 +317,7 @@ class World:
             groups.append(
                 c.SubmitGroup(
                     payloads=[self._payload(d)] * (1 + (d >> 2) % 5),
-                    metadata={"m": f"{self.requests}.{number}"},
+                    task=f"{self.requests}.{number}",
                     **fields,
                 )
             )
@@ -448,6 +455,295 @@ class World:
     def step_queues(self, a: int, b: int, d: int) -> None:
         self.ask(self.client(a), c.Queues(limit=1 + b % 5))
 
+    # --- steps: what clients ask, where more is to be said -------------------------------------
+
+    def _queue(self, number: int) -> str:
+        return f"q{number % self.plan.settings.queues}"
+
+    def step_submit_keyed(self, a: int, b: int, d: int) -> None:
+        """Submits with a dedupe key, alone or beside others in one request."""
+        fields = plan.keyed_fields(a >> 3, b, self.plan.settings.queues)
+        fields["task"] = self._marker()
+        if d % 4:
+            self.ask(self.client(a), c.Submit(payload=self._payload(d), **fields))
+            return
+        other = c.SubmitGroup(payloads=[b"", b"x"], task=f"{self.requests}.1", queue=fields["queue"])
+        keyed = c.SubmitGroup(payloads=[self._payload(d)], **fields)
+        self.ask(self.client(a), c.SubmitMany(groups=[keyed, other] if d % 8 else [other, keyed]))
+
+    def step_submit_again(self, a: int, b: int, d: int) -> None:
+        """Submits with an idempotency key; also one that no session would recognise."""
+        fields = plan.again_fields(b, self.plan.settings.queues)
+        if d % 5 == 0 and "dedupe_key" not in fields:
+            self.ask(self.client(a), c.SubmitMany(groups=[c.SubmitGroup(payloads=[b"1"], **fields)]))
+        else:
+            self.ask(self.client(a), c.Submit(payload=b"1" if d % 7 else b"2", **fields))
+
+    def step_submit_expiring(self, a: int, b: int, d: int) -> None:
+        expires_ms = plan.EXPIRIES_MS[b % len(plan.EXPIRIES_MS)]
+        fields: dict[str, Any] = {"expires_ms": expires_ms}
+        if b // 5 % 2:
+            at_ms = self.clocks.wall_ms + expires_ms - (1_000 if b // 10 % 8 == 0 else 0)
+            fields = {"expires_at_ms": at_ms}
+        elif b // 10 % 4 == 0 and expires_ms > 500:
+            fields["delay_ms"] = expires_ms - 500
+        self.ask(self.client(a), c.Submit(queue=self._queue(d), task=self._marker(), **fields))
+
+    def _policy(self, number: int) -> RetryPolicy:
+        return RetryPolicy(**plan.POLICIES[number % len(plan.POLICIES)])
+
+    def step_submit_with_policy(self, a: int, b: int, d: int) -> None:
+        fields: dict[str, Any] = {"retry": self._policy(b)}
+        if d % 3:
+            fields["max_retries"] = d // 3 % 6
+        if d % 2:
+            fields["max_crashes"] = d // 2 % 5
+        self.ask(self.client(a), c.Submit(queue=self._queue(a >> 3), task=self._marker(), **fields))
+
+    def step_fail_with_policy(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        if (grant := self._grant(client, b)) is not None:
+            ids = self._part(grant, d)
+            items = [(grant.token, ranges_of(ids))]
+            self.ask(client, c.Fail(items=items, error="oops again", retry=self._policy(d >> 4)))
+
+    def step_update(self, a: int, b: int, d: int) -> None:
+        """Change a job that waits, or one that does not."""
+        if not self.jobs_seen:
+            return
+        fields: dict[str, Any] = {}
+        if b % 2:
+            fields["priority"] = (-1, 0, 1, 5)[b // 2 % 4]
+        match b // 8 % 6:
+            case 0:
+                fields["delay_ms"] = (0, 1, 700, 10_000)[b // 48 % 4]
+            case 1:
+                fields["run_at_ms"] = self.clocks.wall_ms + (-1_000, 1, 900, 60_000)[b // 48 % 4]
+            case 2:
+                fields["payload"] = self._payload(b // 48)
+            case 3:
+                fields["metadata"] = {"user": "ab"[b // 48 % 2]} if b // 96 % 2 else {}
+            case 4:
+                fields.update(payload=b"new", encoding="text", delay_ms=0)
+        if not fields:
+            fields["priority"] = 2
+        job_id = self.jobs_seen[d % len(self.jobs_seen)] if d % 3 else self.waiting(d)
+        self.ask(self.client(a), c.Update(job_id=job_id, **fields))
+
+    def waiting(self, d: int) -> int:
+        """Return the id of a job that waits, as somebody who has just read all of them would know it."""
+        page = self.house.engine.state.jobs_from(1)
+        ids = [job.id for job in page if job.state.wire_name in ("delayed", "ready")]
+        return ids[d % len(ids)] if ids else self.jobs_seen[-1]
+
+    def step_cancel_running(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        dry_run = d % 9 == 0
+        if b % 4 == 0:
+            where = (None, plan.WHERES[d % len(plan.WHERES)])[b // 4 % 2]
+            wanted = c.JobFilter(queue=self._queue(b >> 3), where=where)
+            self.ask(client, c.Cancel(filter=wanted, running=True, limit=1 + d % 4, dry_run=dry_run))
+            return
+        holder = self.clients[b // 4 % len(self.clients)]
+        if holder.grants:
+            grant = holder.grants[d % len(holder.grants)]
+            first = grant.ids[d // 7 % len(grant.ids)]
+            self.ask(client, c.Cancel(ids=[(first, 1 + d // 5 % 2)], running=True, dry_run=dry_run))
+
+    def step_obey(self, a: int, b: int, d: int) -> None:
+        """A worker that was told that its job is to end stops, in one of its ways, or does not."""
+        client = self.clients[a % len(self.clients)]
+        while client.marked:
+            token, job_id = client.marked.pop(b % len(client.marked))
+            grant = next((one for one in client.grants if one.token == token and job_id in one.ids), None)
+            if grant is None:
+                continue
+            client = self.client(a)
+            if d % 8 != 7:  # else it goes on, and will be heard of later
+                grant.ids.remove(job_id)
+                if not grant.ids:
+                    client.drop(grant)
+                self.stale.append((token, job_id))
+            items = [(token, [(job_id, 1)])]
+            match d % 8:
+                case 0 | 1 | 2:
+                    self.ask(client, c.Release(items=items, delay_ms=(0, 500)[d // 8 % 2]))
+                case 3 | 4:
+                    self.ask(client, c.Fail(items=items, error="told to", dead=d // 8 % 4 == 0))
+                case 5:
+                    self.ask(client, c.Ack(items=[(token, [(job_id, 1)], None)]))
+                case 7:
+                    self.ask(client, c.Extend(items=items))
+            return
+
+    def step_lease_by_weight(self, a: int, b: int, d: int) -> None:
+        names = [self._queue(b + number) for number in range(1 + b % 4)]
+        weights = [(1, 1, 3, 10)[(d >> number) % 4] for number in range(len(names))]
+        self.ask(self.client(a), c.Lease(queues=names, weights=weights, count=(1, 1, 2, 5)[d % 4]))
+
+    def step_find(self, a: int, b: int, d: int) -> None:
+        """List, or act on, what a filter's text means."""
+        wanted = c.JobFilter(
+            where=plan.WHERES[b % len(plan.WHERES)], queue=None if d % 3 else self._queue(d // 3)
+        )
+        kind = (None, None, None, c.Cancel, c.Requeue, c.Purge)[b // 8 % 6]
+        command = (
+            c.ListJobs(filter=wanted, limit=1 + d % 30)
+            if kind is None
+            else kind(filter=wanted, limit=1 + d % 6, dry_run=d // 6 % 2 == 0)
+        )
+        self.ask(self.client(a), command)
+
+    def step_set_queue(self, a: int, b: int, d: int) -> None:
+        fields: dict[str, Any] = {}
+        match b % 8:
+            case 0 | 1 | 2:
+                fields["length_max"] = (0, 1, 3, 6, 12)[d % 5]
+            case 3:
+                fields["max_retries"] = (0, 1, 4)[d % 3]
+            case 4:
+                fields["max_crashes"] = (0, 1, 7)[d % 3]
+            case 5:
+                fields["retry"] = self._policy(d)
+            case 6:
+                fields["lease_ms"] = (1_000, 4_000, 60_000)[d % 3]
+            case _:
+                fields["retention_ms"], fields["dead_retention_ms"] = (
+                    (0, 3_000),
+                    (2_000, 0),
+                    (None, 60_000),
+                )[d % 3]
+        self.ask(self.client(a), c.SetQueue(queue=self._queue(a >> 3), reset=b // 8 % 4 == 0, **fields))
+
+    def step_pause(self, a: int, b: int, d: int) -> None:
+        """Pause a queue, or more often let it go on."""
+        kind = c.Pause if b % 5 < 2 else c.Resume
+        self.ask(self.client(a), kind(queue=self._queue(a >> 3)))
+
+    def step_queue(self, a: int, b: int, d: int) -> None:
+        self.ask(self.client(a), c.GetQueue(queue=self._queue(b)))
+
+    # --- steps: situations ----------------------------------------------------------------------
+
+    def _through(self, client: Client) -> None:
+        """Let everything that a client has asked go its way and be answered."""
+        if client.stream is not None:
+            client.stream.deliver_up(1 << 20)
+        self.rest(passes=6)
+        if client.stream is not None:
+            self._arrive(client, 1 << 20)
+            self._see_end(client)
+
+    def _end(self, a: int, b: int, d: int) -> None:
+        """The daemon ends, in one of its ways, perhaps with a snapshot of this very moment."""
+        if d % 2:
+            self.ask(self.client(a), c.Snapshot())
+            self.rest()
+        (self.step_kill, self.step_kill, self.step_power_loss, self.step_stop)[d // 2 % 4](a, b, d)
+
+    def step_change_of_mind(self, a: int, b: int, d: int) -> None:
+        """A client's next hello says something else about its leases."""
+        client = self.clients[a % len(self.clients)]
+        client.decide(releases=not client.releases)
+
+    def step_leave(self, a: int, b: int, d: int) -> None:
+        """A worker whose leases end with its connections is gone, and comes back in time or too late."""
+        client = self.client(a)
+        if not client.releases:
+            client.decide(releases=True)
+            self._cut(client)
+            client = self.client(a)
+        if not client.grants:
+            self.step_lease(a, b, 0)
+        self._through(client)
+        if client.stream is None:
+            return
+        self._cut(client)
+        other = self.client(a + 1)
+        if other is not client and d % 3 == 0:  # its coming is not the other one's
+            self._cut(other)
+            self._through(self.client(a + 1))
+        self.wait((499, 500, 501, 100, 30, 499)[d % 6])
+        if d // 6 % 3:
+            self.rest(passes=3)
+        if b // 2 % 2:
+            self._through(self.client(a))
+        if b // 4 % 2:
+            self.wait((1, 400)[b // 8 % 2])
+            self.rest(passes=3)
+            self.step_lease(a + 1, b, d)
+            self._through(self.client(a + 1))
+
+    def _cut(self, client: Client) -> None:
+        if client.stream is not None:
+            client.stream.abandon()
+            client.stream.lose()
+            self._ended(client)
+
+    def step_to_key_end(self, a: int, b: int, d: int) -> None:
+        """Move to the end of a key's time, or one ms before or behind it, and submit with keys."""
+        due_ms = self.house.engine.state.keys.timers.next_ms()
+        left_ms = due_ms - self.house.clock.now().engine_ms
+        if left_ms > 20_000:
+            return
+        self.wait(max(0, left_ms + (-1, 0, 0, 1)[a % 4]))
+        self.rest(passes=2)
+        for number in range(3):
+            (self.step_submit_keyed if (b + number) % 2 else self.step_submit_again)(d, b + number, 1 + d)
+        self._through(self.client(d))
+
+    def step_to_expiry(self, a: int, b: int, d: int) -> None:
+        """Move to the date of a job that is to be started by then, or one ms before or behind it, and lease."""
+        left_ms = self.house.engine.state.expiry_timers.next_ms() - self.clocks.wall_ms
+        if left_ms > 100_000:
+            return
+        self.wait(max(0, left_ms + (-1, 0, 0, 1)[a % 4]))
+        if b % 2:
+            self.rest(passes=2)
+        client = self.client(d)
+        self.ask(client, c.Lease(queues=[self._queue(b + number) for number in range(3)], count=5))
+        self._through(client)
+
+    def step_end_with_marked(self, a: int, b: int, d: int) -> None:
+        """The daemon ends while jobs are held that are to end; their workers go on with the next one."""
+        client = self.client(a)
+        if not client.grants:
+            self.step_lease(a, b, 0)
+            self._through(client)
+        if client.grants and client.stream is not None:
+            grant = client.grants[b % len(client.grants)]
+            self.ask(client, c.Cancel(ids=[(grant.ids[0], 1)], running=True))
+            self._through(client)
+        self._end(a, b, d)
+        if d // 8 % 2:
+            self.step_extend(a, b, d)
+        self._through(self.client(a))
+
+    def step_end_with_paused(self, a: int, b: int, d: int) -> None:
+        """The daemon ends while a queue is paused that has jobs."""
+        client = self.client(a)
+        self.ask(client, c.Submit(queue=self._queue(b), task=self._marker()))
+        self.ask(client, c.Pause(queue=self._queue(b)))
+        self._through(client)
+        self._end(a, b, d)
+        client = self.client(a)
+        self.ask(client, c.Lease(queues=[self._queue(b)], count=5))
+        if d // 8 % 4:
+            self.ask(client, c.Resume(queue=self._queue(b)))
+        self._through(client)
+
+    def step_end_with_keys(self, a: int, b: int, d: int) -> None:
+        """The daemon ends while keys are remembered, and they are used again behind it."""
+        for number in range(2):
+            self.step_submit_keyed(a, b + number, 1)
+            self.step_submit_again(a, b + number, 1)
+        self._through(self.client(a))
+        self._end(a, b, d)
+        for number in range(2):
+            self.step_submit_keyed(a, b + number, 2)
+            self.step_submit_again(a, b + number, 1)
+        self._through(self.client(a))
+
     def step_nonsense(self, a: int, b: int, d: int) -> None:
         """Ask what is refused by its own words."""
         client = self.client(a)
@@ -458,6 +754,8 @@ class World:
                 self.ask(client, c.Submit(delivery="at_most_once", max_retries=1))
             case 2:
                 self.ask(client, c.Cancel())
+            case _ if d % 2:
+                self.ask(client, c.Submit(retry=RetryPolicy(kind="list")))
             case _:
                 self.ask(client, c.Ack(items=[(1, [(5, 2), (6, 1)], None)]))
 
@@ -622,6 +920,7 @@ class World:
         assert stream is not None
         stream.deliver_up(1 << 20)
         if not stream.is_closing() and not stream.up and not stream.half_closed:
+            self.oracle.lost(client.session, self.house.clock.now().engine_ms)
             stream.half_close()
             self.house.loop.run()
             self.marks.hit("half-closed connection answered")
@@ -788,6 +1087,8 @@ class World:
                 self._arrive(client, 1 << 20)
                 if client.stream is not None:
                     self._ended(client)
+        now = self.house.clock.now()
+        self.oracle.clocks(now.engine_ms, now.wall_ms)
         self.oracle.crashed()
         self._told.clear()
         self.zombies.clear()
@@ -861,6 +1162,10 @@ class World:
         self.wait(1_500)  # a look finds the room that came back
         self.rest()
         client = self.clients[0]
+        self._settle_all()
+        for number in range(self.plan.settings.queues):
+            self.client(0)
+            self.ask(client, c.Resume(queue=self._queue(number)))
         self._settle_all()
         for _ in range(REST_PASSES_MAX):
             self._drain(client)
@@ -944,8 +1249,19 @@ class World:
         listed = engine.execute(c.Queues(limit=1_000), model.LOCAL, 0, "check", now)
         assert isinstance(listed, c.QueueList)
         queues = [msgspec.to_builtins(queue) for queue in listed.queues]
+        settings = []
+        for queue in listed.queues if self.oracle.knows_settings else ():
+            details = engine.execute(c.GetQueue(queue=queue.queue), model.LOCAL, 0, "check", now)
+            settings.append(msgspec.to_builtins(details))
         self.oracle.check_listing(
-            jobs, queues, lsn, final, engine_ms=now.engine_ms, wall_ms=now.wall_ms, fresh=fresh
+            jobs,
+            queues,
+            lsn,
+            final,
+            engine_ms=now.engine_ms,
+            wall_ms=now.wall_ms,
+            fresh=fresh,
+            settings=settings,
         )
 
 

@@ -8,7 +8,7 @@ one thing it does not compute: it knows the bounds, and takes the time that it i
 import copy
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -264,7 +264,7 @@ class NaiveQueue:
         keyed = any(group.dedupe_key or group.idempotency_key for group, _ in groups)
         bounded = [name for name, said in self.settings.items() if "length_max" in said]
         # Of others nothing is refused after the first change.
-        trial = copy.deepcopy(self) if keyed or bounded else None
+        trial = self.twin() if keyed or bounded else None
         named: list[tuple[str | None, ...]] = []
         for group, payloads in groups:
             self.check_fields(group, now)
@@ -281,6 +281,15 @@ class NaiveQueue:
             if self.length(name) < trial.length(name) > self.settings[name]["length_max"]:
                 raise Refused("queue_full")
         return [self.submit_group(group, payloads, now) for group, payloads in groups]
+
+    def twin(self) -> "NaiveQueue":
+        """Return a copy that submits can be tried on: of the jobs they change only those that have a key."""
+        twin = copy.copy(self)
+        twin.jobs, twin.keys, twin.settings = dict(self.jobs), dict(self.keys), dict(self.settings)
+        for key in self.keys.values():
+            if key.first_id in twin.jobs:
+                twin.jobs[key.first_id] = copy.copy(twin.jobs[key.first_id])
+        return twin
 
     def submit_group(
         self, fields: c.JobFields, payloads: list[bytes], now: model.Now
@@ -817,8 +826,8 @@ class NaiveQueue:
 
     # --- time ---------------------------------------------------------------------------------
 
-    def turn(self, now: model.Now) -> None:
-        """Let everything happen that is due."""
+    def turn(self, now: model.Now, unsent: Container[int] = ()) -> None:
+        """Let everything happen that is due. unsent: tokens of grants whose reply no socket has seen."""
         for job in self.in_state("delayed"):
             due = job.due_ms is not None and job.due_ms <= now.engine_ms
             if due or (job.due_wall_ms is not None and job.due_wall_ms <= now.wall_ms):
@@ -828,10 +837,10 @@ class NaiveQueue:
         over = [job for job in self.in_state("leased") if job.deadline_ms <= judged_ms]
         for job in sorted(over, key=self.expiry_order):
             self.expire(job, now, f"lease of {job.lease_ms} ms ran out")
-        for name in [name for name, due_ms in self.leaving.items() if due_ms <= now.engine_ms]:
+        for name in [name for name, due_ms in self.leaving.items() if due_ms <= judged_ms]:
             del self.leaving[name]
             for job in self.in_state("leased"):
-                if job.session == name:
+                if job.session == name and job.token not in unsent:
                     self.expire(job, now, "its worker's connection was lost")
         for key in [key for key in self.keys if self.known(key, now) is None]:
             del self.keys[key]
