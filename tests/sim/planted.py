@@ -178,6 +178,156 @@ PLANTED: Final = {
         "queue.ready.append(job.options.priority, job.id)",
         200,
     ),
+    "jump of the wall clock ends delays": Planted(
+        "jqd.core.state:State.promote",
+        "self.delay_timers.pop_due(now.engine_ms, limit)",
+        "self.delay_timers.pop_due(self.now.engine_ms + max(0, now.wall_ms - self.now.wall_ms), limit)",
+        200,
+    ),
+    # --- retries ---
+    "retry policy of a queue is not asked": Planted(
+        "jqd.core.settings:retry_policy",
+        " or state.queues[job.options.queue].settings.retry",
+        "",
+        200,
+    ),
+    "retry policy of a fail is not asked": Planted(
+        "jqd.core.holding:fail", "command.retry or settings", "settings", 200
+    ),
+    "max_crashes of a queue is not asked": Planted(
+        "jqd.core.settings:max_crashes",
+        "state.queues[job.options.queue].settings.max_crashes",
+        "None",
+        200,
+    ),
+    "at-most-once handed out again after a restart": Planted(
+        "jqd.core.passing:_crash",
+        'job.options.delivery == "at_most_once"',
+        'job.options.delivery == "at_most_once" and cause != "restart"',
+        200,
+    ),
+    # --- keys ---
+    "dedupe key outlives its job": Planted(
+        "jqd.core.state:State._give_up_key", "self.drop_key(name)", "pass"
+    ),
+    "job frees the key of another one": Planted(
+        "jqd.core.state:State._give_up_key", "key.job_id == job.id and ", "", 200
+    ),
+    "dedupe key lost in a snapshot": Planted(
+        "jqd.core.dump:Dump._take_keys",
+        "[KeysRestored(keys)]",
+        '[KeysRestored({name: keys[name] for name in keys if name[0] != "d"})]',
+        200,
+    ),
+    "idempotency key lost in a snapshot": Planted(
+        "jqd.core.dump:Dump._take_keys",
+        "[KeysRestored(keys)]",
+        '[KeysRestored({name: keys[name] for name in keys if name[0] != "i"})]',
+        200,
+    ),
+    "key that comes during the walk is in the snapshot": Planted(
+        "jqd.core.dump:Dump.keep_key", "if number < len(self._shards):", "if False:", 200
+    ),
+    "key lives a millisecond too long": Planted(
+        "jqd.core.state:State.key", "key.due_ms <= now.engine_ms", "key.due_ms < now.engine_ms", 200
+    ),
+    "idempotency key does not mind what is submitted": Planted(
+        "jqd.core.keyed:_answered", "known.content != content", "False", 100
+    ),
+    "debounce keeps the first time": Planted(
+        "jqd.core.keyed:_taken", 'fields.dedupe == "debounce"', "False", 100
+    ),
+    "requeued job has no key": Planted(
+        "jqd.core.state:State.revive", "self._take_key(job.id, options, now)", "pass", 400
+    ),
+    # --- time to be started ---
+    "expired job handed out": Planted(
+        "jqd.core.leasing:_candidates",
+        "expires_ms is not None and job.attempt == 0 and expires_ms <= now.wall_ms",
+        "False",
+        400,
+    ),
+    "job expires a millisecond late": Planted(
+        "jqd.core.passing:expire_jobs", "now.wall_ms, limit", "now.wall_ms - 1, limit", 200
+    ),
+    "released job does not expire": Planted(
+        "jqd.core.state:State.give_back",
+        "self.expiry_timers.push(options.expires_wall_ms, job.id)",
+        "pass",
+        200,
+    ),
+    # --- updates ---
+    "updated job loses its place": Planted(
+        "jqd.core.state:State.update_job",
+        "queue.ready.put_back(options.priority, job_id)",
+        "queue.ready.append(options.priority, job_id)",
+        100,
+    ),
+    "updated job stands at two places": Planted(
+        "jqd.core.state:State.update_job", "queue.ready.remove_run(old.priority, job_id, 1)", "pass", 100
+    ),
+    "update makes a new submit of a job": Planted(
+        "jqd.core.state:State.move_job", "changed = job.changed if stays else now", "changed = now", 200
+    ),
+    # --- queues ---
+    "pause forgotten in a snapshot": Planted(
+        "jqd.core.dump:Dump.__init__",
+        "name: queue.settings for",
+        "name: replace(queue.settings, paused=False) for",
+        200,
+    ),
+    "paused queue is drawn from": Planted(
+        "jqd.core.state:State.ready_ids", " or queue.settings.paused", "", 100
+    ),
+    "who waits does not notice that a pause is over": Planted(
+        "jqd.core.state:State.set_queue", "self.woken[name] = None", "pass", 400
+    ),
+    "queue takes one job too many": Planted(
+        "jqd.core.submitting:check_room",
+        "queue.length + count > limit:",
+        "queue.length + count > limit + 1:",
+        100,
+    ),
+    "queue is full one job too early": Planted(
+        "jqd.core.submitting:check_room",
+        "queue.length + count > limit:",
+        "queue.length + count >= limit:",
+        100,
+    ),
+    "weights of the last grant": Planted(
+        "jqd.core.leasing:_drawn", "(state.grant + 1) * _GOLDEN", "state.grant * _GOLDEN", 100
+    ),
+    # --- cancel of running jobs ---
+    "cancel mark lost in a snapshot": Planted(
+        "jqd.core.dump:_add",
+        "            job.outcome,\n",
+        "            job.outcome and replace(job.outcome, cancel_marked=False),\n",
+        200,
+    ),
+    "start takes cancel marks for done with": Planted(
+        "jqd.core.state:State.start",
+        "lease.restarted = True",
+        "lease.restarted = True\n"
+        "self._unmark([job for run in lease.ranges for job in self.run(*run) if job and job.lease is lease])",
+        200,
+    ),
+    "marked job is tried again": Planted("jqd.core.passing:_crash", "job.cancel_marked", "False", 200),
+    "marked job is released": Planted(
+        "jqd.core.holding:release", "held, marked = without_marked(held, state)", "marked = []", 200
+    ),
+    "extend does not tell of marks": Planted(
+        "jqd.core.holding:extend", "cancel_marked=marked", "cancel_marked=[]", 200
+    ),
+    # --- clients that are gone ---
+    "any client that comes keeps the leases of another one": Planted(
+        "jqd.core.engine:Engine._attach",
+        "self._leaving.pop(session, None)",
+        "self._leaving.clear()",
+        400,
+    ),
+    "no time to come back": Planted(
+        "jqd.core.engine:Engine.disconnect", "now.engine_ms + self.disconnect_grace_ms", "now.engine_ms", 200
+    ),
     # --- sweeping ---
     "purge takes leased jobs": Planted(
         "jqd.core.sweeping:_by_ids",
