@@ -662,6 +662,8 @@ class Oracle:
                 self._watch(args["run_at_ms"])
         elif verb in ("set_queue", "pause", "resume"):
             self._shelf(args["queue"]).loosen(request)
+            if args.get("lease_ms") is not None:
+                self._odd_leases.add(args["queue"])
         elif verb == "lease":
             for name in args.get("queues", ("default",)):
                 self._leases.setdefault(name, {})[request.key] = request
