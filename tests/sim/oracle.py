@@ -1531,7 +1531,7 @@ class Oracle:
             if job.state == "leased" and not job.token and job.attempt == info["attempt"]:
                 job.token, job.lease_ms = token, left_ms
             return
-        mark = job.mark if lo < job.mark else 0  # of this lease: it was heard of first
+        mark = job.mark if lo < job.mark or lo < lsn else 0  # of this lease: it was heard of first
         if mark and not job.token and info["attempt"] == job.attempt:
             job.token, job.lease_ms = token, left_ms  # what was shown as held is this
             return
@@ -1539,7 +1539,7 @@ class Oracle:
             job.mark = 0
         self._check_delivery(job, info, token, lsn, ms)
         self._note_delivery(job, info, ms)
-        self._move(job, "leased", lsn, lsn, lo_ms)
+        self._move(job, "leased", lo, lsn, lo_ms)
         job.mark = mark
         job.attempt, job.errors, job.crashes = info["attempt"], info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = job.is_graced = False
@@ -2063,6 +2063,7 @@ class Oracle:
         job = self.jobs.get(info["job_id"])
         if job is None:
             job = self._discover(info, lsn)
+            self._check_content(job, info, lsn, lsn)  # somebody may have changed it already
             self._note(job, info, lsn, lo_ms)
             return
         if info == job.seen and not job.is_vague and not job.also and not self._shelves:

@@ -225,9 +225,6 @@ PLANTED: Final = {
         '[KeysRestored({name: keys[name] for name in keys if name[0] != "i"})]',
         200,
     ),
-    "key that comes during the walk is in the snapshot": Planted(
-        "jqd.core.dump:Dump.keep_key", "if number < len(self._shards):", "if False:", 200
-    ),
     "key lives a millisecond too long": Planted(
         "jqd.core.state:State.key", "key.due_ms <= now.engine_ms", "key.due_ms < now.engine_ms", 200
     ),

@@ -487,6 +487,10 @@ class World:
             fields = {"expires_at_ms": at_ms}
         elif b // 10 % 4 == 0 and expires_ms > 500:
             fields["delay_ms"] = expires_ms - 500
+        if b // 40 % 3 == 0:  # more than the daemon ends at a time, where that is few
+            group = c.SubmitGroup(payloads=[b""] * 5, queue=self._queue(d), task=self._marker(), **fields)
+            self.ask(self.client(a), c.SubmitMany(groups=[group]))
+            return
         self.ask(self.client(a), c.Submit(queue=self._queue(d), task=self._marker(), **fields))
 
     def _policy(self, number: int) -> RetryPolicy:
