@@ -168,7 +168,8 @@ class Job:
         *("error", "errors", "facts", "hi", "id", "is_graced", "is_vague", "lease_ms", "lo", "once"),
         *("payload", "pool", "queue", "rank", "result", "since_ms", "state", "token", "tokens"),
         *("seen", "was_dead", "was_released"),
-        *("also", "born_hi_ms", "content", "content_lsn", "date", "due_hi_ms", "expires_at_ms", "mark"),
+        *("also", "born_hi_ms", "content", "content_lsn", "date", "due_hi_ms", "expires_at_ms", "expiry"),
+        *("mark",),
         *("right", "said_lsns", "shown_lsn", "was_edited"),
     )
 
@@ -211,6 +212,7 @@ class Job:
         self.shown_lsn = 0  # when all of it was shown last
         self.right = pool.right  # how it was shown before, and rightly so
         self.expires_at_ms: int | None = pool.shown_expiry_ms  # where that is known exactly
+        self.expiry: Date | None = None  # that, where only the daemon knew it first
         self.born_hi_ms = ms  # not submitted later
         self.was_edited = False  # for a mark
 
@@ -324,7 +326,7 @@ class Oracle:
         self._full = ""  # why a submit was refused last, until one is taken
         self._clock_floor_ms = 0  # a durable fact is as new as this
         self._start_ms = 0  # of the run: not later than this
-        self._now_ms = self._now_wall_ms = 0
+        self._now_ms = self._now_wall_ms = self._wall_max_ms = 0
         self._dates: list[tuple[int, int, Date]] = []  # (ms, number, date): the wall clock was not there yet
         self._date_count = 0
         self._dates_by_ms: dict[int, Date] = {}  # the newest of each
@@ -616,6 +618,8 @@ class Oracle:
         """Note what the wall clock says; to be told before and after each jump."""
         if wall_ms < self._now_wall_ms:
             self._expire_earlier(wall_ms)
+        elif wall_ms > self._wall_max_ms:
+            self._wall_max_ms = wall_ms
         self._now_wall_ms = wall_ms
         dates = self._dates
         if dates and wall_ms >= dates[0][0] + MINUTE_MS:
@@ -923,13 +927,9 @@ class Oracle:
 
     def _may_expire(self, job: Job, verbs: set[str]) -> bool:
         """Tell whether a job's time to be started can be over without a start."""
-        expiry = job.pool.expiry
+        expiry = job.expiry or job.pool.expiry
         if expiry is None or not expiry.is_reached:
             return False
-        if job.expires_at_ms is not None and job.expires_at_ms > expiry.at_ms:
-            date = self._dates_by_ms.get(job.expires_at_ms)
-            if date is not None and not date.is_reached:
-                return False
         # A lease that was loose may have been taken back, and a release gives the attempt back.
         return job.attempt == 0 or job.is_vague or not verbs.isdisjoint(("lease", "release"))
 
@@ -1034,11 +1034,17 @@ class Oracle:
                 if delay_ms:
                     job.due_hi_ms = self._now_ms + delay_ms
                 if self._is_instant(request) and fields.get("expires_ms"):
-                    job.expires_at_ms = self._now_wall_ms + fields["expires_ms"]
+                    self._expires_at(job, self._now_wall_ms + fields["expires_ms"])
             elif job.pool is not pool:
                 raise Violation("I2", f"{request} was answered with {job}, which is somebody else's")
             if not job.content_lsn:
                 job.payload = payload
+
+    def _expires_at(self, job: Job, at_ms: int) -> None:
+        """The date of a job that said how long it may wait is known; the wall clock may have been there already."""
+        job.expires_at_ms = at_ms
+        job.expiry = self._watch(at_ms)
+        job.expiry.is_reached = at_ms <= self._wall_max_ms
 
     def _is_instant(self, request: Request) -> bool:
         """Tell whether a request was sent once, and answered in the same ms by both clocks."""
@@ -1630,7 +1636,7 @@ class Oracle:
             for rank, job in self._ready.get(name, ()):
                 if number == at and worst is not None and rank > worst and is_full:
                     break
-                if job.pool.expiry is not None and job.attempt == 0 and job.pool.expiry.is_reached:
+                if job.attempt == 0 and self._may_expire(job, set()):
                     if self._limits["EXPIRIES_PER_TICK"] < LIMITS["EXPIRIES_PER_TICK"]:
                         return  # where it stands, the reply may have ended
                     continue
@@ -2172,7 +2178,7 @@ class Oracle:
         self._move(job, state, lsn, lsn, job.since_ms)  # when it came there nobody said
         job.mark = lsn if info.get("cancel_marked") else 0
         if info.get("expires_at_ms") is not None and job.expires_at_ms is None:
-            job.expires_at_ms = info["expires_at_ms"]
+            self._expires_at(job, info["expires_at_ms"])
         job.created, job.changed = info["created_wall_ms"], info["changed_wall_ms"]
         job.attempt, job.errors, job.crashes = attempt, info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = False
