@@ -1163,6 +1163,8 @@ class Oracle:
             raise Violation("I10", f"{request} has no key, and was answered with job {first} as there before")
         mode = fields.get("dedupe", "existing")
         job = self.jobs.get(first)
+        if mode == "reject":
+            raise Violation("I10", f"{request} at LSN {lsn} was to be refused, and got job {first}")
         self._hit(f"dedupe key met: {mode}")
         if job is None or job.hi > lsn or request.sends > 1:
             if mode in ("replace", "debounce"):
@@ -1174,8 +1176,6 @@ class Oracle:
             raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has lost the key")
         if mode == "existing":
             return
-        if mode == "reject":
-            raise Violation("I10", f"{request} at LSN {lsn} was to be refused, and got {job}")
         reach = self._reach(job, ms)
         if reach.isdisjoint(WAITING):
             raise Violation("I10", f"{request} at LSN {lsn} changed {job}, which can be {sorted(reach)}")
