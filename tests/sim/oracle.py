@@ -342,6 +342,7 @@ class Oracle:
         # By job id, or queue and dedupe key: payloads that jobs may have been given. A list of everything shows none, so
         # requests of which nobody knows whether they were carried out stay until one is read.
         self._payloads: dict[object, list[tuple[Request, bytes]]] = {}
+        self._expiring: set[str] = set()  # queues with jobs that may expire
         self._is_rolled_back = False  # and nobody has seen yet what is there
         self._hello_ids: dict[bytes, int] = {}  # of the newest that was sent
         self._lost_ids: dict[bytes, int] = {}  # the newest when the connection was lost
@@ -704,6 +705,7 @@ class Oracle:
             at_ms = fields.get("expires_at_ms") or self._now_wall_ms + fields["expires_ms"]
             if pool.expiry is None or at_ms < pool.expiry.at_ms:
                 pool.expiry = self._watch(at_ms)
+            self._expiring.add(pool.shown["queue"])
         name = pool.shown["queue"]
         if pool.shown["lease_ms"] not in (None, SHOWN_DEFAULTS["lease_ms"]):
             self._odd_leases.add(name)
@@ -1628,6 +1630,10 @@ class Oracle:
         # A job that asks for another lease time than the first one ends the reply, even one that nobody knows is ready.
         odd = self._odd_leases
         may_be_cut = bool(jobs) and args.get("lease_ms") is None and not odd.isdisjoint(names)
+        if self._limits["EXPIRIES_PER_TICK"] < LIMITS["EXPIRIES_PER_TICK"] and not self._expiring.isdisjoint(
+            names
+        ):
+            return  # so does one that has expired and was not ended yet
         # Parked, it may have been served before its reply's LSN.
         known = request.floor if args.get("wait_ms") else lsn - bool(jobs)
         for number, name in enumerate(names[: at + 1] if is_full else names):
@@ -1637,8 +1643,6 @@ class Oracle:
                 if number == at and worst is not None and rank > worst and is_full:
                     break
                 if job.attempt == 0 and self._may_expire(job, set()):
-                    if self._limits["EXPIRIES_PER_TICK"] < LIMITS["EXPIRIES_PER_TICK"]:
-                        return  # where it stands, the reply may have ended
                     continue
                 if job.also or job.content_lsn > known:
                     continue
