@@ -323,7 +323,10 @@ PLANTED: Final = {
         400,
     ),
     "no time to come back": Planted(
-        "jqd.core.engine:Engine.disconnect", "now.engine_ms + self.disconnect_grace_ms", "now.engine_ms", 200
+        "jqd.core.engine:Engine.disconnect",
+        "self._leaving[caller.session] = now.engine_ms + self.disconnect_grace_ms",
+        "self._leaving[caller.session] = now.engine_ms",
+        200,
     ),
     # --- sweeping ---
     "purge takes leased jobs": Planted(
