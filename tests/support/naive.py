@@ -19,6 +19,7 @@ from jqd.core import commands as c
 from jqd.core import model
 
 STATES = ("delayed", "ready", "leased", "done", "dead", "cancelled", "expired")
+ALIVE = ("delayed", "ready", "leased")
 FINISHED = ("done", "cancelled", "expired")
 
 
@@ -112,7 +113,7 @@ class NaiveSession:
     """What is known of a client process."""
 
     def __init__(self) -> None:
-        self.answers: list[tuple[int, Any]] = []  # (request id, reply or a lease's token), oldest first
+        self.answers: dict[int, Any] = {}  # by request id: reply or a lease's token, oldest first
         self.floor = 0
         self.alone_since_ms = 0
 
@@ -122,11 +123,14 @@ class NaiveQueue:
 
     def __init__(self) -> None:
         self.jobs: dict[int, NaiveJob] = {}
+        self.alive: dict[int, NaiveJob] = {}  # those that wait or are leased, by rising id
         self.settings: dict[str, dict[str, Any]] = {}  # by queue: what was set, and "paused", "kept" if so
         self.next_id = 1
         self.epoch = self.grant = 0
         self.finished: list[int] = []  # in the order in which they ended
         self.dead: list[int] = []
+        self.with_result: list[int] = []  # of the finished
+        self.jittered: list[int] = []  # jobs that got bounds, of which some may have their time since
         self.sessions: dict[bytes, NaiveSession] = {}  # those that have changed something
         self.keys: dict[tuple[str | None, ...], NaiveKey] = {}  # ("d", queue, key) or ("i", key)
         self.met: list[NaiveJob] = []  # what the newest sweep meant
@@ -137,6 +141,28 @@ class NaiveQueue:
         self.outbox: list[tuple[str, int, c.Leased]] = []
         self.changed = False
         self.lag_ms = 0  # leases are judged as of so long ago
+
+    def twin(self) -> "NaiveQueue":
+        """Return an independent copy. What is never changed in place is shared."""
+        twin = copy.copy(self)
+        twin.settings = {name: dict(settings) for name, settings in self.settings.items()}
+        twin.jobs = {}
+        for job_id, job in self.jobs.items():
+            twin.jobs[job_id] = other = NaiveJob.__new__(NaiveJob)  # copy.copy takes three times as long
+            other.__dict__.update(job.__dict__)
+            other.attempts = list(job.attempts)
+            other.in_queue = twin.settings[job.fields.queue]
+        twin.alive = {job_id: twin.jobs[job_id] for job_id in self.alive}
+        twin.sessions = {}
+        for name, session in self.sessions.items():
+            twin.sessions[name] = known = copy.copy(session)
+            known.answers = dict(session.answers)
+        twin.keys = {name: copy.copy(key) for name, key in self.keys.items()}
+        twin.finished, twin.dead = list(self.finished), list(self.dead)
+        twin.with_result, twin.jittered = list(self.with_result), list(self.jittered)
+        twin.connected, twin.parked, twin.outbox = list(self.connected), list(self.parked), list(self.outbox)
+        twin.releasing, twin.leaving = set(self.releasing), dict(self.leaving)
+        return twin
 
     # --- runs, connections --------------------------------------------------------------------
 
@@ -217,30 +243,22 @@ class NaiveQueue:
         if caller.session is not None and self.changed:
             session = self.sessions.setdefault(caller.session, NaiveSession())
             answer = reply.token if isinstance(reply, c.Leased) else reply
-            if request_id in [known for known, _ in session.answers]:
-                session.answers = [
-                    (known, answer if known == request_id else old) for known, old in session.answers
-                ]
-            else:
-                session.answers.append((request_id, answer))
+            session.answers[request_id] = answer  # a known one stays in its place
         return reply
 
     def answered(self, caller: model.Caller, request_id: int, now: model.Now) -> Struct | None:
         if caller.session not in self.sessions:
             return None
         session = self.sessions[caller.session]
-        for known, answer in session.answers:
-            if known == request_id and isinstance(answer, int):
-                return self.leased_again(answer, now)
-            if known == request_id:
-                reply: Struct = answer
-                return reply
+        if request_id in session.answers:
+            answer: int | Struct = session.answers[request_id]
+            return self.leased_again(answer, now) if isinstance(answer, int) else answer
         if request_id <= session.floor:
             raise Refused("position_lost")
         return None
 
     def leased_again(self, token: int, now: model.Now) -> c.Leased:
-        jobs = [job for job in self.sorted() if job.holds(token, self.judged(now)) and not job.once]
+        jobs = [job for job in self.alive.values() if job.holds(token, self.judged(now)) and not job.once]
         if not jobs:
             return nothing(now)
         left_ms = max(0, min(job.deadline_ms for job in jobs) - now.engine_ms)
@@ -264,7 +282,7 @@ class NaiveQueue:
         keyed = any(group.dedupe_key or group.idempotency_key for group, _ in groups)
         bounded = [name for name, said in self.settings.items() if "length_max" in said]
         # Of others nothing is refused after the first change.
-        trial = self.twin() if keyed or bounded else None
+        trial = self.trial() if keyed or bounded else None
         named: list[tuple[str | None, ...]] = []
         for group, payloads in groups:
             self.check_fields(group, now)
@@ -282,13 +300,16 @@ class NaiveQueue:
                 raise Refused("queue_full")
         return [self.submit_group(group, payloads, now) for group, payloads in groups]
 
-    def twin(self) -> "NaiveQueue":
+    def trial(self) -> "NaiveQueue":
         """Return a copy that submits can be tried on: of the jobs they change only those that have a key."""
         twin = copy.copy(self)
-        twin.jobs, twin.keys, twin.settings = dict(self.jobs), dict(self.keys), dict(self.settings)
+        twin.jobs, twin.alive = dict(self.jobs), dict(self.alive)
+        twin.keys, twin.settings = dict(self.keys), dict(self.settings)
         for key in self.keys.values():
             if key.first_id in twin.jobs:
-                twin.jobs[key.first_id] = copy.copy(twin.jobs[key.first_id])
+                other = twin.jobs[key.first_id] = copy.copy(twin.jobs[key.first_id])
+                if key.first_id in twin.alive:
+                    twin.alive[key.first_id] = other
         return twin
 
     def submit_group(
@@ -376,7 +397,7 @@ class NaiveQueue:
         self.changed = True
         job = NaiveJob(self.next_id, fields, payload, now, self.settings.setdefault(fields.queue, {}))
         self.next_id += 1
-        self.jobs[job.id] = job
+        self.jobs[job.id] = self.alive[job.id] = job
         job.expires_ms = fields.expires_at_ms
         if fields.expires_ms is not None:
             job.expires_ms = now.wall_ms + fields.expires_ms
@@ -604,6 +625,7 @@ class NaiveQueue:
             if takes_key_again(job):
                 self.keys["d", job.fields.queue, job.fields.dedupe_key] = NaiveKey(job.id, 1, None, None)
             self.dead.remove(job.id)
+            self.alive = dict(sorted((self.alive | {job.id: job}).items()))
             job.errors = job.crashes = 0
             job.reason = None
             job.state, job.changed = "ready", now
@@ -786,8 +808,7 @@ class NaiveQueue:
         return c.QueueChanged(queue=name, paused=bool(new.get("paused")))
 
     def length(self, name: str) -> int:
-        alive = ("delayed", "ready", "leased")
-        return len([job for job in self.jobs.values() if job.fields.queue == name and job.state in alive])
+        return len([job for job in self.alive.values() if job.fields.queue == name])
 
     def info(self, job: NaiveJob, now: model.Now) -> c.JobInfo:
         fields, leased = job.fields, job.state == "leased"
@@ -854,12 +875,15 @@ class NaiveQueue:
             self.answer(parked, nothing(now))
         for session in self.sessions.values():
             while len(session.answers) > model.ANSWERS_PER_SESSION_MAX:
-                session.floor = max(session.floor, session.answers.pop(0)[0])
+                oldest = next(iter(session.answers))
+                session.floor = max(session.floor, oldest)
+                del session.answers[oldest]
 
     def expire_waiting(self, now: model.Now) -> None:
-        for job in self.sorted():
+        dated = [job for job in self.alive.values() if job.expires_ms is not None]
+        for job in dated:
             never_started = job.state in ("delayed", "ready") and job.attempt == 0
-            if never_started and job.expires_ms is not None and job.expires_ms <= now.wall_ms:
+            if never_started and job.expires_ms <= now.wall_ms:
                 self.finish(job, "expired", now)
 
     @staticmethod
@@ -888,9 +912,12 @@ class NaiveQueue:
             (self.finished, "retention_ms", 3_600_000),
             (self.dead, "dead_retention_ms", 30 * 86_400_000),
         ):
+            least_ms = min([usual_ms, *(said[setting] for said in self.settings.values() if setting in said)])
             for job_id in list(shelf):
-                age_ms = self.jobs[job_id].in_queue.get(setting, usual_ms)
-                if self.jobs[job_id].changed.engine_ms + age_ms <= now.engine_ms:
+                job = self.jobs[job_id]
+                if job.changed.engine_ms + least_ms > now.engine_ms:
+                    break  # and those behind it ended later
+                if job.changed.engine_ms + job.in_queue.get(setting, usual_ms) <= now.engine_ms:
                     self.forget(job_id)
         for is_dead, most in ((False, model.FINISHED_COUNT_MAX), (True, model.DEAD_COUNT_MAX)):
             for name in self.names() if len(self.dead if is_dead else self.finished) > most else ():
@@ -898,12 +925,10 @@ class NaiveQueue:
                 mine = [job_id for job_id in ids if self.jobs[job_id].fields.queue == name]
                 for job_id in mine[: max(0, len(mine) - most)]:
                     self.forget(job_id)
-        while True:
-            with_result = [job_id for job_id in self.finished if self.jobs[job_id].result is not None]
-            results = [self.jobs[job_id].result or b"" for job_id in with_result]
-            if sum(map(len, results)) <= model.RESULTS_BYTES_MAX:
-                return
-            self.forget(with_result[0])
+        while (
+            sum(len(self.jobs[job_id].result or b"") for job_id in self.with_result) > model.RESULTS_BYTES_MAX
+        ):
+            self.forget(self.with_result[0])
 
     def serve(self, now: model.Now) -> None:
         for parked in list(self.parked):
@@ -922,13 +947,17 @@ class NaiveQueue:
         job.cancel_marked = False
         job.state, job.changed, job.payload = state, now, None
         job.due_ms = job.due_wall_ms = job.due_bounds = None
+        del self.alive[job.id]
         self.finished.append(job.id)
+        if job.result is not None:
+            self.with_result.append(job.id)
 
     def bury(self, job: NaiveJob, reason: str, cause: str, error: str, now: model.Now) -> None:
         self.record(job, cause, error, now)
         self.free(job)
         job.cancel_marked = False
         job.state, job.changed, job.reason = "dead", now, reason
+        del self.alive[job.id]
         self.dead.append(job.id)
 
     def record(self, job: NaiveJob, cause: str, error: str, now: model.Now) -> None:
@@ -964,10 +993,13 @@ class NaiveQueue:
             now.engine_ms + ceil(delay_ms - spread_ms),
             now.engine_ms + int(delay_ms + spread_ms),
         )
+        self.jittered.append(job.id)
 
     def unsettled(self) -> list[int]:
         """Return the jobs whose time only jitter knows."""
-        return [job.id for job in self.sorted() if job.due_bounds is not None]
+        found = {job_id for job_id in self.jittered if job_id in self.alive}
+        self.jittered = []
+        return sorted(job_id for job_id in found if self.alive[job_id].due_bounds is not None)
 
     def adopt(self, job_id: int, due_ms: int) -> None:
         job = self.jobs[job_id]
@@ -979,6 +1011,8 @@ class NaiveQueue:
         self.changed = True
         self.free(self.jobs[job_id])
         del self.jobs[job_id]
+        self.alive.pop(job_id, None)
+        self.with_result = [one for one in self.with_result if one != job_id]
         self.finished = [one for one in self.finished if one != job_id]
         self.dead = [one for one in self.dead if one != job_id]
 
@@ -991,7 +1025,8 @@ class NaiveQueue:
         return said | {job.fields.queue for job in self.jobs.values()}
 
     def in_state(self, state: str) -> list[NaiveJob]:
-        return [job for job in self.sorted() if job.state == state]
+        jobs = self.alive if state in ALIVE else self.jobs
+        return [job for job in jobs.values() if job.state == state]
 
 
 def check_policy(policy: model.RetryPolicy | None) -> None:
