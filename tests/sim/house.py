@@ -181,7 +181,7 @@ class House:
         for stream in self.streams:
             stream.die()
         self.streams = []
-        self.driver = None
+        self._let_go()
         self.disk.kill()
 
     def stop(self) -> None:
@@ -192,10 +192,16 @@ class House:
             self.store.close()
         except StorageError as error:  # as daemon.run, whose exit code it becomes
             die(error)
-        self.driver = None
+        self._let_go()
         for stream in self.streams:
             stream.die()
         self.streams = []
+
+    def _let_go(self) -> None:
+        """Nobody asks this daemon any more. Its parts point to each other, and the collector is off."""
+        if self.driver is not None:
+            vars(self.driver.engine.state).clear()
+        self.driver = None
 
     def _meanwhile(self) -> None:
         """The loop is idle and drains: the disk works, and time passes until the stalled are cut."""
