@@ -587,8 +587,10 @@ class Oracle:
             if fresh and info["state"] == "leased":
                 self._check_grace(info)
             self._see(info, lsn, engine_ms, engine_ms)
-            if fresh:
+            if fresh and info["state"] == "leased":
                 self._note_held(info)
+            elif fresh:
+                self.jobs[info["job_id"]].is_graced = False
             if final:
                 self._must_have_ended(info)
         for job in self.jobs.values():
@@ -1063,10 +1065,10 @@ class Oracle:
             )
 
     def _note_held(self, info: Args) -> None:
-        """A start has found a job: is it in somebody's hands?"""
+        """A start has found a job in somebody's hands."""
         job = self.jobs[info["job_id"]]
-        job.is_graced = info["state"] == "leased"
-        if job.is_graced and job.once:
+        job.is_graced = True
+        if job.once:
             self._hit("at-most-once job lives through a crash")
 
     # --- replies: submit ----------------------------------------------------------------------
@@ -2076,7 +2078,8 @@ class Oracle:
             self._check_content(job, info, lsn, lsn)  # somebody may have changed it already
             self._note(job, info, lsn, lo_ms)
             return
-        if info == job.seen and not job.is_vague and not job.also and not self._shelves:
+        same = info is job.seen or info == job.seen
+        if same and not job.is_vague and not job.also and not self._shelves:
             # In the same state as before: all of this was right.
             if lsn >= job.hi:
                 job.lo = job.hi = lsn

@@ -22,6 +22,7 @@ from jqd.core.model import Caller, Now
 from jqd.core.queues import Identity
 from jqd.core.state import State
 from jqd.errors import JqdError
+from tests.sim.listing import Listing, Shown
 from tests.sim.marks import Marks
 from tests.sim.oracle import Violation
 from tests.support.core import decoded
@@ -37,6 +38,7 @@ class Shadow:
     def __init__(self, marks: Marks) -> None:
         self.naive = NaiveQueue()
         self.marks = marks
+        self.listing = Listing()
         self._base = NaiveQueue()  # as of the last start
         self._turns: list[tuple[int, list[Call]]] = []  # since then: the LSN after the turn, its calls
         self._calls: list[Call] = []  # of the turn under way
@@ -68,7 +70,7 @@ class Shadow:
         self._turns, self._calls = [], []
 
     def _roll_back(self, lsn: int) -> None:
-        naive = self._base.twin()
+        naive = self._base  # recovered() makes another one
         for after_lsn, calls in self._turns:
             if after_lsn > lsn:
                 self.marks.hit("turn lost in a crash")
@@ -101,7 +103,7 @@ class ShadowedEngine(Engine):
         super().__init__(state, identity)
         self._shadow = shadow
         self._tickets: dict[Hashable, str] = {}
-        self.shown: list[c.JobInfo] = []  # all jobs as the start listed them
+        self.shown: list[Shown] = []  # all jobs as the start found them
 
     def _ticket(self, ticket: Hashable) -> str:
         return self._tickets.setdefault(ticket, f"connection {len(self._tickets)}")
@@ -133,7 +135,12 @@ class ShadowedEngine(Engine):
             raise wrong(
                 "epoch, next id", (self.state.epoch, self.state.next_id), (naive.epoch, naive.next_id)
             )
-        self.shown = self.compare(now)
+        self.shown = self._shadow.listing.of(self.state, now)
+        expected = [naive.info(job, now) for job in naive.jobs.values()]
+        if [shown.info for shown in self.shown] != expected:
+            self.compare(now)
+            raise wrong("jobs", len(self.shown), len(expected))
+        self._compare_ready()
 
     def stop(self, now: Now) -> None:
         super().stop(now)
@@ -254,11 +261,10 @@ class ShadowedEngine(Engine):
 
     # --- everything ---------------------------------------------------------------------------
 
-    def compare(self, now: Now) -> list[c.JobInfo]:
-        """Hold every job, every queue and the order of what is ready against the naive queue; return the jobs."""
+    def compare(self, now: Now) -> None:
+        """Hold a list of every job and the order of what is ready against the naive queue."""
         naive = self._shadow.naive
         cursor: int | None = 0
-        shown: list[c.JobInfo] = []
         while cursor is not None:
             command = c.ListJobs(cursor=cursor, limit=500)
             got = super().execute(command, model.LOCAL, 0, "check", now)
@@ -271,10 +277,12 @@ class ShadowedEngine(Engine):
                     (len(got.jobs), len(expected.jobs)),
                 )
                 raise wrong("a job in the list", *first)
-            shown += got.jobs
             cursor = got.cursor
+        self._compare_ready()
+
+    def _compare_ready(self) -> None:
+        naive = self._shadow.naive
         for name in naive.names():
             ready = [job.id for job in naive.waiting_for(c.Lease(queues=[name]))]
             if self.state.ready_ids(name, 100_000) != ready:
                 raise wrong(f"ready in {name}", self.state.ready_ids(name, 100_000), ready)
-        return shown

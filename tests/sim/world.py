@@ -1240,16 +1240,19 @@ class World:
         """
         engine = self.house.engine
         now = self.house.clock.now()
-        infos: list[c.JobInfo] = []
-        cursor: int | None = 0
         if fresh and isinstance(engine, ShadowedEngine):
-            infos, cursor = engine.shown, None  # it has just listed them
-        while cursor is not None:
-            page = engine.execute(c.ListJobs(cursor=cursor, limit=500), model.LOCAL, 0, "check", now)
-            assert isinstance(page, c.JobList)
-            infos += page.jobs
-            cursor = page.cursor
-        jobs = [msgspec.to_builtins(job, builtin_types=(bytes,)) for job in infos]
+            jobs = [shown.plain for shown in engine.shown]  # it has just looked through them
+        elif fresh:
+            jobs = [shown.plain for shown in self.shadow.listing.of(engine.state, now)]
+        else:
+            infos: list[c.JobInfo] = []
+            cursor: int | None = 0
+            while cursor is not None:
+                page = engine.execute(c.ListJobs(cursor=cursor, limit=500), model.LOCAL, 0, "check", now)
+                assert isinstance(page, c.JobList)
+                infos += page.jobs
+                cursor = page.cursor
+            jobs = [msgspec.to_builtins(job, builtin_types=(bytes,)) for job in infos]
         listed = engine.execute(c.Queues(limit=1_000), model.LOCAL, 0, "check", now)
         assert isinstance(listed, c.QueueList)
         queues = [msgspec.to_builtins(queue) for queue in listed.queues]

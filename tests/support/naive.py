@@ -46,6 +46,7 @@ class NaiveJob:
         self.fields = fields
         self.payload: bytes | None = payload
         self.state = "ready"
+        self.shown: c.JobInfo | None = None  # when it has ended: nothing in it moves then
         self.created = self.changed = now
         self.attempt = self.errors = self.crashes = 0
         self.attempts: list[c.AttemptInfo] = []
@@ -625,6 +626,7 @@ class NaiveQueue:
             if takes_key_again(job):
                 self.keys["d", job.fields.queue, job.fields.dedupe_key] = NaiveKey(job.id, 1, None, None)
             self.dead.remove(job.id)
+            job.shown = None
             self.alive = dict(sorted((self.alive | {job.id: job}).items()))
             job.errors = job.crashes = 0
             job.reason = None
@@ -725,7 +727,7 @@ class NaiveQueue:
         if command.job_id not in self.jobs:
             raise Refused("job_not_found")
         job = self.jobs[command.job_id]
-        info = self.info(job, now)
+        info = self.described(job, now)
         info.payload = job.payload
         return info
 
@@ -811,6 +813,13 @@ class NaiveQueue:
         return len([job for job in self.alive.values() if job.fields.queue == name])
 
     def info(self, job: NaiveJob, now: model.Now) -> c.JobInfo:
+        if job.state in ALIVE or job.in_queue:
+            return self.described(job, now)
+        if job.shown is None:
+            job.shown = self.described(job, now)
+        return job.shown
+
+    def described(self, job: NaiveJob, now: model.Now) -> c.JobInfo:
         fields, leased = job.fields, job.state == "leased"
         return c.JobInfo(
             job_id=job.id,
