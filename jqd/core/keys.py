@@ -88,5 +88,5 @@ class KeyTable:
 
     def items(self) -> Iterator[tuple[str, Key]]:
         """Yield every key with its name, in no order."""
-        for shard in self._shards:
+        for shard in filter(None, self._shards):
             yield from shard.items()

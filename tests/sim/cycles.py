@@ -85,7 +85,7 @@ def run(cycles: int, seed: int) -> Figures:
 
 
 def _weigh(disk: SimDisk, figures: Figures) -> None:
-    sizes = {name: len(data) for name, data in disk.listing(DATA).items()}
+    sizes = disk.sizes(DATA)
     snapshots = [
         size for name, size in sizes.items() if snapshot_lsn(name.removesuffix(TMP_SUFFIX)) is not None
     ]

@@ -88,10 +88,10 @@ class SimThread:
         """Take one step, if there is an item or the wait for one is over; tell whether there was."""
         if self.is_done:
             return False
-        now_s = self._clocks.boot_s()
         if self.queue.items:
             item = self.queue.items.popleft()
-        elif self._wait_s is not None and now_s - self._since_s >= self._wait_s:
+            now_s = self._clocks.boot_s()
+        elif self._wait_s is not None and (now_s := self._clocks.boot_s()) - self._since_s >= self._wait_s:
             item = IDLE
         else:
             return False
@@ -220,5 +220,5 @@ class House:
     def connect(self) -> Stream:
         assert self.driver is not None
         stream = Stream(self.loop, self.driver.new_connection())
-        self.streams.append(stream)
+        self.streams = [each for each in self.streams if not each.is_lost] + [stream]
         return stream

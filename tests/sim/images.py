@@ -285,7 +285,7 @@ class Judge:
         marks["records that were never synced are gone"] += lsn < max(point.line, default=0)
 
     def _check_files(self, disk: SimDisk) -> None:
-        names = disk.listing(DATA)
+        names = disk.sizes(DATA)
         numbers = sorted(number for number in map(segment_number, names) if number is not None)
         assert numbers == list(range(numbers[0], numbers[-1] + 1)), f"a hole in the log: {numbers}"
         assert sum(snapshot_lsn(name) is not None for name in names) <= KEPT_SNAPSHOTS

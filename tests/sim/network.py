@@ -32,7 +32,7 @@ class Stream:
         self._reading = True
         self._closing = False
         self._high = 64 << 10
-        self._paused = False
+        self.is_stalled = False  # the server has been told to wait until its client reads
         connection.connection_made(self)  # type: ignore[arg-type]
 
     # --- what a transport is asked ------------------------------------------------------------
@@ -43,11 +43,6 @@ class Stream:
     def get_write_buffer_size(self) -> int:
         return max(0, len(self.down) - SOCKET_BYTES)
 
-    @property
-    def is_stalled(self) -> bool:
-        """Whether the server has been told to wait until its client reads."""
-        return self._paused
-
     def is_closing(self) -> bool:
         return self._closing
 
@@ -56,8 +51,8 @@ class Stream:
         if self.client_is_gone:
             return
         self.down += data
-        if not self._paused and self.get_write_buffer_size() > self._high:
-            self._paused = True
+        if not self.is_stalled and self.get_write_buffer_size() > self._high:
+            self.is_stalled = True
             self.connection.pause_writing()
 
     def pause_reading(self) -> None:
@@ -121,8 +116,8 @@ class Stream:
         return data
 
     def _drained(self) -> None:
-        if self._paused and self.get_write_buffer_size() <= self._high // 4:
-            self._paused = False
+        if self.is_stalled and self.get_write_buffer_size() <= self._high // 4:
+            self.is_stalled = False
             self.connection.resume_writing()
         if self._closing and not self.get_write_buffer_size():
             self._loop.call_soon(self.lose)

@@ -2166,11 +2166,10 @@ class Oracle:
             and info.get("error", "") != job.error
         ):
             raise Violation("I15", f"{where} with error {info.get('error')!r}, failed with {job.error!r}")
-        facts = tuple(map(info.get, FACTS))
-        if job.facts is not None and job.changed == info["changed_wall_ms"] and facts != job.facts:
-            if self._edits_on(job):
-                return
-            raise Violation("I15", f"{where}: {facts}, once {job.facts}")
+        if job.facts is not None and job.changed == info["changed_wall_ms"]:
+            facts = tuple(map(info.get, FACTS))
+            if facts != job.facts and not self._edits_on(job):
+                raise Violation("I15", f"{where}: {facts}, once {job.facts}")
 
     def _note(self, job: Job, info: Args, lsn: int, lo_ms: int) -> None:
         """Take over what is shown of a job."""

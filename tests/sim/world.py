@@ -244,8 +244,11 @@ class World:
         self._flush(client)
 
     def _flush(self, client: Client) -> None:
+        sent = client.flush()
+        if not sent:
+            return
         now = self.house.reading
-        for request_id, verb, args in client.flush():
+        for request_id, verb, args in sent:
             self.oracle.sent(client.session, request_id, verb, args, now.engine_ms, now.wall_ms)
 
     def _arrive(self, client: Client, count: int) -> None:
@@ -1305,7 +1308,7 @@ def run(plan: Plan, marks: Marks | None = None, *, trace: Callable[[str], object
     world = World(plan, marks or Marks(), trace=trace)
     with rules_of(world):
         try:
-            return world.run()
+            outcome = world.run()
         except Violation as violation:
             violation.step = world.at
             raise
@@ -1313,3 +1316,8 @@ def run(plan: Plan, marks: Marks | None = None, *, trace: Callable[[str], object
             broken = Violation("CODE", f"{type(error).__name__}: {error}")
             broken.step = world.at
             raise broken from error
+    world.house.kill()
+    vars(
+        world
+    ).clear()  # what points to each other in it is little then: the collector is off, and walks what is left
+    return outcome

@@ -17,9 +17,10 @@ import copy
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 
 # Calls that change something; the others are `list_directory`, `open`, `size_of`, `read`, `close`, `free_bytes`,
 # `random_bytes`.
@@ -89,6 +90,11 @@ class Directory:
     durable: dict[str, "File | Directory"] = field(default_factory=dict)
     # Names that went and came: (removed, added, what has the added one, number).
     pending: list[tuple[str, str, "File | Directory | None", int]] = field(default_factory=list)
+
+
+@lru_cache(maxsize=1_024)
+def _names_in(path: str) -> tuple[str, ...]:
+    return tuple(filter(None, path.split("/")))
 
 
 class FaultDisk:
@@ -188,6 +194,11 @@ class FaultDisk:
         """Return names and contents of the files in a directory."""
         directory = self._directory(path)
         return {name: bytes(f.cache) for name, f in directory.cache.items() if isinstance(f, File)}
+
+    def sizes(self, path: str) -> dict[str, int]:
+        """Return names and bytes of the files in a directory."""
+        directory = self._directory(path)
+        return {name: len(f.cache) for name, f in directory.cache.items() if isinstance(f, File)}
 
     # --- the calls ----------------------------------------------------------------------------
 
@@ -356,12 +367,15 @@ class FaultDisk:
         return self._pending_count
 
     def _parent(self, path: str) -> tuple[Directory, str]:
-        parent, _, name = path.rstrip("/").rpartition("/")
-        return self._directory(parent or "/"), name
+        *parent, name = _names_in(path) or ("",)
+        return self._walk(parent, path), name
 
     def _directory(self, path: str) -> Directory:
+        return self._walk(_names_in(path), path)
+
+    def _walk(self, names: Sequence[str], path: str) -> Directory:
         found: File | Directory = self.root
-        for name in filter(None, path.split("/")):
+        for name in names:
             if not isinstance(found, Directory):
                 break
             if name not in found.cache:
