@@ -18,7 +18,7 @@ import msgspec
 
 from jqd.core import commands as c
 from jqd.core import dump, model
-from jqd.core.model import DAY_MS, RESTART_GRACE_MS, RetryPolicy, StateName
+from jqd.core.model import DAY_MS, RESTART_GRACE_MS, JobState, RetryPolicy, StateName
 from jqd.errors import WIRE_ERRORS, JqdError, StorageError
 from jqd.protocol import connection as client_connection
 from jqd.protocol.connection import Answered
@@ -1174,8 +1174,9 @@ class World:
             self.client(0)
             self.ask(client, c.Resume(queue=self._queue(number)))
         self._settle_all()
-        for _ in range(REST_PASSES_MAX):
-            self._drain(client)
+        for number in range(REST_PASSES_MAX):
+            if not number or self.house.engine.state.counts()[JobState.READY]:
+                self._drain(client)
             counts = self.house.engine.state.counts()
             now = self.house.clock.now()
             due_ms = self.house.engine.next_deadline(now)

@@ -131,6 +131,7 @@ class NaiveQueue:
         self.finished: list[int] = []  # in the order in which they ended
         self.dead: list[int] = []
         self.with_result: list[int] = []  # of the finished
+        self.dated: list[int] = []  # that may expire, and some that cannot any more
         self.jittered: list[int] = []  # jobs that got bounds, of which some may have their time since
         self.sessions: dict[bytes, NaiveSession] = {}  # those that have changed something
         self.keys: dict[tuple[str | None, ...], NaiveKey] = {}  # ("d", queue, key) or ("i", key)
@@ -161,6 +162,7 @@ class NaiveQueue:
         twin.keys = {name: copy.copy(key) for name, key in self.keys.items()}
         twin.finished, twin.dead = list(self.finished), list(self.dead)
         twin.with_result, twin.jittered = list(self.with_result), list(self.jittered)
+        twin.dated = list(self.dated)
         twin.connected, twin.parked, twin.outbox = list(self.connected), list(self.parked), list(self.outbox)
         twin.releasing, twin.leaving = set(self.releasing), dict(self.leaving)
         return twin
@@ -402,6 +404,8 @@ class NaiveQueue:
         job.expires_ms = fields.expires_at_ms
         if fields.expires_ms is not None:
             job.expires_ms = now.wall_ms + fields.expires_ms
+        if job.expires_ms is not None:
+            self.dated.append(job.id)
         if fields.delay_ms:
             job.state, job.due_ms = "delayed", now.engine_ms + fields.delay_ms
         elif fields.run_at_ms is not None and fields.run_at_ms > now.wall_ms:
@@ -441,10 +445,11 @@ class NaiveQueue:
     def waiting_for(self, command: c.Lease) -> list[NaiveJob]:
         """What the command's queues hold ready, in the order of handing out."""
         found: list[NaiveJob] = []
+        all_ready = self.in_state("ready")
         for name in dict.fromkeys(command.queues) if command.weights is None else self.drawn(command):
             if self.settings.get(name, {}).get("paused"):
                 continue
-            ready = [job for job in self.in_state("ready") if job.fields.queue == name]
+            ready = [job for job in all_ready if job.fields.queue == name]
             found += sorted(ready, key=lambda job: (-job.fields.priority, job.id))
         return found
 
@@ -889,10 +894,10 @@ class NaiveQueue:
                 del session.answers[oldest]
 
     def expire_waiting(self, now: model.Now) -> None:
-        dated = [job for job in self.alive.values() if job.expires_ms is not None]
-        for job in dated:
+        self.dated = [job_id for job_id in self.dated if job_id in self.alive]  # what was dead had started
+        for job in [self.alive[job_id] for job_id in self.dated]:
             never_started = job.state in ("delayed", "ready") and job.attempt == 0
-            if never_started and job.expires_ms <= now.wall_ms:
+            if never_started and job.expires_ms is not None and job.expires_ms <= now.wall_ms:
                 self.finish(job, "expired", now)
 
     @staticmethod
