@@ -314,6 +314,12 @@ class JobFailed(JqdError):
         self.error = error
 
 
+class ResultExpired(JqdError):
+    """The job that somebody waited for is done, but the time of its result is over: it is not kept any more."""
+
+    code = "result_expired"
+
+
 class WaitTimeout(JqdError):
     """The job did not end within the time that the caller gave it. It goes on."""
 

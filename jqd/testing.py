@@ -30,7 +30,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 
 from jqd import __version__
 from jqd.client.app import App
@@ -38,7 +38,7 @@ from jqd.client.sync import Client
 from jqd.client.values import Duration, to_ms
 from jqd.client.worker import Ended, Worker
 from jqd.core import passing
-from jqd.core.commands import Ack, Command
+from jqd.core.commands import Ack, Command, Wait
 from jqd.core.engine import Engine
 from jqd.core.model import DEFAULT_QUEUE, Now
 from jqd.core.queues import Identity
@@ -436,14 +436,16 @@ class Inline(Server):
         super().advance(duration)
         self._work()
 
-    def _call(self, command: Command[T]) -> T:
-        reply = self._asked.call(command)
+    def _call(self, command: Command[T], *, timeout: Duration | None = None) -> T:
+        reply = self._asked.call(command, timeout=timeout)
         if command.adds_jobs:
             self._work()
         return reply
 
-    async def _acall(self, command: Command[T]) -> T:
-        reply = self._asked.call(command)
+    async def _acall(self, command: Command[T], *, timeout: Duration | None = None) -> T:  # noqa: ASYNC109
+        if isinstance(command, Wait) and command.wait_ms:
+            return cast("T", await asyncio.to_thread(self._asked.call, command, timeout=timeout))
+        reply = self._asked.call(command, timeout=timeout)
         if command.adds_jobs and self._works.acquire(blocking=False):
             try:
                 await self._worker().run()  # in the test's own event loop

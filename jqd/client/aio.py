@@ -7,6 +7,7 @@ Must not know: how a connection is kept up (link.py), frames and request ids (pr
     AsyncClient   has one main Link: every request but the next ones, pipelined
                   and one Link for each `lease(wait=...)` that is waiting now: the server parks one
                   lease on a connection; kept for the next one afterwards
+                  and one for `wait`, or more: what waits for jobs takes no place of what has to be said
 
 All connections of one client are one session: a state-changing request that is sent again after a
 lost connection is answered once, also if it was carried out the first time.
@@ -23,6 +24,7 @@ from typing import Self, TypeVar, Unpack, cast
 from msgspec import UNSET, Struct, UnsetType
 
 from jqd.client import fork, requests
+from jqd.client.handle import wait_for
 from jqd.client.link import Link
 from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions, UpdateOptions
 from jqd.client.retry import Backoff
@@ -35,8 +37,10 @@ from jqd.client.shared import (
     renewed,
 )
 from jqd.client.values import DEFAULT_URL, Duration, Payload, Retry, to_ms
+from jqd.client.waits import Wanted, only_job
 from jqd.core.commands import (
     Command,
+    EndedJob,
     Extended,
     JobInfo,
     JobList,
@@ -53,6 +57,8 @@ from jqd.core.commands import (
     Swept,
     Updated,
     Verdicts,
+    Wait,
+    Waited,
     WorkerList,
     WorkersTold,
 )
@@ -123,6 +129,7 @@ class AsyncClient:
         self._ended = False  # closed, and nothing can be given back any more
         self._main: Link | None = None
         self._idle: list[Link] = []  # lease links that nobody waits on, at most IDLE_LINKS_MAX
+        self._waits: list[Link] = []  # that `wait` has, never the last one idle
         fork.register(self)
 
     # --- life ---------------------------------------------------------------------------------
@@ -167,7 +174,7 @@ class AsyncClient:
         """Drop, in a fork, what is the parent's. Called by itself: see jqd/client/fork.py."""
         links = self._shared.links
         self._shared = renewed(self._shared)
-        self._loop, self._main, self._idle = None, None, []
+        self._loop, self._main, self._idle, self._waits = None, None, [], []
         for link in links:
             link.disown()
 
@@ -197,6 +204,8 @@ class AsyncClient:
         wait_s = (self._timeout_ms if timeout is None else to_ms("timeout", timeout)) / 1_000
         if isinstance(command, Lease) and command.wait_ms:
             return cast("R", await self._wait(command, wait_s + command.wait_ms / 1_000))
+        if isinstance(command, Wait) and command.wait_ms:
+            return cast("R", await self._wait_for_jobs(command, wait_s + command.wait_ms / 1_000))
         return cast("R", await link.ask(command, wait_s))
 
     async def _wait(self, command: Lease, wait_s: float) -> Struct:
@@ -211,6 +220,18 @@ class AsyncClient:
             raise
         self._keep(link)
         return reply
+
+    async def _wait_for_jobs(self, command: Wait, wait_s: float) -> Struct:
+        link = next((each for each in self._waits if each.load < IN_FLIGHT_MAX), None)
+        if link is None:
+            link = Link(self._shared, IN_FLIGHT_MAX)
+            self._waits.append(link)
+        try:
+            return await link.ask(command, wait_s)
+        finally:
+            if link in self._waits[1:] and not link.load:
+                self._waits.remove(link)
+                link.end("not needed any more")
 
     def _keep(self, link: Link) -> None:
         if len(self._idle) < IDLE_LINKS_MAX and not self._closed:
@@ -305,22 +326,42 @@ class AsyncClient:
         token: int | None = None,
         *,
         lease: Duration | None = None,
+        progress_percent: int | None = None,
+        progress_text: str = "",
         timeout: Duration | None = None,
     ) -> Extended:
         """Hold a job for `lease` from now on; default: the time that its lease was given.
 
-        Args:   job: what lease() returned, or a job id with its token.
+        Args:
+            job: what lease() returned, or a job id with its token.
+            progress_percent, progress_text: how far it is, 0 to 100 and up to 256 bytes, either or both; in the
+                place of what was said before, shown by get() until it is handed out again.
         Raises: JobNotFound, LeaseLost.
         """
-        reply = await self.extend_many([requests.holding(job, token)], lease=lease, timeout=timeout)
+        reply = await self.extend_many(
+            [requests.holding(job, token)],
+            lease=lease,
+            progress_percent=progress_percent,
+            progress_text=progress_text,
+            timeout=timeout,
+        )
         requests.check("extend", reply.results)
         return reply
 
     async def extend_many(
-        self, jobs: Iterable[Holding], *, lease: Duration | None = None, timeout: Duration | None = None
+        self,
+        jobs: Iterable[Holding],
+        *,
+        lease: Duration | None = None,
+        progress_percent: int | None = None,
+        progress_text: str = "",
+        timeout: Duration | None = None,
     ) -> Extended:
         """Hold jobs longer. Returns a verdict per run of jobs; lease_ms_left is the shortest."""
-        return await self.call(requests.extend(jobs, lease=lease), timeout=timeout)
+        command = requests.extend(
+            jobs, lease=lease, progress_percent=progress_percent, progress_text=progress_text
+        )
+        return await self.call(command, timeout=timeout)
 
     async def ack(
         self,
@@ -499,6 +540,27 @@ class AsyncClient:
     async def get(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:
         """Show one job. Raises: JobNotFound."""
         return await self.call(requests.get(job_id), timeout=timeout)
+
+    async def wait(self, job_id: int, *, timeout: Duration | None = None) -> EndedJob:
+        """Wait until a job is at its end: done, dead, cancelled or expired. Nothing polls.
+
+        Goes on over lost connections and a server that is started again.
+
+        Args:   timeout: Duration; None: as long as it takes.
+        Raises: JobNotFound: there is none, or it went meanwhile. WaitTimeout: it goes on.
+        """
+        return only_job(await self.wait_many([job_id], timeout=timeout))
+
+    async def wait_many(
+        self, ids: Iterable[int], *, timeout: Duration | None = None, all: bool = True
+    ) -> Waited:
+        """Wait until jobs are at their end: all of them, or with all=False one, or more that end together.
+
+        Args:    timeout: Duration; None: as long as it takes.
+        Returns: those that are at their end, in the order of the ids; how many are not; ids without a job.
+        Raises:  WaitTimeout; InvalidArgument: no ids, or more than 1,000 without `all`.
+        """
+        return await wait_for(Wanted(ids, timeout, all=all), self.call)
 
     async def list(
         self,

@@ -23,7 +23,7 @@ import copy
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import (
@@ -44,12 +44,13 @@ from jqd.client import requests
 from jqd.client.aio import AsyncClient
 from jqd.client.arguments import Arguments, Call, pack
 from jqd.client.current import CurrentJob
-from jqd.client.handle import AsyncCall, Handle, SyncHandle
+from jqd.client.handle import AsyncCall, Handle, SyncHandle, results_of, wait_for, wait_for_sync
 from jqd.client.handle import Call as SyncCall
 from jqd.client.requests import HeldJob, JobOptions
 from jqd.client.retry import Backoff
 from jqd.client.sync import Client
 from jqd.client.values import DEFAULT_URL, Duration, to_address, to_ms
+from jqd.client.waits import Wanted
 from jqd.core.commands import Command, Submit, SubmitGroup, SubmitMany, SubmittedMany
 from jqd.core.model import DEFAULT_QUEUE, JOBS_PER_REQUEST_MAX, NAME_CHARS_MAX, check_name
 
@@ -402,17 +403,35 @@ class App:
 
     # --- asking -------------------------------------------------------------------------------
 
-    def call(self, command: Command[R]) -> R:
+    def call(self, command: Command[R], *, timeout: Duration | None = None) -> R:
         """Send a command and wait for its reply, in any thread."""
         if self._stand_in is not None:
-            return self._stand_in[0](command)
-        return self.client.call(command)
+            return self._stand_in[0](command, timeout=timeout)
+        return self.client.call(command, timeout=timeout)
 
-    async def acall(self, command: Command[R]) -> R:
+    async def acall(self, command: Command[R], *, timeout: Duration | None = None) -> R:  # noqa: ASYNC109
         """Send a command and wait for its reply, in any event loop."""
         if self._stand_in is not None:
-            return await self._stand_in[1](command)
-        return await self.aclient.call(command)
+            return await self._stand_in[1](command, timeout=timeout)
+        return await self.aclient.call(command, timeout=timeout)
+
+    async def wait_many(
+        self,
+        jobs: Sequence[Handle[R]],
+        timeout: Duration | None = None,  # noqa: ASYNC109 - as Handle.wait has it
+    ) -> list[R]:
+        """Wait until all of these jobs have ended, and return what their functions returned, in the same order.
+
+        Args:   timeout: Duration, for all of them; None: as long as it takes.
+        Raises: what Handle.wait raises of the first one that has no result.
+        """
+        wanted = Wanted([job.job_id for job in jobs], timeout, all=True)
+        return results_of(jobs, await wait_for(wanted, self.acall))
+
+    def wait_many_sync(self, jobs: Sequence[SyncHandle[R]], timeout: Duration | None = None) -> list[R]:
+        """Do what wait_many does, without an event loop."""
+        wanted = Wanted([job.job_id for job in jobs], timeout, all=True)
+        return results_of(jobs, wait_for_sync(wanted, self.call))
 
     @property
     def client(self) -> Client:

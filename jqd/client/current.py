@@ -6,13 +6,18 @@ Must not know: how jobs are leased, run and finished.
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime, timedelta
 
 from msgspec import Struct
 
 from jqd.client.requests import HeldJob
+from jqd.core.model import PROGRESS_TEXT_BYTES_MAX, shorten
+from jqd.errors import InvalidArgument
+
+Report = Callable[[int | None, str], object]
+"""Takes what a handler says of its progress to who tells the server; must not block."""
 
 
 class CurrentJob(Struct, frozen=True, kw_only=True):
@@ -36,6 +41,7 @@ class CurrentJob(Struct, frozen=True, kw_only=True):
     deadline: datetime | None = None
     _ends_at: float | None = None  # the same on the monotonic clock
     _ended: threading.Event | None = None
+    _report: Report | None = None
 
     @property
     def seconds_left(self) -> float | None:
@@ -51,8 +57,29 @@ class CurrentJob(Struct, frozen=True, kw_only=True):
         """
         return self._ended is not None and self._ended.is_set()
 
+    def progress(self, percent: int | None = None, text: str = "") -> None:
+        """Say how far the job is: shown by `get`, `list` and `jqctl job` until it is handed out again.
 
-def make_current(job: HeldJob, timeout_s: float | None, ended: threading.Event | None) -> CurrentJob:
+        Returns at once, in coroutines as in threads and processes. What is said goes to the server within a quarter
+        of a second, the newest of what was said meanwhile; what is said just before the end may never be seen.
+
+        Args:
+            percent: 0 to 100.  text: cut at 256 bytes of UTF-8. Both stand in the place of what was said before.
+        Raises: InvalidArgument: percent is no such number.
+        """
+        if percent is not None and (type(percent) is not int or not 0 <= percent <= 100):
+            raise InvalidArgument(f"percent = {shorten(percent)}: a whole number from 0 to 100")
+        raw = text.encode("utf-8", "replace")[:PROGRESS_TEXT_BYTES_MAX]
+        if self._report is not None and not self.is_ended:
+            self._report(percent, raw.decode("utf-8", "ignore"))
+
+
+def make_current(
+    job: HeldJob,
+    timeout_s: float | None,
+    ended: threading.Event | None,
+    report: Report | None = None,
+) -> CurrentJob:
     """Say of a job that begins now what its handler may know."""
     return CurrentJob(
         job_id=job.job_id,
@@ -67,6 +94,7 @@ def make_current(job: HeldJob, timeout_s: float | None, ended: threading.Event |
         deadline=None if timeout_s is None else datetime.now(UTC) + timedelta(seconds=timeout_s),
         _ends_at=None if timeout_s is None else time.monotonic() + timeout_s,
         _ended=ended,
+        _report=report,
     )
 
 

@@ -9,22 +9,18 @@ Must not know: how a request travels: App hands in what asks the server.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Final, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from jqd.client import requests
-from jqd.client.values import Duration, to_ms
-from jqd.core.commands import Command, JobInfo
+from jqd.client.values import Duration
+from jqd.client.waits import Wanted, only_job
+from jqd.core.commands import Command, EndedJob, JobInfo, Waited
 from jqd.core.model import Encoding, StateName
-from jqd.errors import JobFailed, WaitTimeout
+from jqd.errors import Draining, JobFailed, JobNotFound, RequestTimeout, ResultExpired
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
-
-ENDS: Final[frozenset[StateName]] = frozenset({"done", "dead", "cancelled", "expired"})
-# Between two looks at a job, doubled from the one to the other.
-_PAUSE_MS_FIRST: Final = 10
-_PAUSE_MS_MAX: Final = 1_000
 
 ResultOf = Callable[[bytes | None, Encoding], Any]
 
@@ -32,13 +28,13 @@ ResultOf = Callable[[bytes | None, Encoding], Any]
 class Call(Protocol):
     """Sends a command and waits for its reply, as Client.call."""
 
-    def __call__(self, command: Command[R], /) -> R: ...
+    def __call__(self, command: Command[R], /, *, timeout: Duration | None = None) -> R: ...
 
 
 class AsyncCall(Protocol):
     """The same for coroutines, as AsyncClient.call."""
 
-    def __call__(self, command: Command[R], /) -> Awaitable[R]: ...
+    def __call__(self, command: Command[R], /, *, timeout: Duration | None = None) -> Awaitable[R]: ...
 
 
 class _Base(Generic[R_co]):
@@ -49,26 +45,13 @@ class _Base(Generic[R_co]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(job_id={self.job_id})"
 
-    def _result(self, info: JobInfo) -> R_co:
-        if info.state != "done":
-            raise JobFailed(self.job_id, info.state, info.reason, info.error)
-        result: R_co = self._result_of(info.result, info.result_encoding)
+    def _result(self, job: EndedJob) -> R_co:
+        if job.state != "done":
+            raise JobFailed(self.job_id, job.state, job.reason, job.error)
+        if job.result_expired:
+            raise ResultExpired(f"job {self.job_id} is done, but its result_ttl is over: its result is gone")
+        result: R_co = self._result_of(job.result, job.result_encoding)
         return result
-
-    def _late(self, timeout: Duration, info: JobInfo) -> WaitTimeout:
-        return WaitTimeout(f"job {self.job_id} is {info.state} after {to_ms('timeout', timeout) / 1_000:g} s")
-
-
-def _pauses(timeout: Duration | None) -> Iterator[float]:
-    """Yield how many seconds to wait before each next look; ends when the time is over."""
-    ends_at = None if timeout is None else time.monotonic() + to_ms("timeout", timeout) / 1_000
-    pause_ms = _PAUSE_MS_FIRST
-    while True:
-        left = _PAUSE_MS_MAX if ends_at is None else ends_at - time.monotonic()
-        if left <= 0:
-            return
-        yield min(pause_ms / 1_000, left)
-        pause_ms = min(2 * pause_ms, _PAUSE_MS_MAX)
 
 
 class Handle(_Base[R_co]):
@@ -83,15 +66,10 @@ class Handle(_Base[R_co]):
 
         Args:   timeout: Duration; None: as long as it takes.
         Raises: JobFailed: it is dead, cancelled or expired. WaitTimeout. JobNotFound: it was purged or forgotten.
+                ResultExpired: it is done, and its result_ttl is over.
         """
-        pauses = _pauses(timeout)
-        while (info := await self.info()).state not in ENDS:
-            pause = next(pauses, None)
-            if pause is None:
-                assert timeout is not None
-                raise self._late(timeout, info)
-            await asyncio.sleep(pause)
-        return self._result(info)
+        wanted = Wanted([self.job_id], timeout, all=True)
+        return self._result(only_job(await wait_for(wanted, self._call)))
 
     async def status(self) -> StateName:
         """Return the job's state. Raises: JobNotFound."""
@@ -121,15 +99,10 @@ class SyncHandle(_Base[R_co]):
 
         Args:   timeout: Duration; None: as long as it takes.
         Raises: JobFailed: it is dead, cancelled or expired. WaitTimeout. JobNotFound: it was purged or forgotten.
+                ResultExpired: it is done, and its result_ttl is over.
         """
-        pauses = _pauses(timeout)
-        while (info := self.info()).state not in ENDS:
-            pause = next(pauses, None)
-            if pause is None:
-                assert timeout is not None
-                raise self._late(timeout, info)
-            time.sleep(pause)
-        return self._result(info)
+        wanted = Wanted([self.job_id], timeout, all=True)
+        return self._result(only_job(wait_for_sync(wanted, self._call)))
 
     def status(self) -> StateName:
         """Return the job's state. Raises: JobNotFound."""
@@ -145,3 +118,42 @@ class SyncHandle(_Base[R_co]):
         Raises: JobNotFound; WrongState: it has begun, or ended.
         """
         requests.swept("cancel", self.job_id, self._call(requests.cancel(self.job_id, {})))
+
+
+# --- waiting ----------------------------------------------------------------------------------
+
+
+async def wait_for(wanted: Wanted, call: AsyncCall) -> Waited:
+    """Wait as `wanted` says. Raises: as AsyncClient.wait_many."""
+    while not wanted.is_met:
+        command, grace_s = wanted.next_request()
+        try:
+            wanted.take(await call(command, timeout=grace_s))
+        except (Draining, RequestTimeout) as error:
+            await asyncio.sleep(wanted.pause_s(error))
+    return wanted.result()
+
+
+def wait_for_sync(wanted: Wanted, call: Call) -> Waited:
+    """Do what wait_for does, without an event loop."""
+    while not wanted.is_met:
+        command, grace_s = wanted.next_request()
+        try:
+            wanted.take(call(command, timeout=grace_s))
+        except (Draining, RequestTimeout) as error:
+            time.sleep(wanted.pause_s(error))
+    return wanted.result()
+
+
+def results_of(handles: Sequence[Handle[R] | SyncHandle[R]], waited: Waited) -> list[R]:
+    """Return the results of jobs that have ended, in the order of the handles.
+
+    Raises: what Handle.wait raises of the first one that has none.
+    """
+    ended = {job.job_id: job for job in waited.jobs}
+    results: list[R] = []
+    for handle in handles:
+        if handle.job_id not in ended:
+            raise JobNotFound(f"job_id = {handle.job_id}: no such job, or it was purged or forgotten")
+        results.append(handle._result(ended[handle.job_id]))
+    return results

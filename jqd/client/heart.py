@@ -1,13 +1,14 @@
 """Keeps leases alive, from a thread and a connection of its own.
 
-Knows:         which jobs are held, for how long each was leased, when to extend them next.
+Knows:         which jobs are held, for how long each was leased, when to extend them next, how far they say they are.
 Must not know: what is done with a job. That its lease is lost is told to whoever holds it.
 
 A thread, because a handler may keep the event loop, or all other threads' turns, busy for longer than its lease; a
 connection of its own, because what else the worker has to say may be in the way. Python gives a thread its turn every 5 ms
 whatever others compute; a C extension that keeps the interpreter to itself for longer than a lease needs `pool="process"`.
 
-All that is held is extended in one request, three times in the shortest lease. While the server does not answer it is
+All that is held is extended in one request, three times in the shortest lease. What handlers say of their progress goes
+along with an extend of those jobs, soon: the newest of each, at most four times a second. While the server does not answer it is
 asked again: a job is lost only when the server says so. It gives each lease that was live at its start at least its own
 time, or 30 s, so a restart ends none.
 """
@@ -32,6 +33,8 @@ Key = tuple[int, int]
 _BEATS_PER_LEASE: Final = 3
 # Between two tries while the server does not answer.
 _AGAIN_S: Final = 0.25
+# Between two times that progress is told.
+_PROGRESS_S: Final = 0.25
 # The least time for an answer: a lease of 1 s is beaten for every 0.33 s.
 _PATIENCE_S: Final = 1.0
 
@@ -67,7 +70,10 @@ class Heart:
         self._news = threading.Condition()
         self._held: dict[Key, float] = {}  # -> seconds between two beats
         self._next_at = 0.0  # on the monotonic clock, of the next beat
+        self._news_of: dict[Key, tuple[int | None, str]] = {}  # progress that the server has not been told
+        self._told_at = 0.0  # when it was told last
         self._stops = False
+        self._begun_at = 0.0  # when the pause before the next beat began
         self._thread = threading.Thread(target=self._run, name="jqd heart", daemon=True)
 
     def start(self) -> None:
@@ -99,42 +105,85 @@ class Heart:
         with self._news:
             for key in keys:
                 self._held.pop(key, None)
+                self._news_of.pop(key, None)
+
+    def report(self, key: Key, percent: int | None, text: str) -> None:
+        """Tell the server soon how far a job is that is held. From any thread."""
+        with self._news:
+            if key in self._held:
+                wakes = not self._news_of
+                self._news_of[key] = percent, text
+                if wakes:
+                    self._news.notify()
 
     # --- in the thread ------------------------------------------------------------------------
 
     def _run(self) -> None:
         answered = True
+        self._begun_at = time.monotonic()
         while True:
             with self._news:
-                if not self._pause(_AGAIN_S if not answered else None):
+                is_beat = self._pause(_AGAIN_S if not answered else None)
+                if is_beat is None:
                     return
                 keys = list(self._held)
                 patience_s = max(_PATIENCE_S, min(self._held.values(), default=0.0))
-            answered = self._beat(keys, patience_s)
+            if is_beat:
+                answered = self._beat(keys, patience_s)
+                self._begun_at = time.monotonic()
+            else:
+                self._tell_progress(patience_s)
 
-    def _pause(self, longest_s: float | None) -> bool:
-        """Wait for the next beat; False: there is none. Under the condition's lock."""
-        begun_at = time.monotonic()
+    def _pause(self, longest_s: float | None) -> bool | None:
+        """Wait for the next beat, or until progress is to be told: False. None: there is none. Under the condition's lock."""
         while not self._stops:
             if not self._held:
                 self._news.wait()
-                begun_at = time.monotonic()
+                self._begun_at = time.monotonic()
                 longest_s = None
                 continue
             pause_s = min(self._held.values())
-            self._next_at = begun_at + (pause_s if longest_s is None else min(pause_s, longest_s))
+            self._next_at = self._begun_at + (pause_s if longest_s is None else min(pause_s, longest_s))
             left_s = self._next_at - time.monotonic()
             if left_s <= 0:
                 return True
+            if self._news_of:
+                tell_s = self._told_at + _PROGRESS_S - time.monotonic()
+                if tell_s <= 0:
+                    return False
+                left_s = min(left_s, tell_s)
             self._news.wait(left_s)
-        return False
+        return None
+
+    def _tell_progress(self, patience_s: float) -> None:
+        """Tell what is new of progress: a request for each thing that is said. What is not answered is told later."""
+        with self._news:
+            news, self._news_of = self._news_of, {}
+        groups: dict[tuple[int | None, str], list[Key]] = {}
+        for key, said in news.items():
+            groups.setdefault(said, []).append(key)
+        for (percent, text), keys in groups.items():
+            if not self._extend(keys, patience_s, percent, text):
+                with self._news:
+                    for key, said in news.items():
+                        if key in self._held:
+                            self._news_of.setdefault(key, said)
+                break
+        self._told_at = time.monotonic()
 
     def _beat(self, keys: list[Key], patience_s: float) -> bool:
         """Extend what is held; False: not all of it was answered."""
+        answered = self._extend(keys, patience_s)
+        if answered:
+            self._on_beat()
+        return answered
+
+    def _extend(self, keys: list[Key], patience_s: float, percent: int | None = None, text: str = "") -> bool:
         for first in range(0, len(keys), JOBS_PER_REQUEST_MAX):
             part = keys[first : first + JOBS_PER_REQUEST_MAX]
+            command = requests.extend(part, progress_percent=percent, progress_text=text)
             try:
-                reply = self._client.call(requests.extend(part), timeout=patience_s)
+                reply = self._client.call(command, timeout=patience_s)
             except UnavailableError as error:
                 if not self._stops:
                     log.warning("leases were not extended: %s", error)
@@ -150,5 +199,4 @@ class Heart:
             if reply.cancel_marked:
                 marked = {first + n for first, count in reply.cancel_marked for n in range(count)}
                 self._on_cancel([key for key in part if key[0] in marked])
-        self._on_beat()
         return True

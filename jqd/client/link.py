@@ -60,6 +60,11 @@ class Link:
 
     # --- requests -----------------------------------------------------------------------------
 
+    @property
+    def load(self) -> int:
+        """How many requests have no answer yet."""
+        return self._connection.load
+
     async def up(self) -> None:
         """Wait for a welcome.
 

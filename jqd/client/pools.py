@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from jqd.client.app import Middleware, Runnable
+from jqd.client.current import Report as ReportProgress
 from jqd.client.outcomes import Outcome, end_of_process
 from jqd.client.requests import HeldJob
 from jqd.client.running import INTERRUPTED, Interrupted, run_sync
@@ -41,6 +42,7 @@ class Work:
 
     ended: set when nobody waits for the outcome any more.
     on_begin: called in the loop when the handler begins: there was a thread, and a child, for it.
+    report: takes what the handler says of its progress, in any thread.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class Work:
         job: HeldJob,
         loop: asyncio.AbstractEventLoop,
         on_begin: Callable[[], object] | None,
+        report: ReportProgress | None = None,
     ) -> None:
+        self.report = report
         self.runnable = runnable
         self.job = job
         self.ended = threading.Event()
@@ -90,9 +94,15 @@ class ThreadPool:
         self._idle_count = 0
         self._queued_count = 0
 
-    def begin(self, runnable: Runnable, job: HeldJob, on_begin: Callable[[], object] | None = None) -> Work:
+    def begin(
+        self,
+        runnable: Runnable,
+        job: HeldJob,
+        on_begin: Callable[[], object] | None = None,
+        report: ReportProgress | None = None,
+    ) -> Work:
         """Begin an attempt, in a thread that is free or a new one, or when one is free."""
-        work = Work(runnable, job, asyncio.get_running_loop(), on_begin)
+        work = Work(runnable, job, asyncio.get_running_loop(), on_begin, report)
         with self._lock:
             self._queued_count += 1
             staff = sum(not thread.is_left for thread in self._threads)
@@ -204,7 +214,7 @@ class ThreadPool:
     def perform(self, thread: "_Thread", work: Work) -> Outcome:  # noqa: ARG002 - the process pool's child is its thread's
         """Run the handler."""
         work.begin()
-        return run_sync(work.runnable, work.job, self._middleware, work.ended)
+        return run_sync(work.runnable, work.job, self._middleware, work.ended, work.report)
 
 
 class _Thread(threading.Thread):
@@ -239,7 +249,14 @@ class Birth(Struct, array_like=True):
     path: str
 
 
-class Report(Struct, array_like=True):
+class Note(Struct, array_like=True, tag=1):
+    """What a child says of a job's progress, before its Report."""
+
+    percent: int | None
+    text: str
+
+
+class Report(Struct, array_like=True, tag=2):
     """What a child answers."""
 
     outcome: Outcome
@@ -274,7 +291,7 @@ class ProcessPool(ThreadPool):
         if work.is_interrupted:  # while there was no child that could be killed
             return INTERRUPTED
         work.begin()
-        return thread.ask(Order(work.runnable.path, work.job))
+        return thread.ask(Order(work.runnable.path, work.job), work.report)
 
 
 class _Parent(_Thread):
@@ -291,12 +308,15 @@ class _Parent(_Thread):
         self._line: Connection | None = None
         self._jobs_count = 0
 
-    def ask(self, order: Order) -> Outcome:
+    def ask(self, order: Order, report_progress: ReportProgress | None) -> Outcome:
         """Have the child carry out an order. Its end is an error of the job, which may have been what ended it."""
         assert self._line is not None
         try:
             self._line.send_bytes(msgspec.msgpack.encode(order))
-            report = msgspec.msgpack.decode(self._line.recv_bytes(), type=Report)
+            while isinstance(said := self._hear(), Note):
+                if report_progress is not None:
+                    report_progress(said.percent, said.text)
+            report = said
         except (EOFError, OSError):
             return Outcome("error", f"its process ended: {end_of_process(self._bury())}")
         self._jobs_count += 1
@@ -306,6 +326,10 @@ class _Parent(_Thread):
         ):
             self.leave()
         return report.outcome
+
+    def _hear(self) -> Note | Report:
+        assert self._line is not None
+        return msgspec.msgpack.decode(self._line.recv_bytes(), type=Note | Report)
 
     def bear(self, path: str) -> None:
         """Make the child, if there is none, and wait until it has imported what is at `path`."""

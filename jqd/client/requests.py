@@ -29,6 +29,7 @@ from jqd.client.values import (
 from jqd.core.commands import (
     Ack,
     Cancel,
+    EndedJob,
     Extend,
     Fail,
     Get,
@@ -68,6 +69,8 @@ from jqd.core.commands import (
     TellWorkers,
     Update,
     Verdict,
+    Wait,
+    Waited,
     WorkerInfo,
     to_ranges,
 )
@@ -98,6 +101,7 @@ __all__ = [
     "STATE_NAMES",
     "Delivery",
     "Encoding",
+    "EndedJob",
     "Held",
     "HeldJob",
     "JobInfo",
@@ -120,6 +124,7 @@ __all__ = [
     "Swept",
     "UpdateOptions",
     "Verdict",
+    "Waited",
     "WorkerInfo",
     "ack",
     "cancel",
@@ -150,6 +155,7 @@ __all__ = [
     "tell_workers",
     "update",
     "validate",
+    "wait",
     "workers",
 ]
 
@@ -183,7 +189,9 @@ class JobOptions(TypedDict, total=False):
     idempotency_ttl: Duration for which the key is remembered, 1 s to 7 d; 24 h.
     expires:         Duration within which a worker must have started it, or it is `expired`.
     expires_at:      Date by which; instead of expires.
-    tenant, group, result_ttl: see protocol.md "submit". A server that does not support one refuses it.
+    result_ttl:      Duration for which its result is kept after the ack, at most as long as the queue keeps the job;
+                     0: not at all.
+    tenant, group:   see protocol.md "submit". A server that does not support one refuses it.
     """
 
     priority: int
@@ -387,9 +395,20 @@ def _items(jobs: Iterable[Holding]) -> list[tuple[int, list[tuple[int, int]]]]:
     return [(token, to_ranges(ids)) for token, ids in items]
 
 
-def extend(jobs: Iterable[Holding], *, lease: Duration | None = None) -> Extend:
+def extend(
+    jobs: Iterable[Holding],
+    *,
+    lease: Duration | None = None,
+    progress_percent: int | None = None,
+    progress_text: str = "",
+) -> Extend:
     """Return the command that holds jobs for `lease` from now on; None: what each lease was given."""
-    return Extend(items=_items(jobs), lease_ms=to_optional_ms("lease", lease))
+    return Extend(
+        items=_items(jobs),
+        lease_ms=to_optional_ms("lease", lease),
+        progress_percent=progress_percent,
+        progress_text=progress_text,
+    )
 
 
 def ack(
@@ -624,6 +643,11 @@ def swept(verb: str, ids: int | Iterable[int] | None, reply: Swept) -> Swept:
 def get(job_id: int) -> Get:
     """Return the command that shows one job."""
     return Get(job_id=job_id)
+
+
+def wait(ids: Iterable[int], *, wait: Duration = 0, all: bool = False) -> Wait:
+    """Return the command that waits up to `wait` until one of these jobs is at its end, or all are."""
+    return Wait(ids=to_ranges(list(ids)), wait_ms=to_ms("wait", wait), all=all)
 
 
 def list_jobs(

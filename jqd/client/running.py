@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from jqd.client import current, outcomes
 from jqd.client.app import Hook, Middleware, Runnable, pack_result
+from jqd.client.current import Report
 from jqd.client.outcomes import Outcome
 from jqd.client.requests import HeldJob
 from jqd.core.model import shorten
@@ -37,14 +38,18 @@ def unknown(job: HeldJob, tasks: Iterable[str]) -> Outcome:
 
 
 async def run_async(
-    runnable: Runnable, job: HeldJob, middleware: Sequence[Middleware], ended: threading.Event
+    runnable: Runnable,
+    job: HeldJob,
+    middleware: Sequence[Middleware],
+    ended: threading.Event,
+    report: Report | None = None,
 ) -> Outcome:
     """Run an `async def` handler. Cancelled, it returns INTERRUPTED."""
     try:
         args, kwargs = runnable.call_for(job)
     except InvalidArgument as error:
         return Outcome("refused", str(error))
-    now = current.make_current(job, runnable.timeout_s, ended)
+    now = current.make_current(job, runnable.timeout_s, ended, report)
     current.enter(now)  # the task's own context: nothing to leave
     try:
         with contextlib.ExitStack() as stack:
@@ -59,14 +64,18 @@ async def run_async(
 
 
 def run_sync(
-    runnable: Runnable, job: HeldJob, middleware: Sequence[Middleware], ended: threading.Event | None
+    runnable: Runnable,
+    job: HeldJob,
+    middleware: Sequence[Middleware],
+    ended: threading.Event | None,
+    report: Report | None = None,
 ) -> Outcome:
     """Run a `def` handler in this thread. Raises: Interrupted."""
     try:
         args, kwargs = runnable.call_for(job)
     except InvalidArgument as error:
         return Outcome("refused", str(error))
-    now = current.make_current(job, runnable.timeout_s, ended)
+    now = current.make_current(job, runnable.timeout_s, ended, report)
     token = current.enter(now)
     try:
         with contextlib.ExitStack() as stack:

@@ -8,6 +8,7 @@ Must not know: how a connection is kept up and how threads share it (synclink.py
     Client   has one main SyncLink: every request but the next ones, of all threads, pipelined
              and one SyncLink for each `lease(wait=...)` that is waiting now: the server parks one
              lease on a connection; kept for the next one afterwards
+             and one for `wait`, or more: what waits for jobs takes no place of what has to be said
 
 All connections of one client are one session: a state-changing request that is sent again after a
 lost connection is answered once, also if it was carried out the first time.
@@ -22,6 +23,7 @@ from typing import Any, Self, TypeVar, Unpack, cast
 from msgspec import UNSET, Struct, UnsetType
 
 from jqd.client import fork, requests
+from jqd.client.handle import wait_for_sync
 from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions, UpdateOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
@@ -34,8 +36,10 @@ from jqd.client.shared import (
 )
 from jqd.client.synclink import SyncLink
 from jqd.client.values import DEFAULT_URL, Duration, Payload, Retry, to_ms
+from jqd.client.waits import Wanted, only_job
 from jqd.core.commands import (
     Command,
+    EndedJob,
     Extended,
     JobInfo,
     JobList,
@@ -52,6 +56,8 @@ from jqd.core.commands import (
     Swept,
     Updated,
     Verdicts,
+    Wait,
+    Waited,
     WorkerList,
     WorkersTold,
 )
@@ -124,6 +130,7 @@ class Client:
         self._closed = False
         self._main: SyncLink | None = None
         self._idle: list[SyncLink] = []  # lease links that nobody waits on, at most IDLE_LINKS_MAX
+        self._waits: list[SyncLink] = []  # that `wait` has, never the last one idle
         fork.register(self)
 
     # --- life ---------------------------------------------------------------------------------
@@ -159,7 +166,7 @@ class Client:
         """Drop, in a fork, what is the parent's. Called by itself: see jqd/client/fork.py."""
         lock, links = RLock(), self._shared.links
         self._lock, self._shared = lock, renewed(self._shared)
-        self._main, self._idle = None, []
+        self._main, self._idle, self._waits = None, [], []
         for link in links:
             link.disown(lock)
 
@@ -189,6 +196,8 @@ class Client:
         wait_s = self._wait_s(timeout)
         if isinstance(command, Lease) and command.wait_ms:
             return cast("R", self._wait(command, wait_s + command.wait_ms / 1_000))
+        if isinstance(command, Wait) and command.wait_ms:
+            return cast("R", self._wait_for_jobs(command, wait_s + command.wait_ms / 1_000))
         return cast("R", link.ask(command, wait_s))
 
     def call_many(
@@ -199,13 +208,13 @@ class Client:
         They are carried out in their order, each for itself: one that is refused stops no other. (Many
         jobs that differ in little are better one `submit_many`.)
 
-        Args:    commands: made by the functions of jqd.client.requests; no lease with `wait`.
+        Args:    commands: made by the functions of jqd.client.requests; no lease or wait that waits.
         Returns: for each command its reply, or the error that `call` would have raised.
         """
         link = self._main_link()
         wanted = list(commands)
-        if any(isinstance(command, Lease) and command.wait_ms for command in wanted):
-            raise InvalidArgument("commands: a lease that waits has a connection of its own: use lease()")
+        if any(isinstance(command, Lease | Wait) and command.wait_ms for command in wanted):
+            raise InvalidArgument("commands: what waits has a connection of its own: use lease() and wait()")
         return link.ask_all(wanted, self._wait_s(timeout))
 
     def _wait_s(self, timeout: Duration | None) -> float:
@@ -228,6 +237,23 @@ class Client:
             raise
         self._keep(link)
         return reply
+
+    def _wait_for_jobs(self, command: Wait, wait_s: float) -> Struct:
+        with self._lock:
+            self._check_open()
+            link = next((each for each in self._waits if each.load < IN_FLIGHT_MAX), None)
+            if link is None:
+                link = SyncLink(self._shared, self._lock, IN_FLIGHT_MAX)
+                self._waits.append(link)
+        try:
+            return link.ask(command, wait_s)
+        finally:
+            with self._lock:
+                surplus = link in self._waits[1:] and not link.load
+                if surplus:
+                    self._waits.remove(link)
+            if surplus:
+                link.end("not needed any more")
 
     def _keep(self, link: SyncLink) -> None:
         with self._lock:
@@ -324,22 +350,42 @@ class Client:
         token: int | None = None,
         *,
         lease: Duration | None = None,
+        progress_percent: int | None = None,
+        progress_text: str = "",
         timeout: Duration | None = None,
     ) -> Extended:
         """Hold a job for `lease` from now on; default: the time that its lease was given.
 
-        Args:   job: what lease() returned, or a job id with its token.
+        Args:
+            job: what lease() returned, or a job id with its token.
+            progress_percent, progress_text: how far it is, 0 to 100 and up to 256 bytes, either or both; in the
+                place of what was said before, shown by get() until it is handed out again.
         Raises: JobNotFound, LeaseLost.
         """
-        reply = self.extend_many([requests.holding(job, token)], lease=lease, timeout=timeout)
+        reply = self.extend_many(
+            [requests.holding(job, token)],
+            lease=lease,
+            progress_percent=progress_percent,
+            progress_text=progress_text,
+            timeout=timeout,
+        )
         requests.check("extend", reply.results)
         return reply
 
     def extend_many(
-        self, jobs: Iterable[Holding], *, lease: Duration | None = None, timeout: Duration | None = None
+        self,
+        jobs: Iterable[Holding],
+        *,
+        lease: Duration | None = None,
+        progress_percent: int | None = None,
+        progress_text: str = "",
+        timeout: Duration | None = None,
     ) -> Extended:
         """Hold jobs longer. Returns a verdict per run of jobs; lease_ms_left is the shortest."""
-        return self.call(requests.extend(jobs, lease=lease), timeout=timeout)
+        command = requests.extend(
+            jobs, lease=lease, progress_percent=progress_percent, progress_text=progress_text
+        )
+        return self.call(command, timeout=timeout)
 
     def ack(
         self,
@@ -514,6 +560,25 @@ class Client:
     def get(self, job_id: int, *, timeout: Duration | None = None) -> JobInfo:
         """Show one job. Raises: JobNotFound."""
         return self.call(requests.get(job_id), timeout=timeout)
+
+    def wait(self, job_id: int, *, timeout: Duration | None = None) -> EndedJob:
+        """Wait until a job is at its end: done, dead, cancelled or expired. Nothing polls.
+
+        Goes on over lost connections and a server that is started again.
+
+        Args:   timeout: Duration; None: as long as it takes.
+        Raises: JobNotFound: there is none, or it went meanwhile. WaitTimeout: it goes on.
+        """
+        return only_job(self.wait_many([job_id], timeout=timeout))
+
+    def wait_many(self, ids: Iterable[int], *, timeout: Duration | None = None, all: bool = True) -> Waited:
+        """Wait until jobs are at their end: all of them, or with all=False one, or more that end together.
+
+        Args:    timeout: Duration; None: as long as it takes.
+        Returns: those that are at their end, in the order of the ids; how many are not; ids without a job.
+        Raises:  WaitTimeout; InvalidArgument: no ids, or more than 1,000 without `all`.
+        """
+        return wait_for_sync(Wanted(ids, timeout, all=all), self.call)
 
     def list(
         self,

@@ -117,6 +117,11 @@ class SyncLink:
 
     # --- requests -----------------------------------------------------------------------------
 
+    @property
+    def load(self) -> int:
+        """How many requests have no answer yet. Under the lock."""
+        return self._connection.load
+
     def up(self) -> None:
         """Wait for a welcome, for as long as the backoff says.
 

@@ -369,7 +369,10 @@ class Worker:
         future: asyncio.Future[Outcome]
         if runnable.is_async:
             task = asyncio.create_task(
-                run_async(runnable, job, self.app.middleware, slot.ended), name=runnable.name
+                run_async(
+                    runnable, job, self.app.middleware, slot.ended, partial(self._heart.report, slot.key)
+                ),
+                name=runnable.name,
             )
             slot.interrupt = task.cancel
             future = task
@@ -378,7 +381,8 @@ class Worker:
         else:
             limit_s = runnable.timeout_s
             on_begin = None if limit_s is None else partial(self._arm, slot, limit_s)
-            work = slot.work = self._pool.begin(runnable, job, on_begin)
+            report = partial(self._heart.report, slot.key)
+            work = slot.work = self._pool.begin(runnable, job, on_begin, report)
             slot.interrupt = partial(self._pool.interrupt, work)
             future = work.future
         future.add_done_callback(partial(self._ended, slot))

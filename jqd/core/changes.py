@@ -30,6 +30,7 @@ from jqd.core.model import (
     Lease,
     Now,
     Outcome,
+    Progress,
     QueueSettings,
 )
 from jqd.core.state import State
@@ -324,6 +325,27 @@ class JobsCancelMarked(Change, tag=26):
         state.mark_cancel(self.ranges)
 
 
+class ResultsForgotten(Change, tag=27):
+    """The time of done jobs' results was over; the jobs stay."""
+
+    ranges: Ranges
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.forget_results(self.ranges)
+
+
+class ProgressReported(Change, tag=28):
+    """Who holds jobs said how far they have come, in the place of what was said before."""
+
+    ranges: Ranges
+    percent: int | None = None
+    text: str = ""
+    principal: str = ""
+
+    def apply(self, state: State, now: Now) -> None:  # noqa: ARG002
+        state.report_progress(self.ranges, Progress(self.percent, self.text))
+
+
 class IdsSkipped(Change, tag=60):
     """The ids below `next_id` are given to no job any more: facts that gave some of them out are lost.
 
@@ -372,6 +394,8 @@ AnyChange = Union[  # noqa: UP007 - one line each reads better than `|`
     KeysForgotten,
     JobsExpired,
     JobsCancelMarked,
+    ResultsForgotten,
+    ProgressReported,
     QueueSet,
     IdsSkipped,
 ]

@@ -64,6 +64,9 @@ QueueLength = Annotated[int, Meta(ge=0, le=model.QUEUE_LENGTH_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=model.LIST_LIMIT_MAX)]
 # Longer texts are cut by the decision; this bound only keeps the decoder honest.
 ErrorText = Annotated[str, Meta(max_length=model.PAYLOAD_BYTES_MAX)]
+Percent = Annotated[int, Meta(ge=0, le=100)]
+# What it is in bytes the decision checks.
+ProgressText = Annotated[str, Meta(max_length=model.PROGRESS_TEXT_BYTES_MAX)]
 FilterText = Annotated[str, Meta(min_length=1, max_length=model.FILTER_CHARS_MAX)]
 Label = Annotated[str, Meta(max_length=model.NAME_CHARS_MAX)]
 
@@ -293,7 +296,7 @@ HeldItems = Annotated[list[Held], Meta(min_length=1, max_length=model.JOBS_PER_R
 
 
 class Extend(Command[Extended]):
-    """Move the deadline of held leases to now + lease_ms (default: what each lease was given)."""
+    """Move the deadline of held leases to now + lease_ms (default: what each lease was given); say how far they are."""
 
     verb = "extend"
     scope = "jobs:ack"
@@ -302,6 +305,8 @@ class Extend(Command[Extended]):
 
     items: HeldItems
     lease_ms: LeaseMs | None = None
+    progress_percent: Percent | None = None
+    progress_text: ProgressText = ""
 
 
 class CancelRequested(Answer):
@@ -402,6 +407,9 @@ class JobInfo(Answer, omit_defaults=True):
     attempts: list[AttemptInfo] = []
     result: bytes | None = None
     result_encoding: Encoding = "raw"
+    result_expired: bool = False  # there was one, and its result_ttl_ms is over
+    progress_percent: int | None = None  # of the last attempt, as far as it said
+    progress_text: str = ""
 
 
 class Get(Command[JobInfo]):
@@ -412,6 +420,42 @@ class Get(Command[JobInfo]):
     reply = JobInfo
 
     job_id: JobId
+
+
+class EndedJob(Struct, gc=False, kw_only=True, omit_defaults=True):
+    """What became of a job. Fields at default are left out."""
+
+    job_id: int
+    state: StateName  # done, dead, cancelled or expired
+    changed_wall_ms: int
+    reason: DeadReason | None = None  # dead
+    error: str = ""
+    result: bytes | None = None  # done
+    result_encoding: Encoding = "raw"
+    result_expired: bool = False
+
+
+class Waited(Answer, omit_defaults=True):
+    """`jobs` are at their end; `pending` counts those that are not.
+
+    gone: ids of which there is no job. More jobs than fit into a reply are neither here nor pending: ask again.
+    """
+
+    jobs: list[EndedJob]
+    pending: int
+    gone: list[tuple[int, int]] = []
+
+
+class Wait(Command[Waited]):
+    """Wait up to `wait_ms` until one of some jobs is at its end, or `all` are."""
+
+    verb = "wait"
+    scope = "jobs:read"
+    reply = Waited
+
+    ids: Annotated[list[Range], Meta(min_length=1, max_length=model.WAIT_JOBS_MAX)]
+    wait_ms: Annotated[int, Meta(ge=0, le=model.WAIT_MS_MAX)] = 0
+    all: bool = False
 
 
 class JobFilter(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
@@ -626,6 +670,7 @@ class ServerStats(Answer):
     queue_count: int
     lease_count: int
     parked_count: int
+    waiting_count: int
     session_count: int
     key_count: int  # dedupe and idempotency keys that are remembered
     result_bytes: int
@@ -800,6 +845,7 @@ COMMANDS: Final[dict[str, type[Command[Any]]]] = {
         Pause,
         Resume,
         Get,
+        Wait,
         ListJobs,
         Queues,
         GetQueue,

@@ -1,6 +1,6 @@
 """The heart without I/O: commands in, replies and records out, and what waits in between.
 
-Knows:         which decision answers which command, what this turn changed, who is parked, which
+Knows:         which decision answers which command, what this turn changed, which leases are parked, which
                sessions are connected, and when time has something to do.
 Must not know: sockets, files, threads, what the clock says by itself.
 
@@ -67,6 +67,7 @@ from jqd.core.model import Caller, Now
 from jqd.core.ordered import NEVER_MS, TimerHeap, earliest_ms
 from jqd.core.queues import Identity
 from jqd.core.state import State
+from jqd.core.waiting import Waits
 from jqd.core.workers import Workers
 from jqd.errors import (
     InvalidArgument,
@@ -83,7 +84,7 @@ Decision = Callable[[Any, State, Caller, Now, Emit], Struct]
 Ticket = Hashable
 
 # Commands whose decision needs nothing but the state. The engine itself answers hello, ping, stats and snapshot,
-# what is about workers (workers.py), and lease, which may have to wait (leasing.lease decides).
+# what is about workers (workers.py), and what may have to wait: lease (leasing.lease decides) and wait (waiting.py).
 DECISIONS: Final[dict[type[Command[Any]], Decision]] = {
     commands.Submit: submitting.submit,
     commands.SubmitMany: submitting.submit_many,
@@ -111,6 +112,7 @@ LIMITS: Final = {
     "jobs_per_request": model.JOBS_PER_REQUEST_MAX,
     "in_flight": model.IN_FLIGHT_MAX,
     "wait_ms": model.WAIT_MS_MAX,
+    "wait_jobs": model.WAIT_JOBS_MAX,
 }
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -204,8 +206,12 @@ class Engine:
         self._work_before = 0  # state.work when the turn under way began
         self._parked_by_request: dict[tuple[bytes, int], Parked] = {}
         self._parked_timers: TimerHeap[int] = TimerHeap()
+        self._waits = Waits(state, self.outbox)
         # What next_deadline() asks with each turn, besides leases and delays: by engine clock and by wall clock.
-        self._timers = (state.finished_timers, state.dead_timers, state.keys.timers, self._parked_timers)
+        self._timers = (
+            *(state.finished_timers, state.dead_timers, state.result_timers, state.keys.timers),
+            *(self._parked_timers, self._waits.timers),
+        )
         self._dated = (state.date_timers, state.expiry_timers)
         self._parked_serial = 0
         # Sessions: connections of each, and since when those without one are without one, oldest first.
@@ -286,6 +292,7 @@ class Engine:
         self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
         for parked in list(self._parked.values()):
             self._answer_parked(parked, _nothing(now))
+        self._waits.answer_all(now)
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -342,6 +349,7 @@ class Engine:
         Args: lost: its client ended it, or is gone. False: the server cut it, which says nothing about the client.
         """
         self.withdraw(ticket)
+        self._waits.drop(ticket)
         if caller.session is not None:
             connections = self._attached[caller.session]
             del connections[ticket]
@@ -356,7 +364,7 @@ class Engine:
                 self.workers.left(caller.session, now.engine_ms + self.disconnect_grace_ms)
 
     def withdraw(self, ticket: Ticket) -> bool:
-        """Forget the request that a connection has parked, unanswered; return whether there was one."""
+        """Forget the lease that a connection has parked, unanswered; return whether there was one."""
         parked = self._parked_by_ticket.get(ticket)
         if parked is not None:
             self._unpark(parked)
@@ -411,6 +419,8 @@ class Engine:
             return self._decide(decision, command, caller, request_id, now)
         if type(command) is LeaseCommand:
             return self._lease(command, caller, request_id, ticket, now)
+        if type(command) is commands.Wait:
+            return self._waits.ask(command, request_id, ticket, now)
         if type(command) is commands.Register:
             return self.workers.register(command, caller, now)
         if type(command) is commands.ListWorkers:
@@ -423,7 +433,9 @@ class Engine:
             return SnapshotBegun(lsn=self.state.lsn)
         assert type(command) is commands.Stats, f"no decision for {command.verb}"
         uptime_ms = now.engine_ms - self._started_ms
-        return queues.stats(self._identity, self.state, now, uptime_ms, len(self._parked))
+        return queues.stats(
+            self._identity, self.state, now, uptime_ms, len(self._parked), waiting_count=len(self._waits)
+        )
 
     def submit_run(
         self, ids: Sequence[int], run: Sequence[commands.Submit], caller: Caller, now: Now
@@ -664,8 +676,12 @@ class Engine:
         while self._parked_timers and self._parked_timers.first()[0] <= now.engine_ms:
             _, serial = self._parked_timers.first()
             self._answer_parked(self._parked[serial], _nothing(now))
+        if self.state.ended or self._waits.due:
+            self._waits.serve(now)
+        if self._waits.timers:
+            self._waits.expire(now)
         # Most turns do nothing here that has a time, and to ask all timers costs as much as the rest of this.
-        if is_due or len(self._changes) > count:
+        if is_due or len(self._changes) > count or self._waits.due:
             deadline_ms = self.next_deadline(now)
         if self.state.marked:
             self._tell_holders()
@@ -697,7 +713,11 @@ class Engine:
         passing.expire_leases(state, now, self._emit, model.EXPIRIES_PER_TICK)
         self._end_leases_of_the_gone(now)
         passing.forget_keys(state, now, self._emit, model.EXPIRIES_PER_TICK)
-        passing.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        if state.ended or self._waits.due:
+            self._waits.serve(now)
+        if not self._waits.due:  # who waits sees a job's end before it goes
+            passing.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
+        passing.forget_results(state, now, self._emit, model.EXPIRIES_PER_TICK)
         if state.result_bytes > model.RESULTS_BYTES_MAX:
             passing.forget_oldest_results(state, self._emit, model.RESULTS_PER_TICK)
         old: list[bytes] = []
@@ -732,7 +752,7 @@ class Engine:
     def next_deadline(self, now: Now) -> int | None:
         """Return the engine_ms at which finish_turn() has something to do; None: only if asked."""
         state = self.state
-        if state.overfull or state.result_bytes > model.RESULTS_BYTES_MAX:
+        if state.overfull or state.result_bytes > model.RESULTS_BYTES_MAX or self._waits.due:
             return now.engine_ms
         lease_ms, delay_ms = state.lease_timers.next_ms(), state.delay_timers.next_ms()
         if lease_ms < NEVER_MS:

@@ -32,10 +32,10 @@ def options_of(fields: Submit | SubmitGroup, state: State, now: Now) -> JobOptio
 
 
 def _checked_options(fields: JobFields, state: State, now: Now) -> JobOptions:
-    for name in ("group", "result_ttl_ms"):
-        value = getattr(fields, name)
-        if value is not None:
-            raise InvalidArgument(f"{name} = {model.shorten(value)}: this server does not support {name} yet")
+    if fields.group is not None:
+        raise InvalidArgument(
+            f"group = {model.shorten(fields.group)}: this server does not support group yet"
+        )
     if fields.tenant != model.DEFAULT_TENANT:
         raise InvalidArgument(
             f"tenant = {model.shorten(fields.tenant)}: this server knows only {model.DEFAULT_TENANT!r} yet"
@@ -47,6 +47,8 @@ def _checked_options(fields: JobFields, state: State, now: Now) -> JobOptions:
     if fields.metadata is not None:
         check_metadata(fields.metadata)
     _check_keys(fields)
+    if not is_keyed(fields):  # one with a key may be about a job that is there: see keyed.py
+        check_result_ttl(fields, state)
     max_retries = fields.max_retries
     if fields.delivery == "at_most_once":
         if max_retries:
@@ -74,6 +76,7 @@ def _checked_options(fields: JobFields, state: State, now: Now) -> JobOptions:
             dedupe_until=fields.dedupe_until,
             dedupe_ttl_ms=fields.dedupe_ttl_ms,
             expires_wall_ms=_expiry_of(fields, now),
+            result_ttl_ms=fields.result_ttl_ms,
         )
     )
 
@@ -100,6 +103,23 @@ def _expiry_of(fields: JobFields, now: Now) -> int | None:
                 f"({name} = {getattr(fields, name)})"
             )
     return expires_ms
+
+
+def check_result_ttl(fields: JobFields, state: State) -> None:
+    """Refuse a new job whose result would have to outlive it.
+
+    Raises: InvalidArgument.
+    """
+    ttl_ms = fields.result_ttl_ms
+    if ttl_ms is None:
+        return
+    queue = state.queues.get(fields.queue)
+    retention_ms = model.FINISHED_RETENTION_MS if queue is None else queue.retention_ms
+    if ttl_ms > retention_ms:
+        raise InvalidArgument(
+            f"result_ttl_ms = {ttl_ms}: the limit is {retention_ms}, the retention_ms of queue {fields.queue}: "
+            "a result goes with its job; set_queue raises it"
+        )
 
 
 def is_keyed(fields: JobFields) -> bool:

@@ -7,7 +7,15 @@ Must not know: leases that run out (passing.py), the wire.
 from collections.abc import Iterator, Sequence
 
 from jqd.core import backoff, model, settings
-from jqd.core.changes import JobsCancelled, JobsDied, JobsDone, JobsReleased, JobsRetried, LeasesExtended
+from jqd.core.changes import (
+    JobsCancelled,
+    JobsDied,
+    JobsDone,
+    JobsReleased,
+    JobsRetried,
+    LeasesExtended,
+    ProgressReported,
+)
 from jqd.core.commands import Ack, Extend, Extended, Fail, Release, Verdict, Verdicts, to_ranges
 from jqd.core.deciding import (
     JOB_NOT_FOUND,
@@ -27,18 +35,27 @@ from jqd.errors import InvalidArgument, PayloadTooLarge
 def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) -> Extended:
     """Move the deadline of held jobs to now + lease_ms; without it, to now + what each lease was given.
 
+    What it says of progress stands in the place of what was said before, as a whole, for all that are held.
+
     State:   leased -> leased.
     Returns: a verdict per run: ok, job_not_found, lease_lost (token not current, or deadline passed);
              lease_ms_left is the shortest of those extended, 0 if there is none; cancel_marked: those of
              them that are to end.
+    Raises:  InvalidArgument.
     Source:  protocol.md "extend"; beanstalkd touch; SQS ChangeMessageVisibility.
     """
+    percent, text = command.progress_percent, command.progress_text
+    says_progress = percent is not None or text != ""
+    if text and (size := len(text.encode())) > model.PROGRESS_TEXT_BYTES_MAX:
+        raise InvalidArgument(f"progress_text = {size} bytes: the limit is {model.PROGRESS_TEXT_BYTES_MAX}")
     check_ranges(ranges for _, ranges in command.items)
     results: list[Verdict] = []
     left_ms: list[int] = []
     marked: list[tuple[int, int]] = []
     for token, ranges in command.items:
         held = _held(state, now, token, ranges, results)
+        if says_progress and held:
+            emit(ProgressReported(held, percent, text, caller.principal))
         marked += without_marked(held, state)[1]
         for lease_ms, part in _by_lease_ms(held, command.lease_ms, state):
             emit(LeasesExtended(token, lease_ms, part, caller.principal))
@@ -88,7 +105,10 @@ def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Ver
         held = _held(state, now, token, ranges, results)
         if result is None:
             plain += held
-        elif held:
+            continue
+        held, bare = _by_keeping(held, state)
+        plain += bare
+        if held:
             emit(JobsDone(held, result, command.encoding, caller.principal))
     if plain and command.result_error is not None:
         error = _cut_text(command.result_error)
@@ -96,6 +116,17 @@ def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Ver
     elif plain:
         emit(JobsDone(plain, None, "raw", caller.principal))
     return Verdicts(results=results)
+
+
+def _by_keeping(
+    held: list[tuple[int, int]], state: State
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the ranges of jobs whose result is kept, and of those whose submit said that none is."""
+    kept: list[int] = []
+    bare: list[int] = []
+    for job in _jobs(state, held):
+        (bare if job.options.result_ttl_ms == 0 else kept).append(job.id)
+    return (to_ranges(kept), to_ranges(bare)) if bare else (held, [])
 
 
 def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from jqd.core import model
 from jqd.core.changes import Change, JobsSubmitted, JobUpdated, SubmitRemembered
 from jqd.core.commands import JobFields
-from jqd.core.fields import due_of
+from jqd.core.fields import check_result_ttl, due_of
 from jqd.core.keys import Key, dedupe_name, idempotency_name
 from jqd.core.model import Caller, JobOptions, Now
 from jqd.core.state import DELAYED, READY, WAITING, State
@@ -71,6 +71,7 @@ def plan(
     first_id, count, existing = next_id, len(payloads), False
     held = None if fields.dedupe_key is None else state.key(dedupe_name(options), now)
     if held is None:
+        check_result_ttl(fields, state)
         changes.append(JobsSubmitted(next_id, options, list(payloads), *due, caller.principal))
     else:
         first_id, count, existing = held.job_id, 1, True

@@ -54,6 +54,7 @@ WALL_MS_MAX: Final = 253_402_300_799_999
 
 PAYLOAD_BYTES_MAX: Final = 1 << 20
 RESULT_BYTES_MAX: Final = 64 << 10
+PROGRESS_TEXT_BYTES_MAX: Final = 256  # what fits into one line of a screen, in any script
 METADATA_BYTES_MAX: Final = 4 << 10  # keys and values together, UTF-8
 ERROR_TEXT_BYTES_MAX: Final = (
     4 << 10
@@ -63,6 +64,11 @@ JOBS_PER_REQUEST_MAX: Final = 10_000
 QUEUES_PER_LEASE_MAX: Final = 64
 QUEUE_WEIGHT_MAX: Final = 1_000
 LIST_LIMIT_MAX: Final = 1_000
+# Of one wait: each is looked at when it comes and when it is answered, and kept in a table in between. A wait is sent
+# again every WAIT_MS_MAX, so more in one request would be a load that comes back.
+WAIT_JOBS_MAX: Final = 1_000
+# Jobs of all waits that are parked, counted once for each wait: some 250 bytes each.
+WAITED_JOBS_MAX: Final = 100_000
 # Steps of one list or bulk call before it answers with a cursor: a job looked at is one, and so is each comparison
 # that a filter makes on it (filters.py). About 5 ms of the loop.
 SCAN_JOBS_MAX: Final = 20_000
@@ -288,6 +294,7 @@ class JobOptions(Struct, frozen=True, gc=False, omit_defaults=True, forbid_unkno
     dedupe_until: DedupeUntil = "finished"
     dedupe_ttl_ms: int | None = None  # from the submit on, whatever becomes of the job
     expires_wall_ms: int | None = None  # not started by then: expired
+    result_ttl_ms: int | None = None  # from the ack on; 0: none is kept; None: as long as the job
 
 
 class Lease(Struct, gc=False):
@@ -328,8 +335,15 @@ class Attempt(Struct, frozen=True, gc=False, array_like=True):
     error: str
 
 
+class Progress(Struct, frozen=True, gc=False, array_like=True):
+    """How far the last attempt said that it had come."""
+
+    percent: int | None = None
+    text: str = ""
+
+
 class Outcome(Struct, gc=False, array_like=True):
-    """What only some jobs have: the story of failed attempts, a reason of death, a result."""
+    """What only some jobs have: the story of failed attempts, a reason of death, a result, how far it came."""
 
     reason: DeadReason | None = None
     error: str = ""
@@ -337,6 +351,8 @@ class Outcome(Struct, gc=False, array_like=True):
     result: bytes | None = None
     result_encoding: Encoding = "raw"
     cancel_marked: bool = False  # only while LEASED: it is to end, and whoever holds it is told
+    progress: Progress | None = None  # of the last attempt: the next hand-out clears it
+    result_dropped: bool = False  # there was a result, and its time is over
 
 
 class Job(Struct, gc=False):
@@ -349,6 +365,12 @@ class Job(Struct, gc=False):
     def cancel_marked(self) -> bool:
         """Whether it is to end, although somebody still holds it."""
         return self.outcome is not None and self.outcome.cancel_marked
+
+    @property
+    def result_due_ms(self) -> int | None:
+        """When the time of a done job's result is over, by the engine clock; None: it has as long as the job."""
+        ttl_ms = self.options.result_ttl_ms
+        return None if ttl_ms is None else self.changed.engine_ms + ttl_ms
 
     id: int
     options: JobOptions

@@ -7,7 +7,15 @@ Must not know: when it is asked (engine.py), what the clock is.
 from collections.abc import Container
 
 from jqd.core import backoff, model, settings
-from jqd.core.changes import JobsCancelled, JobsDied, JobsExpired, JobsForgotten, JobsRetried, KeysForgotten
+from jqd.core.changes import (
+    JobsCancelled,
+    JobsDied,
+    JobsExpired,
+    JobsForgotten,
+    JobsRetried,
+    KeysForgotten,
+    ResultsForgotten,
+)
 from jqd.core.commands import to_ranges
 from jqd.core.deciding import Emit, judged_at_ms, live_jobs
 from jqd.core.model import Job, Lease, Now
@@ -124,6 +132,13 @@ def forget_keys(state: State, now: Now, emit: Emit, limit: int) -> None:
     names = state.keys.timers.due(now.engine_ms, limit)
     if names:
         emit(KeysForgotten(names))
+
+
+def forget_results(state: State, now: Now, emit: Emit, limit: int) -> None:
+    """Take up to `limit` results whose time is over. Nobody has been shown one since: that is judged by `now`."""
+    ids = state.result_timers.due(now.engine_ms, limit)
+    if ids:
+        emit(ResultsForgotten(to_ranges(sorted(ids))))
 
 
 def forget_oldest_results(state: State, emit: Emit, limit: int) -> None:

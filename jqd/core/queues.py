@@ -151,7 +151,9 @@ def _queue_info(queue: Queue, state: State, now: Now) -> QueueInfo:
     )
 
 
-def stats(identity: Identity, state: State, now: Now, uptime_ms: int, parked_count: int) -> ServerStats:
+def stats(
+    identity: Identity, state: State, now: Now, uptime_ms: int, parked_count: int, waiting_count: int
+) -> ServerStats:
     """Show figures of the daemon; the driver adds those of the process.
 
     Cost: O(queues).
@@ -169,6 +171,7 @@ def stats(identity: Identity, state: State, now: Now, uptime_ms: int, parked_cou
         queue_count=len(state.queues),
         lease_count=len(state.leases),
         parked_count=parked_count,
+        waiting_count=waiting_count,
         session_count=len(state.sessions),
         key_count=state.keys.count,
         result_bytes=state.result_bytes,

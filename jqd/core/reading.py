@@ -10,7 +10,7 @@ from jqd.core import backoff, filters, model, settings
 from jqd.core.commands import AttemptInfo, Get, JobFilter, JobInfo, JobList, ListJobs
 from jqd.core.deciding import REPLY_JOB_BYTES, Emit
 from jqd.core.filters import Filter
-from jqd.core.model import Caller, Job, JobState, Now
+from jqd.core.model import Caller, Encoding, Job, JobState, Now, Outcome
 from jqd.core.state import State
 
 
@@ -87,6 +87,14 @@ def _extras_bytes(job: Job) -> int:
     return size
 
 
+def shown_result(job: Job, outcome: Outcome, now: Now) -> tuple[bytes | None, Encoding, bool]:
+    """Return a job's result, its encoding, and whether its time is over: at that very ms it is."""
+    due_ms = None if outcome.result is None else job.result_due_ms
+    if outcome.result_dropped or (due_ms is not None and due_ms <= now.engine_ms):
+        return None, "raw", True
+    return outcome.result, outcome.result_encoding, False
+
+
 def job_info(job: Job, state: State, now: Now) -> JobInfo:
     """Show a job as of `now`, without its payload."""
     options = job.options
@@ -127,8 +135,10 @@ def job_info(job: Job, state: State, now: Now) -> JobInfo:
     if job.outcome is not None:
         info.reason = job.outcome.reason
         info.error = job.outcome.error
-        info.result = job.outcome.result
-        info.result_encoding = job.outcome.result_encoding
+        info.result, info.result_encoding, info.result_expired = shown_result(job, job.outcome, now)
+        if job.outcome.progress is not None:
+            info.progress_percent = job.outcome.progress.percent
+            info.progress_text = job.outcome.progress.text
         info.attempts = [
             AttemptInfo(attempt=a.number, cause=a.cause, wall_ms=a.wall_ms, worker=a.worker, error=a.error)
             for a in job.outcome.attempts

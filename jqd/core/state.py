@@ -9,11 +9,12 @@ Who may touch it: decisions read; only the apply() of a change (changes.py) call
     _pages     page number (id >> 12) -> list of 4,096 slots; a page with few jobs left becomes a dict
     queues     name -> Queue
     leases     token -> the grant's leases, by id(): one, or up to one a job after parts of it were extended
-    timers     lease_timers (token), delay_timers (job id) and retention by engine clock;
+    timers     lease_timers (token), delay_timers and result_timers (job id) and retention by engine clock;
                date_timers (job id) by wall clock, and expiry_timers of those that wait and were never handed out
     sessions   session -> the answers that a retry would get again
     keys       dedupe and idempotency keys -> the jobs that they stand for (keys.py)
     marked     jobs that were marked to end since the engine last looked; likewise
+    ended      of those that somebody waits for (watched) the ones that ended or went since the engine last looked; and
     woken      queues in which a job became ready since the engine last looked; a hint, not a fact
 
 Pages because a dict of a million jobs stops the loop for 26 ms when it grows; ids are dense, so a
@@ -23,7 +24,7 @@ Jobs are Structs without GC header and point to nothing that points back: the co
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, islice, repeat
 from operator import attrgetter
 from typing import Final, Protocol, TypeVar
@@ -45,6 +46,7 @@ from jqd.core.model import (
     Lease,
     Now,
     Outcome,
+    Progress,
     QueueSettings,
 )
 from jqd.core.ordered import ReadyLane, TimerHeap
@@ -58,11 +60,15 @@ _SPARSE_JOBS: Final = PAGE_JOBS // 16
 # Distinct options kept for sharing. When it is full sharing starts anew; only memory depends on it.
 _SHARED_OPTIONS_MAX: Final = 4_096
 
+# Rebuilding a shorter list of results is not worth its bookkeeping.
+_RESULT_HOLES_MIN: Final = 512
+
 # A duration of less than 2^63 ms by its bit length, 0 to 63.
 _BUCKETS: Final = 64
 
 DELAYED, READY, LEASED, DONE, DEAD, CANCELLED, EXPIRED = JobState
 FINISHED: Final = frozenset({DONE, CANCELLED, EXPIRED})
+ENDED: Final = FINISHED | {DEAD}
 WAITING: Final = (DELAYED, READY)
 _options_of: Final = attrgetter("options")
 _options_and_state_of: Final = attrgetter("options", "state")
@@ -187,6 +193,7 @@ class State:
         self.delay_timers: TimerHeap[int] = TimerHeap()
         self.date_timers: TimerHeap[int] = TimerHeap()
         self.expiry_timers: TimerHeap[int] = TimerHeap()
+        self.result_timers: TimerHeap[int] = TimerHeap()
         self.finished_timers: TimerHeap[str] = TimerHeap()
         self.dead_timers: TimerHeap[str] = TimerHeap()
         self.keys = KeyTable()
@@ -194,10 +201,15 @@ class State:
         self.woken: dict[str, None] = {}
         self.marked: dict[int, None] = {}
         self.marked_count = 0  # jobs that are held and are to end
+        self.watched: Mapping[int, object] = {}  # job ids; waiting.py's, not facts
+        self.ended: dict[int, None] = {}
+        self.progress_count = 0  # jobs that have progress to show, in any state
         self._pages: dict[int, list[Job | None]] = {}
         self._page_holes: dict[int, int] = {}  # page number -> slots without a job among those it has
         self._sparse: dict[int, dict[int, Job]] = {}  # page number -> id -> job
-        self._results: deque[int] = deque()  # ids of jobs that got a result, the oldest first
+        # Ids of jobs that got a result, the oldest first; some may have lost it since, never the first one.
+        self._results: deque[int] = deque()
+        self.result_count = 0  # jobs that have one
         self._shared: dict[JobOptions, JobOptions] = {}
         self._last_shared: JobOptions | None = None
         # What fields of a submit came out as which options: spares the hot path checking and hashing.
@@ -287,9 +299,8 @@ class State:
     def oldest_results(self) -> Iterator[Job]:
         """Yield finished jobs that hold a result, the oldest first."""
         for job_id in self._results:
-            job = self.job(job_id)
-            if job is not None and job.outcome is not None and job.outcome.result is not None:
-                yield job
+            if self._has_result(job_id):
+                yield self.known_job(job_id)
 
     # --- writing: jobs come -------------------------------------------------------------------
 
@@ -407,6 +418,9 @@ class State:
                         self.expiry_timers.discard(options.expires_wall_ms, job.id)
             if options.dedupe_key is not None and options.dedupe_until == "started":
                 self._give_up_key(jobs)
+            if self.progress_count:
+                for job in jobs:
+                    self._set_progress(job, None)
             lease.live_count += len(jobs)
         self._hold(lease)
 
@@ -428,6 +442,22 @@ class State:
         for job in jobs:
             job.lease = lease
         self._hold(lease)
+
+    def report_progress(self, ranges: Ranges, progress: Progress) -> None:
+        """Note how far held jobs have come, in the place of what was said before."""
+        for _, jobs in self._groups(ranges):
+            for job in jobs:
+                assert job.state is LEASED, f"job {job.id} is {job.state.name}"
+                self._set_progress(job, progress)
+
+    def _set_progress(self, job: Job, progress: Progress | None) -> None:
+        outcome = job.outcome
+        if outcome is None:
+            if progress is None:
+                return
+            outcome = job.outcome = Outcome()
+        self.progress_count += (progress is not None) - (outcome.progress is not None)
+        outcome.progress = progress
 
     def mark_cancel(self, ranges: Ranges) -> None:
         """Note that held jobs, not marked yet, are to end."""
@@ -471,6 +501,8 @@ class State:
                 job.changed = now
             if result is not None:
                 self._keep_result(jobs, result, encoding)
+            if self.watched:
+                self._note_ended(jobs)
             queue.counts[state] += len(jobs)
             if state is EXPIRED:
                 self.woken[queue.name] = None  # it may have stood before others
@@ -485,7 +517,46 @@ class State:
             outcome = job.outcome = job.outcome or Outcome()
             outcome.result, outcome.result_encoding = result, encoding
             self._results.append(job.id)
+            if job.options.result_ttl_ms is not None:
+                self._time_result(job)
         self.result_bytes += len(result) * len(jobs)
+        self.result_count += len(jobs)
+
+    def _time_result(self, job: Job) -> None:
+        due_ms = job.result_due_ms
+        assert due_ms is not None
+        self.result_timers.push(due_ms, job.id)
+
+    def forget_results(self, ranges: Ranges) -> None:
+        """Take the results of done jobs, whose time is over. The jobs stay."""
+        for first, count in ranges:
+            self.work += count
+            for job in self._jobs(first, count):
+                assert job.outcome is not None
+                self._drop_result(job)
+                job.outcome.result_dropped = True
+        self._tidy_results()
+
+    def _drop_result(self, job: Job) -> None:
+        outcome = job.outcome
+        assert outcome is not None
+        assert outcome.result is not None, f"job {job.id} has no result"
+        self.result_bytes -= len(outcome.result)
+        self.result_count -= 1
+        outcome.result, outcome.result_encoding = None, "raw"
+        if (due_ms := job.result_due_ms) is not None:
+            self.result_timers.discard(due_ms, job.id)
+
+    def _tidy_results(self) -> None:
+        """Drop ids without a result at the head of their list, and all when they are the larger half."""
+        while self._results and not self._has_result(self._results[0]):
+            self._results.popleft()
+        if len(self._results) > 2 * self.result_count + _RESULT_HOLES_MIN:
+            self._results = deque(filter(self._has_result, self._results))
+
+    def _has_result(self, job_id: int) -> bool:
+        job = self.job(job_id)
+        return job is not None and job.outcome is not None and job.outcome.result is not None
 
     def bury(self, ranges: Ranges, reason: DeadReason, cause: Cause, error: str, now: Now) -> None:
         """Move leased jobs to dead; their payload stays for a requeue."""
@@ -501,6 +572,8 @@ class State:
                 outcome = job.outcome = job.outcome or Outcome()
                 outcome.reason = reason
                 queue.dead[job.id] = None
+            if self.watched:
+                self._note_ended(jobs)
             queue.counts[DEAD] += len(jobs)
             self._rearm_dead(queue)
 
@@ -592,14 +665,17 @@ class State:
             if options.expires_wall_ms is not None:
                 self._stop_expiry(jobs)
             for job in jobs:
-                if job.outcome is not None and job.outcome.result is not None:
-                    self.result_bytes -= len(job.outcome.result)
+                if job.outcome is not None:
+                    self.progress_count -= job.outcome.progress is not None
+                    if job.outcome.result is not None:
+                        self._drop_result(job)
+            if self.watched:
+                self._note_ended(jobs)
             self._unstore(jobs[0].id, len(jobs))
             self._rearm_finished(queue)
             self._rearm_dead(queue)
             self._drop_if_empty(queue)
-        while self._results and self.job(self._results[0]) is None:
-            self._results.popleft()
+        self._tidy_results()
 
     def _drop_if_empty(self, queue: Queue) -> None:
         """Forget a queue without jobs and settings: names are the clients' to make up."""
@@ -615,6 +691,7 @@ class State:
         if queue is None:
             queue = self.queues[name] = Queue(name)
         self.work += 64  # the fact has all settings, though its request may have named one
+        self.options_by_fields.clear()  # what may be asked of a job can depend on them
         if queue.settings.paused and not settings.paused:
             self.woken[name] = None
         if settings == model.UNSET_QUEUE:
@@ -681,9 +758,14 @@ class State:
                 queue.finished.append(job.id)
             if options.expires_wall_ms is not None and _may_expire(job):
                 self.expiry_timers.push(options.expires_wall_ms, job.id)
-            if job.outcome is not None and job.outcome.result is not None:
-                self._results.append(job.id)
-                self.result_bytes += len(job.outcome.result)
+            if job.outcome is not None:
+                self.progress_count += job.outcome.progress is not None
+                if job.outcome.result is not None:
+                    self._results.append(job.id)
+                    self.result_bytes += len(job.outcome.result)
+                    self.result_count += 1
+                    if options.result_ttl_ms is not None:
+                        self._time_result(job)
         self._store(jobs[begin].id, jobs[begin:])
 
     def _restored_queue(self, options: JobOptions) -> tuple[JobOptions, Queue]:
@@ -870,6 +952,12 @@ class State:
                 del queue.dead[job.id]
         else:
             _remove_oldest(queue.finished, jobs)
+
+    def _note_ended(self, jobs: list[Job]) -> None:
+        """Have the engine look at those that somebody waits for."""
+        for job in jobs:
+            if job.id in self.watched:
+                self.ended[job.id] = None
 
     def _unmark(self, jobs: list[Job]) -> None:
         for job in jobs:
@@ -1079,12 +1167,23 @@ class State:
         assert self.marked_count == sum(job.cancel_marked for job in jobs)
         self._check_timers(jobs)
         self._check_keys(jobs)
-        results = [
-            job.outcome.result for job in jobs if job.outcome is not None and job.outcome.result is not None
-        ]
-        assert sum(map(len, results)) == self.result_bytes
+        self._check_outcomes(jobs)
         holes = {number: sum(job is None for job in page) for number, page in self._pages.items()}
         assert self._page_holes == {number: count for number, count in holes.items() if count}
+
+    def _check_outcomes(self, jobs: list[Job]) -> None:
+        outcomes = [(job, job.outcome) for job in jobs if job.outcome is not None]
+        results = [(job, outcome.result) for job, outcome in outcomes if outcome.result is not None]
+        assert all(job.state is DONE for job, _ in results)
+        assert not any(outcome.result_dropped for job, outcome in outcomes if job.state is not DONE)
+        assert sum(len(result) for _, result in results) == self.result_bytes
+        assert len(results) == self.result_count
+        assert sorted(job.id for job in self.oldest_results()) == [job.id for job, _ in results]
+        assert not self._results or self._has_result(self._results[0])
+        assert _alive(self.result_timers) == sorted(
+            (job.result_due_ms, job.id) for job, _ in results if job.result_due_ms is not None
+        )
+        assert sum(outcome.progress is not None for _, outcome in outcomes) == self.progress_count
 
     def _check_keys(self, jobs: list[Job]) -> None:
         keys = dict(self.keys.items())

@@ -309,6 +309,11 @@ class ClientConnection:
         return ended
 
     @property
+    def load(self) -> int:
+        """How many requests have no answer yet, sent or not, withdrawn or not."""
+        return len(self._waiting) + len(self._unanswered)
+
+    @property
     def wants_stream(self) -> bool:
         """Whether somebody waits for an answer."""
         return next(self._open_requests(), None) is not None

@@ -25,7 +25,7 @@ from typing import Any, Final, Protocol
 from msgspec import Struct
 
 from jqd.core import model
-from jqd.core.commands import Command, Hello, Leased, ServerStats, SnapshotBegun, Submit
+from jqd.core.commands import Command, Hello, Leased, ServerStats, SnapshotBegun, Submit, Waited
 from jqd.core.engine import Body, Engine, FailStop
 from jqd.core.model import Caller, Now
 from jqd.errors import BadFrame, Internal, InvalidArgument, JqdError, ProtocolError
@@ -136,7 +136,7 @@ class Session:
     @property
     def has_ended(self) -> bool:
         """Whether all was said and nothing more can come. After a fatal error a parked request does not count."""
-        complete = self.closing or (self._heard_all and not self.unfinished)
+        complete = self.closing or (self._heard_all and not self.unfinished and not self.in_flight)
         return complete and not self.unsent_bytes and not self._chunks
 
     @property
@@ -354,6 +354,12 @@ class Session:
             return
         if isinstance(answer, Leased) and answer.jobs:
             self._holds(answer.token)
+        elif (
+            isinstance(answer, Waited)
+            and self.unsent_bytes + self._chunks_bytes >= self._house.output_bytes_max
+        ):
+            # 1,024 waits may get their answers at once. Who asks again is heard when there is room.
+            answer = Waited(jobs=[], pending=answer.pending, gone=answer.gone)
         self._say(encode_reply(request_id, self._house.engine.state.lsn, answer))
 
     def tell(self, name: str, body: Struct) -> None:

@@ -43,6 +43,7 @@ def test_the_verbs_are_the_commands_in_their_order():
         "ack",
         "fail",
         "release",
+        "wait",
     }  # their command takes many: for these there is NAME_many
     assert {f"{verb}_many" for verb in of_one_job} <= set(verbs)
     plain = [name for name in verbs if name.removesuffix("_many") not in of_one_job or name in of_one_job]

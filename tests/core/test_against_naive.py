@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 )
 
 from jqd.core import commands as c
-from jqd.core import dump, model
+from jqd.core import dump, model, waiting
 from jqd.core.changes import encode_part
 from jqd.core.dump import Dump
 from jqd.core.model import Caller, RetryPolicy
@@ -39,6 +39,8 @@ LIMITS = {
     "ANSWERS_PER_SESSION_MAX": 3,
     "SCAN_JOBS_MAX": 12,
     "KEYS_MAX": 6,
+    "WAIT_JOBS_MAX": 5,
+    "WAITED_JOBS_MAX": 12,
 }
 
 FIXED = model.RetryPolicy(kind="fixed", base_ms=5_000)
@@ -62,6 +64,7 @@ no_policies = st.sampled_from(
         RetryPolicy(kind="fixed", cap_ms=1_000),
     ]
 )
+some_ttl_ms = st.sampled_from([0, 1, 1_000, 60_000, 3_600_000, 3_600_001])
 varied = st.fixed_dictionaries(
     {},
     optional={
@@ -75,6 +78,7 @@ varied = st.fixed_dictionaries(
         "task": st.just("t"),
         "retry": policies,
         "expires_ms": st.sampled_from([1, 1_000, 40_000]),
+        "result_ttl_ms": some_ttl_ms,
         "metadata": st.just({"k": "v"}),
     },
 ).map(lambda fields: {"queue": "a"} | fields)
@@ -91,6 +95,7 @@ keyed = st.fixed_dictionaries(
         "priority": st.sampled_from([0, 5]),
         "delay_ms": st.sampled_from([0, 1_000]),
         "metadata": st.just({"k": "v"}),
+        "result_ttl_ms": some_ttl_ms,
     },
 )
 some_payload = st.sampled_from([b"", b"x"])
@@ -158,7 +163,7 @@ class Machine(RuleBasedStateMachine):
             got = self.core.execute(command, caller, request_id=request_id, ticket=ticket)
         except JqdError as error:
             got = error.code
-        self.note_parked([answer for _, _, answer in self.core.engine.outbox])
+        self.note_parked(self.leased_of(self.core.engine.outbox))
         if again and isinstance(got, c.Leased):
             got.jobs.sort(key=lambda job: job.job_id)  # a grant of which a part was extended has no order
             expected.jobs.sort(key=lambda job: job.job_id)
@@ -179,6 +184,10 @@ class Machine(RuleBasedStateMachine):
             assert self.delivered.get(job.job_id, 0) < leased.token
             self.delivered[job.job_id] = leased.token
 
+    @staticmethod
+    def leased_of(answers: list[Any]) -> list[c.Leased]:
+        return [answer for _, _, answer in answers if not isinstance(answer, c.Waited)]
+
     def note_parked(self, answers: list[Any]) -> None:
         for leased in answers[self.noted_count :]:
             self.note(leased)
@@ -195,11 +204,15 @@ class Machine(RuleBasedStateMachine):
         self.core.answers.clear()
         self.core.settle()
         self.settle_jitter()
-        self.note_parked([answer for _, _, answer in self.core.answers])
+        self.note_parked(self.leased_of(self.core.answers))
         self.noted_count = 0
-        assert self.core.answers == self.naive.outbox, (
-            f"got {self.core.answers}, expected {self.naive.outbox}"
-        )
+        for is_wait in (False, True):
+            got = [one for one in self.core.answers if isinstance(one[2], c.Waited) is is_wait]
+            expected = [one for one in self.naive.outbox if isinstance(one[2], c.Waited) is is_wait]
+            if is_wait:  # which of those that are answered in one turn comes first is nobody's promise
+                got.sort(key=lambda one: one[1])
+                expected.sort(key=lambda one: one[1])
+            assert got == expected, f"got {got}, expected {expected}"
         self.naive.outbox.clear()
 
     def token(self, pick: int) -> int:
@@ -331,10 +344,37 @@ class Machine(RuleBasedStateMachine):
         self.say(c.Lease(queues=["a", "b"], weights=[1]), ticket)
         self.say(c.Lease(queues=["a", "/"]), ticket)
 
-    @rule(pick=picks, part=picks, lease_ms=some_lease_ms, ticket=tickets)
-    def extend(self, pick, part, lease_ms, ticket):
+    @rule(
+        pick=picks,
+        part=picks,
+        lease_ms=some_lease_ms,
+        progress=st.sampled_from(
+            [(None, ""), (None, ""), (0, ""), (None, "half"), (100, "all"), (1, "ä" * 129)]
+        ),
+        ticket=tickets,
+    )
+    def extend(self, pick, part, lease_ms, progress, ticket):
         token = self.token(pick)
-        self.say(c.Extend(items=[(token, self.ids_under(token, part))], lease_ms=lease_ms), ticket)
+        percent, text = progress
+        command = c.Extend(
+            items=[(token, self.ids_under(token, part))],
+            lease_ms=lease_ms,
+            progress_percent=percent,
+            progress_text=text,
+        )
+        self.say(command, ticket)
+
+    @rule(
+        first=picks,
+        counts=st.lists(st.integers(1, 3), min_size=1, max_size=2),
+        wait_ms=st.sampled_from([0, 1, 2_000, 30_000, 30_000]),
+        all=st.booleans(),
+        ticket=tickets,
+    )
+    def wait(self, first, counts, wait_ms, all, ticket):
+        first = max(1, self.naive.next_id - 1 - first % 12)
+        ids = [(first + 4 * index, count) for index, count in enumerate(counts)]
+        self.say(c.Wait(ids=ids, wait_ms=wait_ms, all=all), ticket)
 
     @rule(
         items=st.lists(
@@ -636,6 +676,7 @@ class Machine(RuleBasedStateMachine):
         stats = self.core.execute(c.Stats())
         assert stats.jobs == {state: len(self.naive.in_state(state)) for state in stats.jobs}
         assert stats.parked_count == len(self.naive.parked)
+        assert stats.waiting_count == len(self.naive.waits)
         assert stats.session_count == len(self.naive.sessions)
         assert stats.key_count == len(self.naive.keys)
         assert stats.lease_count == len({job.token for job in self.naive.in_state("leased")})
@@ -649,6 +690,7 @@ class Machine(RuleBasedStateMachine):
 def test_engine_says_what_the_naive_queue_says(monkeypatch):
     monkeypatch.setattr(dump, "SLICE_JOBS", 2)
     monkeypatch.setattr(dump, "SLICE_SESSIONS", 1)
+    monkeypatch.setattr(waiting, "_LOOKS_PER_TURN", 2)
     for name, value in LIMITS.items():
         monkeypatch.setattr(model, name, value)
     examples = settings().max_examples

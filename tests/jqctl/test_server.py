@@ -20,6 +20,7 @@ def figures(**process: int) -> ServerStats:
         queue_count=0,
         lease_count=0,
         parked_count=0,
+        waiting_count=0,
         session_count=0,
         key_count=0,
         result_bytes=0,

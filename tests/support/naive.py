@@ -54,6 +54,9 @@ class NaiveJob:
         self.reason: Any = None
         self.result: bytes | None = None
         self.result_encoding: Any = "raw"
+        self.result_expired = False
+        self.progress_percent: int | None = None
+        self.progress_text = ""
         self.expires_ms: int | None = None
         self.due_ms: int | None = None  # by the engine clock
         self.due_wall_ms: int | None = None
@@ -110,6 +113,13 @@ class NaiveParked:
         self.until_ms = until_ms
 
 
+class NaiveWait:
+    """A wait that waits."""
+
+    def __init__(self, command: c.Wait, request_id: int, ticket: str, until_ms: int) -> None:
+        self.command, self.request_id, self.ticket, self.until_ms = command, request_id, ticket, until_ms
+
+
 class NaiveSession:
     """What is known of a client process."""
 
@@ -140,7 +150,8 @@ class NaiveQueue:
         self.releasing: set[bytes] = set()  # whose newest hello asked for it
         self.leaving: dict[bytes, int] = {}  # whose leases end then
         self.parked: list[NaiveParked] = []
-        self.outbox: list[tuple[str, int, c.Leased]] = []
+        self.waits: list[NaiveWait] = []
+        self.outbox: list[tuple[str, int, Any]] = []
         self.changed = False
         self.lag_ms = 0  # leases are judged as of so long ago
 
@@ -172,7 +183,7 @@ class NaiveQueue:
     def start(self, now: model.Now) -> None:
         self.epoch = max(self.epoch + 1, now.wall_ms // 1000)
         self.grant = self.lag_ms = 0
-        self.parked = []
+        self.parked, self.waits = [], []
         self.connected = []
         self.releasing, self.leaving = set(), {}
         for session in self.sessions.values():
@@ -195,6 +206,7 @@ class NaiveQueue:
 
     def disconnect(self, caller: model.Caller, ticket: str, now: model.Now, *, lost: bool) -> None:
         self.parked = [one for one in self.parked if one.ticket != ticket]
+        self.waits = [one for one in self.waits if one.ticket != ticket]
         if caller.session is not None:
             self.connected.remove(caller.session)
             if caller.session in self.sessions:
@@ -236,7 +248,48 @@ class NaiveQueue:
                 NaiveParked(command, caller, request_id, ticket, now.engine_ms + command.wait_ms)
             )
             return None
+        if isinstance(command, c.Wait):
+            return self.wait(command, request_id, ticket, now)
         return self.remembered(command, caller, request_id, now)
+
+    def wait(self, command: c.Wait, request_id: int, ticket: str, now: model.Now) -> c.Waited | None:
+        check_ranges([command.ids])
+        count = len(ids_of(command))
+        if count > model.WAIT_JOBS_MAX:
+            raise Refused("invalid_argument")
+        if not command.wait_ms or self.is_met(command):
+            return self.waited(command, now)
+        if sum(len(ids_of(one.command)) for one in self.waits) + count > model.WAITED_JOBS_MAX:
+            raise Refused("overloaded")
+        self.waits.append(NaiveWait(command, request_id, ticket, now.engine_ms + command.wait_ms))
+        return None
+
+    def ended(self, command: c.Wait) -> list[int]:
+        return [
+            job_id
+            for job_id in ids_of(command)
+            if job_id not in self.jobs or self.jobs[job_id].state in (*FINISHED, "dead")
+        ]
+
+    def is_met(self, command: c.Wait) -> bool:
+        ended = self.ended(command)
+        return len(ended) == len(ids_of(command)) if command.all else bool(ended)
+
+    def waited(self, command: c.Wait, now: model.Now) -> c.Waited:
+        infos = [self.info(self.jobs[one], now) for one in self.ended(command) if one in self.jobs]
+        return c.Waited(
+            jobs=[
+                c.EndedJob(**{name: getattr(info, name) for name in c.EndedJob.__struct_fields__})
+                for info in infos
+            ],
+            pending=len(ids_of(command)) - len(self.ended(command)),
+            gone=c.to_ranges([one for one in ids_of(command) if one not in self.jobs]),
+        )
+
+    def serve_waits(self, now: model.Now) -> None:
+        for one in [one for one in self.waits if self.is_met(one.command)]:
+            self.waits.remove(one)
+            self.outbox.append((one.ticket, one.request_id, self.waited(one.command, now)))
 
     def remembered(
         self, command: c.Command[Any], caller: model.Caller, request_id: int, now: model.Now
@@ -331,6 +384,8 @@ class NaiveQueue:
         held = self.known(dedupe, now)
         added = (fields.dedupe_key is not None and held is None) + (fields.idempotency_key is not None)
         answer = (0, 0, False)
+        if held is None:
+            self.check_result_ttl(fields)
         if held is not None:
             self.meet(fields, payloads[0], held.first_id, now)
             answer = (held.first_id, 1, True)
@@ -384,6 +439,8 @@ class NaiveQueue:
         if fields.delivery == "at_most_once" and (fields.max_retries or fields.retry is not None):
             raise Refused("invalid_argument")
         check_policy(fields.retry)
+        if fields.dedupe_key is None and fields.idempotency_key is None:
+            self.check_result_ttl(fields)
         if "/" in fields.queue or fields.group is not None:
             raise Refused("invalid_argument")
         if fields.dedupe_key is None:
@@ -394,6 +451,11 @@ class NaiveQueue:
         ):
             raise Refused("invalid_argument")
         if fields.idempotency_key is None and fields.idempotency_ttl_ms is not None:
+            raise Refused("invalid_argument")
+
+    def check_result_ttl(self, fields: c.JobFields) -> None:
+        longest_ms = self.settings.get(fields.queue, {}).get("retention_ms", 3_600_000)
+        if fields.result_ttl_ms is not None and fields.result_ttl_ms > longest_ms:
             raise Refused("invalid_argument")
 
     def add(self, fields: c.JobFields, payload: bytes, now: model.Now) -> int:
@@ -433,6 +495,7 @@ class NaiveQueue:
             job.token = (self.epoch << 32) + self.grant
             job.lease_ms, job.deadline_ms = lease_ms, now.engine_ms + lease_ms
             job.worker, job.session, job.restarted = caller.worker, caller.session, False
+            job.progress_percent, job.progress_text = None, ""
             if job.fields.dedupe_until == "started":
                 self.free(job)
         return c.Leased(
@@ -470,6 +533,8 @@ class NaiveQueue:
         return drawn
 
     def on_extend(self, command: c.Extend, caller: model.Caller, now: model.Now) -> c.Extended:
+        if len(command.progress_text.encode()) > 256:
+            raise Refused("invalid_argument")
         check_ranges(ranges for _, ranges in command.items)
         verdicts, left_ms, marked = [], [], []
         for job_id, token in spread(command.items):
@@ -480,6 +545,9 @@ class NaiveQueue:
                 job.lease_ms = command.lease_ms or job.lease_ms
                 job.deadline_ms = now.engine_ms + job.lease_ms
                 job.restarted = False
+                if (command.progress_percent, command.progress_text) != (None, ""):
+                    job.progress_percent = command.progress_percent
+                    job.progress_text = command.progress_text
                 left_ms.append(job.lease_ms)
                 if job.cancel_marked:
                     marked.append(job_id)
@@ -501,7 +569,7 @@ class NaiveQueue:
                 if command.result_error is not None:
                     job.errors += 1
                     self.bury(job, "refused", "error", command.result_error, now)
-                elif result is None:
+                elif result is None or job.fields.result_ttl_ms == 0:
                     plain.append(job)
                 else:
                     job.result, job.result_encoding = result, command.encoding
@@ -817,8 +885,15 @@ class NaiveQueue:
     def length(self, name: str) -> int:
         return len([job for job in self.alive.values() if job.fields.queue == name])
 
+    @staticmethod
+    def has_overdue_result(job: NaiveJob, now: model.Now) -> bool:
+        ttl_ms = job.fields.result_ttl_ms
+        is_timed = job.result is not None and ttl_ms is not None
+        return is_timed and now.engine_ms >= job.changed.engine_ms + ttl_ms
+
     def info(self, job: NaiveJob, now: model.Now) -> c.JobInfo:
-        if job.state in ALIVE or job.in_queue:
+        is_timed = job.result is not None and job.fields.result_ttl_ms is not None
+        if job.state in ALIVE or job.in_queue or is_timed:
             return self.described(job, now)
         if job.shown is None:
             job.shown = self.described(job, now)
@@ -826,6 +901,7 @@ class NaiveQueue:
 
     def described(self, job: NaiveJob, now: model.Now) -> c.JobInfo:
         fields, leased = job.fields, job.state == "leased"
+        overdue = self.has_overdue_result(job, now)
         return c.JobInfo(
             job_id=job.id,
             queue=fields.queue,
@@ -855,8 +931,11 @@ class NaiveQueue:
             reason=job.reason,
             error=job.error,
             attempts=job.attempts[-16:],
-            result=job.result,
-            result_encoding=job.result_encoding,
+            result=None if overdue else job.result,
+            result_encoding="raw" if overdue else job.result_encoding,
+            result_expired=overdue or job.result_expired,
+            progress_percent=job.progress_percent,
+            progress_text=job.progress_text,
         )
 
     # --- time ---------------------------------------------------------------------------------
@@ -879,11 +958,16 @@ class NaiveQueue:
                     self.expire(job, now, "its worker's connection was lost")
         for key in [key for key in self.keys if self.known(key, now) is None]:
             del self.keys[key]
+        self.serve_waits(now)
         self.forget_old(now)
         for name, session in list(self.sessions.items()):
             if name not in self.connected and session.alone_since_ms + 600_000 <= now.engine_ms:
                 del self.sessions[name]
         self.serve(now)
+        self.serve_waits(now)
+        for one in [one for one in self.waits if one.until_ms <= now.engine_ms]:
+            self.waits.remove(one)
+            self.outbox.append((one.ticket, one.request_id, self.waited(one.command, now)))
         over_now = [one for one in self.parked if one.until_ms <= now.engine_ms]
         for parked in sorted(over_now, key=lambda one: one.until_ms):
             self.answer(parked, nothing(now))
@@ -939,6 +1023,11 @@ class NaiveQueue:
                 mine = [job_id for job_id in ids if self.jobs[job_id].fields.queue == name]
                 for job_id in mine[: max(0, len(mine) - most)]:
                     self.forget(job_id)
+        for job_id in list(self.with_result):
+            job = self.jobs[job_id]
+            if self.has_overdue_result(job, now):
+                job.result, job.result_encoding, job.result_expired = None, "raw", True
+                self.with_result.remove(job_id)
         while (
             sum(len(self.jobs[job_id].result or b"") for job_id in self.with_result) > model.RESULTS_BYTES_MAX
         ):
@@ -1192,6 +1281,10 @@ def spread(items: Iterable[tuple[int, Iterable[tuple[int, int]]]]) -> Iterator[t
         for first, count in ranges:
             for job_id in range(first, first + count):
                 yield job_id, token
+
+
+def ids_of(command: c.Wait) -> list[int]:
+    return [job_id for job_id, _ in spread([(0, command.ids)])]
 
 
 def check_ranges(items: Iterable[Iterable[tuple[int, int]]]) -> None:
