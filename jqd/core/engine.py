@@ -706,7 +706,7 @@ class Engine:
     def _tick(self, now: Now) -> None:
         """Do a bounded part of what is due; next_deadline() says whether more is."""
         state = self.state
-        timed = state.lease_timers or state.delay_timers
+        timed = state.lease_timers or state.delay_timers or state.result_timers
         if self._promotion_due(now) or (timed and self._high_water_due_ms() <= now.engine_ms):
             self._emit(TimeAdvanced(model.PROMOTIONS_PER_TICK))
         passing.expire_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
@@ -758,7 +758,7 @@ class Engine:
         if lease_ms < NEVER_MS:
             lease_ms += state.lease_lag_ms
         due_ms = min(lease_ms, delay_ms, earliest_ms(self._timers))
-        if lease_ms < NEVER_MS or delay_ms < NEVER_MS:
+        if lease_ms < NEVER_MS or delay_ms < NEVER_MS or state.result_timers.heap:
             due_ms = min(due_ms, self._high_water_due_ms())
         date_ms = earliest_ms(self._dated)
         if date_ms < NEVER_MS:

@@ -26,7 +26,7 @@ def workload() -> Core:
     """A bit of everything that leaves a fact."""
     core = Core()
     caller = core.hello(b"s" * 16)
-    core.submit_jobs(12, queue="a", max_crashes=0)
+    core.submit_jobs(12, queue="a", max_crashes=0, result_ttl_ms=2_000)
     core.submit(b"p", caller, queue="b", priority=7, metadata={"k": "v", "l": "w"})
     core.submit(queue="b", delay_ms=2_000)
     core.submit(queue="b", run_at_ms=core.wall_ms + 3_000)
@@ -38,7 +38,7 @@ def workload() -> Core:
     core.do(c.Pause(queue="c"))
     core.submit(b"", core.hello(b"t" * 16, worker="box"), queue="b")
     leased = core.lease("a", count=10, lease_ms=5_000, caller=caller)
-    core.extend(leased.token, 2, 3, lease_ms=60_000)
+    core.extend(leased.token, 2, 3, lease_ms=60_000, progress_percent=50)
     core.ack(leased.token, 1, 2, result=b"result")
     core.fail(leased.token, 4, error="no")
     core.fail(leased.token, 5, dead=True)

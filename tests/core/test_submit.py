@@ -58,7 +58,6 @@ def test_ids_are_dense_from_one(core):
     ("fields", "message"),
     [
         ({"group": "g"}, "group = 'g': this server does not support group yet"),
-        ({"result_ttl_ms": 5}, "result_ttl_ms = 5: this server does not support result_ttl_ms yet"),
         ({"tenant": "acme"}, "tenant = 'acme': this server knows only 'default' yet"),
         ({"queue": "-x"}, f"queue = '-x': a name must match {model.NAME_PATTERN}"),
         ({"queue": "a/b"}, f"queue = 'a/b': a name must match {model.NAME_PATTERN}"),
