@@ -98,6 +98,7 @@ DECIDED_LIMITS = {
     "payload": f"≤ {model.PAYLOAD_BYTES_MAX:,} bytes",
     "payloads": f"1 .. {model.JOBS_PER_REQUEST_MAX:,} items",
     "metadata": f"≤ {model.METADATA_BYTES_MAX:,} bytes",
+    "progress_text": f"≤ {model.PROGRESS_TEXT_BYTES_MAX:,} bytes",
 }
 
 
@@ -233,6 +234,7 @@ def test_every_field_of_a_reply_is_documented_with_type_and_what_is_left_out(ver
     [
         ("lease", "field of a job", commands.LeasedJob),
         ("get", "field of an attempt", commands.AttemptInfo),
+        ("wait", "field of an ended job", commands.EndedJob),
         ("queues", "field of a queue", commands.QueueInfo),
         ("workers", "field of a worker", commands.WorkerInfo),
         ("Errors", "field of an error", messages.ErrorBody),

@@ -106,7 +106,10 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
         commands.Lease(),
         commands.Lease(queues=["urgent", "mail"], count=100, lease_ms=60_000, wait_ms=20_000, weights=[3, 1]),
     ),
-    "extend": (commands.Extend(items=[(TOKEN, [(1, 1)])]), commands.Extend(items=HELD, lease_ms=60_000)),
+    "extend": (
+        commands.Extend(items=[(TOKEN, [(1, 1)])]),
+        commands.Extend(items=HELD, lease_ms=60_000, progress_percent=100, progress_text="half ☹"),
+    ),
     "ack": (
         commands.Ack(items=[(TOKEN, [(1, 1)], None)]),
         commands.Ack(
@@ -136,6 +139,10 @@ REQUESTS: dict[str, tuple[Command[Any], Command[Any]]] = {
     "requeue": (commands.Requeue(), commands.Requeue(**SWEEP)),
     "purge": (commands.Purge(), commands.Purge(**SWEEP)),
     "get": (commands.Get(job_id=1), commands.Get(job_id=model.JOB_ID_MAX)),
+    "wait": (
+        commands.Wait(ids=[(1, 1)]),
+        commands.Wait(ids=[(1, 999), (model.JOB_ID_MAX, 1)], wait_ms=30_000, all=True),
+    ),
     "list": (
         commands.ListJobs(),
         commands.ListJobs(
@@ -226,6 +233,9 @@ _FULL_JOB = commands.JobInfo(
     ],
     result=b"res",
     result_encoding="msgpack",
+    result_expired=True,
+    progress_percent=40,
+    progress_text="half ☹",
 )
 _VERDICTS = [(1, 3, "ok"), (7, 1, "lease_lost"), (9, 10_000, "job_not_found")]
 _COUNTS: dict[Any, Any] = {
@@ -258,6 +268,7 @@ _LITTLE_STATS: dict[str, Any] = {
     "queue_count": 1,
     "lease_count": 2,
     "parked_count": 3,
+    "waiting_count": 2,
     "session_count": 4,
     "key_count": 6,
     "result_bytes": 5,
@@ -332,6 +343,26 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
         commands.Swept(count=3, cursor=model.JOB_ID_MAX, results=_VERDICTS, marked=2),
     ),
     "get": (_LITTLE_JOB, _FULL_JOB),
+    "wait": (
+        commands.Waited(jobs=[], pending=1),
+        commands.Waited(
+            jobs=[
+                commands.EndedJob(job_id=1, state="done", changed_wall_ms=WALL_MS),
+                commands.EndedJob(
+                    job_id=model.JOB_ID_MAX,
+                    state="dead",
+                    changed_wall_ms=WALL_MS,
+                    reason="retries",
+                    error="SMTP 451",
+                    result=b"res",
+                    result_encoding="json",
+                    result_expired=True,
+                ),
+            ],
+            pending=0,
+            gone=[(2, 3)],
+        ),
+    ),
     "list": (
         commands.JobList(jobs=[], cursor=None),
         commands.JobList(jobs=[_LITTLE_JOB, _FULL_JOB], cursor=7),
@@ -434,6 +465,7 @@ _FULL_OPTIONS = JobOptions(
     dedupe_until="started",
     dedupe_ttl_ms=7_000,
     expires_wall_ms=WALL_MS,
+    result_ttl_ms=6_000,
 )
 _RANGES = [(1, 3), (7, 1)]
 
@@ -484,6 +516,11 @@ FACTS: list[tuple[Change, Change]] = [
     (changes.KeysForgotten([]), changes.KeysForgotten(["i/acme/order-9", "d/acme/mail/nightly"])),
     (changes.JobsExpired([(1, 1)]), changes.JobsExpired(_RANGES)),
     (changes.JobsCancelMarked([(1, 1)]), changes.JobsCancelMarked(_RANGES, "key1")),
+    (changes.ResultsForgotten([(1, 1)]), changes.ResultsForgotten(_RANGES)),
+    (
+        changes.ProgressReported([(1, 1)]),
+        changes.ProgressReported(_RANGES, 40, "half ☹", "key1"),
+    ),
     (
         changes.QueueSet("mail", QueueSettings()),
         changes.QueueSet(
@@ -578,9 +615,13 @@ LOG: list[tuple[Now, list[Change]]] = [
             changes.JobsCancelMarked([(6, 1)]),
             changes.JobsCancelled([(6, 1)], cause="error", error="interrupted"),
             changes.QueueSet("mail", QueueSettings(lease_ms=5_000, paused=True, kept=True)),
+            changes.JobsSubmitted(10, JobOptions(result_ttl_ms=100), [b"l"]),
+            changes.JobsLeased((EPOCH + 2) << model.GRANT_BITS | 2, 30_000, [(10, 1)], "w1"),
+            changes.ProgressReported([(10, 1)], 40, "half"),
+            changes.JobsDone([(10, 1)], b"res"),
         ],
     ),
-    (Now(7_300, WALL_MS + 6_300), [changes.IdsSkipped(5_000)]),
+    (Now(7_300, WALL_MS + 6_300), [changes.ResultsForgotten([(10, 1)]), changes.IdsSkipped(5_000)]),
 ]
 
 
