@@ -53,8 +53,8 @@ class Connection:
         """Where it is connected, or will be."""
         return self._client.url if self._client else self._url
 
-    def call(self, command: Any) -> Any:  # noqa: ANN401 - a Command[R] -> R; jqctl knows commands by their builders
-        """Send one command and wait for its reply.
+    def call(self, command: Any, *, timeout: Any = None) -> Any:  # noqa: ANN401 - a Command[R] -> R; jqctl knows commands by their builders
+        """Send one command and wait for its reply, for `timeout` instead of the usual one.
 
         Raises: ConnectionLost: nobody answers there; else as Client.call.
         """
@@ -62,7 +62,7 @@ class Connection:
         if self._client is None:
             urls = [self._url] if self._url else list(default_urls())
             self._client = _connect(urls, self._timeout, self._backoff)
-        return self._client.call(command)
+        return self._client.call(command, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self

@@ -80,6 +80,11 @@ def _metadata(
 @click.option("--dedupe-ttl", type=DURATION, help="It has the key this long instead, 1s to 7d.")
 @click.option("--idempotency-key", metavar="NAME", help="The same submit again prints the first one's id.")
 @click.option("--idempotency-ttl", type=DURATION, help="So long it is recognised, 1s to 7d: 24h.")
+@click.option(
+    "--result-ttl",
+    type=DURATION,
+    help="Keep its result so long after the ack, 0 is not at all: as long as the job, 1h.",
+)
 @click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
 @click.option(
     "--meta",
@@ -332,16 +337,30 @@ def fail(
 @click.argument("job_id", type=ID)
 @click.argument("token", type=TOKEN)
 @click.option("--lease", type=DURATION, help="So long from now on, 1s to 24h: what the lease was given.")
-def extend(settings: Settings, connection: "Connection", job_id: int, token: int, lease: str | None) -> int:
-    """Hold a job longer.
+@click.option("--progress", type=click.IntRange(0, 100), metavar="PERCENT", help="How far it is.")
+@click.option("--text", default="", help="The same in words, up to 256 bytes.")
+def extend(
+    settings: Settings,
+    connection: "Connection",
+    job_id: int,
+    token: int,
+    lease: str | None,
+    progress: int | None,
+    text: str,
+) -> int:
+    """Hold a job longer, and say how far it is.
+
+    Progress stands in the place of what was said before, and `jqctl job` shows it until the job is handed out again.
 
     \b
-    Example:
+    Examples:
       jqctl extend 17 7298374651238 --lease 10m
+      jqctl extend 17 7298374651238 --progress 40 --text "page 4 of 10"
     """
     from jqd.client import requests
 
-    reply = connection.call(requests.extend([(job_id, token)], lease=lease))
+    command = requests.extend([(job_id, token)], lease=lease, progress_percent=progress, progress_text=text)
+    reply = connection.call(command)
     return verdicts(settings, "extend", reply.results, lease_ms_left=reply.lease_ms_left)
 
 

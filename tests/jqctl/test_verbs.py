@@ -21,6 +21,7 @@ from jqctl.verbs import cli
 from jqd.core.commands import (
     Ack,
     Cancel,
+    EndedJob,
     Extend,
     Extended,
     Fail,
@@ -44,6 +45,8 @@ from jqd.core.commands import (
     Update,
     Updated,
     Verdicts,
+    Wait,
+    Waited,
 )
 from jqd.core.model import RetryPolicy
 from jqd.errors import EXIT_IO_ERROR, Busy, InvalidArgument, JobNotFound, QueueNotFound, StorageFull
@@ -769,3 +772,52 @@ def test_exit_codes_stand_in_the_help(capsys):
     assert run(["--help"]) == 0
     text = " ".join(capsys.readouterr().out.partition("Exit codes: ")[2].split())
     assert [code for code in (0, 1, 2, 3, EXIT_IO_ERROR) if f"{code} " in text] == [0, 1, 2, 3, 74]
+
+
+# --- wait ---------------------------------------------------------------------------------------
+
+
+def ended(job_id: int, state: Any = "done", **more: Any) -> EndedJob:
+    return EndedJob(job_id=job_id, state=state, changed_wall_ms=1_000, **more)
+
+
+def test_wait_prints_what_became_of_the_jobs(shell):
+    shell.server.answers["wait"] = Waited(
+        jobs=[ended(18), ended(17, result=b"res", result_encoding="text")], pending=0
+    )
+    assert shell("wait", "17", "18")[:2] == (0, "17  done  res  -\n18  done  -    -\n")
+    assert shell.said == Wait(ids=[(17, 2)], wait_ms=30_000, all=True)
+    code, out, _ = shell("wait", "17", "18", "--any", "--wait", "10s", "-o", "json")
+    assert (code, [json.loads(line)["job_id"] for line in out.splitlines()]) == (0, ["17", "18"])
+    assert (shell.said.all, 9_000 < shell.said.wait_ms <= 10_000) == (False, True)
+    assert shell("wait", "17", "18", "-o", "id")[1] == "17\n18\n"
+
+
+def test_the_exit_code_of_wait_says_how_it_ended(shell):
+    shell.server.answers["wait"] = Waited(jobs=[ended(17, "dead", error="no")], pending=0)
+    assert shell("wait", "17")[:2] == (1, "17  dead  -  no\n")
+    shell.server.answers["wait"] = Waited(jobs=[], pending=0, gone=[(17, 1)])
+    code, out, err = shell("wait", "17")
+    assert (code, out) == (1, "")
+    assert err.startswith("jqctl: job_not_found: wait of job 17: no such job")
+    shell.server.answers["wait"] = Waited(jobs=[], pending=1)
+    assert shell("wait", "17", "--wait", "0") == (
+        4,
+        "",
+        "jqctl: wait_timeout: job 17 is not at its end after 0 s\n",
+    )
+
+
+def test_extend_says_progress(shell):
+    shell.server.answers["extend"] = Extended(results=[(4, 1, "ok")], lease_ms_left=5)
+    assert shell("extend", "4", str(TOKEN), "--progress", "40", "--text", "half")[0] == 0
+    assert shell.said == Extend(items=[(TOKEN, [(4, 1)])], progress_percent=40, progress_text="half")
+    assert shell("extend", "4", str(TOKEN), "--progress", "101")[0] == 2
+    shell.server.answers["get"] = job(4, progress_percent=40, progress_text="half")
+    assert "progress_percent  40\n" in shell("job", "4")[1]
+
+
+def test_submit_says_how_long_its_result_is_kept(shell):
+    shell.server.answers["submit"] = Submitted(job_id=17)
+    shell("submit", "emails", "--result-ttl", "5m")
+    assert shell.said.result_ttl_ms == 300_000
