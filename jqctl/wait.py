@@ -42,8 +42,7 @@ def wait(
       jqctl wait 17 18 19 --any
     """
     from jqd.client import requests
-    from jqd.client.handle import wait_for_sync
-    from jqd.client.waits import Wanted
+    from jqd.client.waits import Wanted, wait_for_sync
     from jqd.errors import WaitTimeout
 
     try:

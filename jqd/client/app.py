@@ -44,13 +44,13 @@ from jqd.client import requests
 from jqd.client.aio import AsyncClient
 from jqd.client.arguments import Arguments, Call, pack
 from jqd.client.current import CurrentJob
-from jqd.client.handle import AsyncCall, Handle, SyncHandle, results_of, wait_for, wait_for_sync
-from jqd.client.handle import Call as SyncCall
+from jqd.client.handle import AsyncCall, Handle, SyncHandle, results_of, wait_for
 from jqd.client.requests import HeldJob, JobOptions
 from jqd.client.retry import Backoff
 from jqd.client.sync import Client
 from jqd.client.values import DEFAULT_URL, Duration, to_address, to_ms
-from jqd.client.waits import Wanted
+from jqd.client.waits import Call as SyncCall
+from jqd.client.waits import Wanted, wait_for_sync
 from jqd.core.commands import Command, Submit, SubmitGroup, SubmitMany, SubmittedMany
 from jqd.core.model import DEFAULT_QUEUE, JOBS_PER_REQUEST_MAX, NAME_CHARS_MAX, check_name
 

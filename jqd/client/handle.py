@@ -8,13 +8,12 @@ Must not know: how a request travels: App hands in what asks the server.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from jqd.client import requests
 from jqd.client.values import Duration
-from jqd.client.waits import Wanted, only_job
+from jqd.client.waits import Call, Wanted, only_job, wait_for_sync
 from jqd.core.commands import Command, EndedJob, JobInfo, Waited
 from jqd.core.model import Encoding, StateName
 from jqd.errors import Draining, JobFailed, JobNotFound, RequestTimeout, ResultExpired
@@ -23,12 +22,6 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 ResultOf = Callable[[bytes | None, Encoding], Any]
-
-
-class Call(Protocol):
-    """Sends a command and waits for its reply, as Client.call."""
-
-    def __call__(self, command: Command[R], /, *, timeout: Duration | None = None) -> R: ...
 
 
 class AsyncCall(Protocol):
@@ -131,17 +124,6 @@ async def wait_for(wanted: Wanted, call: AsyncCall) -> Waited:
             wanted.take(await call(command, timeout=grace_s))
         except (Draining, RequestTimeout) as error:
             await asyncio.sleep(wanted.pause_s(error))
-    return wanted.result()
-
-
-def wait_for_sync(wanted: Wanted, call: Call) -> Waited:
-    """Do what wait_for does, without an event loop."""
-    while not wanted.is_met:
-        command, grace_s = wanted.next_request()
-        try:
-            wanted.take(call(command, timeout=grace_s))
-        except (Draining, RequestTimeout) as error:
-            time.sleep(wanted.pause_s(error))
     return wanted.result()
 
 

@@ -23,7 +23,6 @@ from typing import Any, Self, TypeVar, Unpack, cast
 from msgspec import UNSET, Struct, UnsetType
 
 from jqd.client import fork, requests
-from jqd.client.handle import wait_for_sync
 from jqd.client.requests import Held, HeldJob, Holding, JobOptions, QueueOptions, SweepOptions, UpdateOptions
 from jqd.client.retry import Backoff
 from jqd.client.shared import (
@@ -36,7 +35,7 @@ from jqd.client.shared import (
 )
 from jqd.client.synclink import SyncLink
 from jqd.client.values import DEFAULT_URL, Duration, Payload, Retry, to_ms
-from jqd.client.waits import Wanted, only_job
+from jqd.client.waits import Wanted, only_job, wait_for_sync
 from jqd.core.commands import (
     Command,
     EndedJob,

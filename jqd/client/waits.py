@@ -1,23 +1,31 @@
 """Waiting for jobs: what is asked, for how long, and when somebody has waited long enough.
 
 Knows:         how one wait becomes requests of at most 1,000 jobs and 30 s each, what ends it, what is asked again.
-Must not know: how anybody waits: sockets, asyncio and threads belong to the shells.
+Must not know: sockets, asyncio (handle.py waits for coroutines: who does without a loop does not load it).
 """
 
 import math
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from jqd.client.values import Duration, to_ms
-from jqd.core.commands import EndedJob, Wait, Waited, to_ranges
+from jqd.core.commands import Command, EndedJob, Wait, Waited, to_ranges
 from jqd.core.model import WAIT_JOBS_MAX, WAIT_MS_MAX
 from jqd.errors import Draining, InvalidArgument, JobNotFound, JqdError, RequestTimeout, WaitTimeout
+
+R = TypeVar("R")
 
 # How much longer than its caller's time the last request of a wait gets for its answer.
 _GRACE_S: Final = 1.0
 # Before a server that is about to end is asked again, where it does not say.
 _AGAIN_S: Final = 1.0
+
+
+class Call(Protocol):
+    """Sends a command and waits for its reply, as Client.call."""
+
+    def __call__(self, command: Command[R], /, *, timeout: Duration | None = None) -> R: ...
 
 
 class Wanted:
@@ -101,3 +109,14 @@ def only_job(waited: Waited) -> EndedJob:
     if waited.gone:
         raise JobNotFound(f"job_id = {waited.gone[0][0]}: no such job, or it was purged or forgotten")
     return waited.jobs[0]
+
+
+def wait_for_sync(wanted: Wanted, call: Call) -> Waited:
+    """Wait as `wanted` says. Raises: as Client.wait_many."""
+    while not wanted.is_met:
+        command, grace_s = wanted.next_request()
+        try:
+            wanted.take(call(command, timeout=grace_s))
+        except (Draining, RequestTimeout) as error:
+            time.sleep(wanted.pause_s(error))
+    return wanted.result()
