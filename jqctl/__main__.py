@@ -15,11 +15,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout, StorageError
+from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout, StorageError, WaitTimeout
 
 REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
+LATE = 4
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -53,6 +54,8 @@ def run(args: Sequence[str] | None = None) -> int:
     except JqdError as error:
         after = "" if error.retry_after_ms is None else f" (try again in {error.retry_after_ms / 1_000:g} s)"
         _complain(f"{error.code}: {error}{after}")
+        if isinstance(error, WaitTimeout):
+            return LATE
         return UNREACHABLE if isinstance(error, ConnectionLost | RequestTimeout) else REFUSED
     except Unreadable as error:
         _complain(str(error))

@@ -6,7 +6,7 @@ Must not know: what one wait is on the wire (jqd.client.waits), how a value is s
 
 # ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +16,6 @@ from jqctl.replies import show
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
-
-# Its time is over. Not 3: the daemon answers.
-_LATE: Final = 4
 
 
 @verb
@@ -43,13 +40,8 @@ def wait(
     """
     from jqd.client import requests
     from jqd.client.waits import Wanted, wait_for_sync
-    from jqd.errors import WaitTimeout
 
-    try:
-        waited = wait_for_sync(Wanted(ids, patience, all=not any_), connection.call)
-    except WaitTimeout as error:
-        output.say(f"jqctl: {error.code}: {error}")
-        return _LATE
+    waited = wait_for_sync(Wanted(ids, patience, all=not any_), connection.call)
     show(settings, ("job_id", "state", "result", "error"), waited.jobs, ("job_id",), header=False)
     gone = [job_id for first, count in waited.gone for job_id in range(first, first + count)]
     for job_id in gone:
