@@ -94,8 +94,10 @@ class Wanted:
     def _check_time(self) -> None:
         if time.monotonic() < self._ends_at:
             return
-        what = f"job {next(iter(self._ids))} is" if len(self._ids) == 1 else f"{len(self._left)} jobs are"
-        raise WaitTimeout(f"{what} not at its end after {self._timeout_s:g} s")
+        what = f"job {next(iter(self._ids))} is not at its end"
+        if len(self._ids) > 1:
+            what = f"{len(self._left)} of {len(self._ids)} jobs are not at their end"
+        raise WaitTimeout(f"{what} after {self._timeout_s:g} s")
 
     def result(self) -> Waited:
         """Return what became of them, in the order of the ids."""

@@ -25,7 +25,7 @@ from jqd.client.worker import Ended, Worker, _commands
 from jqd.core import model
 from jqd.core.commands import Ack, Command, Fail, JobInfo, Lease, OrderGiven, Register, Release
 from jqd.core.model import ERROR_TEXT_BYTES_MAX, RESULT_BYTES_MAX, WorkerOrder
-from jqd.errors import Busy, Overloaded, UnknownCommand
+from jqd.errors import Busy, InvalidArgument, Overloaded, UnknownCommand
 from jqd.protocol.connection import Session
 from jqd.testing import Server, work_off, worker
 from tests.support.daemon import ROOT
@@ -880,3 +880,38 @@ def test_the_file_is_written_while_every_slot_is_taken(jqd_server, tmp_path):
         assert begun.wait(PATIENCE_S)
         happens(path.exists)
         may_end.set()
+
+
+# --- progress -----------------------------------------------------------------------------------
+
+
+def shown_progress(client: Client, job_id: int) -> tuple[int | None, str]:
+    info = client.get(job_id)
+    return info.progress_percent, info.progress_text
+
+
+def test_progress_is_seen_while_the_handler_runs(scene):
+    told = threading.Event()
+
+    def act() -> None:
+        job = jqd.current_job()
+        with pytest.raises(InvalidArgument, match="percent = 101"):
+            job.progress(101)
+        for percent in range(41):
+            job.progress(percent, "ä" * 200)
+        if not told.wait(PATIENCE_S):
+            raise TimeoutError
+
+    scene.acts.append(act)
+    job_id = scene.submit()
+    with worker(scene.app):
+        happens(lambda: shown_progress(scene.client, job_id) == (40, "ä" * 128))
+        told.set()
+        happens(lambda: is_done(scene.client, job_id))
+    assert shown_progress(scene.client, job_id) == (40, "ä" * 128)
+
+
+def test_progress_of_a_job_that_is_over_goes_nowhere(scene):
+    scene.run()
+    scene.seen[0].progress(10)
+    assert shown_progress(scene.client, 1) == (None, "")

@@ -142,3 +142,40 @@ async def test_event_reaches_an_asyncio_client(daemon):
         assert await told.get() == (job.job_id, job.token)
         await worker.ack(job)
         assert (await worker.get(job.job_id)).state == "done"
+
+
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_result_its_time_and_progress(daemon, snapshot):
+    with client_of(daemon) as client:
+        kept, timed, held = (
+            client.submit(queue, result_ttl=ttl).job_id
+            for queue, ttl in (("k", None), ("t", "1h"), ("h", None))
+        )
+        for queue in "kt":
+            client.ack(lease_one(client, queue), result=queue)
+        client.extend(lease_one(client, "h"), progress_percent=40, progress_text="half")
+    with kill(daemon, snapshot=snapshot) as client:
+        assert [client.wait(job_id).result for job_id in (kept, timed)] == [b"k", b"t"]
+        shown = client.get(held)
+        assert (shown.state, shown.progress_percent, shown.progress_text) == ("leased", 40, "half")
+        short = client.submit("s", result_ttl="1ms").job_id
+        client.ack(lease_one(client, "s"), result="s")
+        while not client.get(short).result_expired:
+            pass
+    with kill(daemon, snapshot=snapshot) as client:
+        job = client.wait(short)
+        assert (job.state, job.result, job.result_expired) == ("done", None, True)
+
+
+async def test_who_waits_has_the_answer_over_kill_and_start(daemon):
+    host, port = daemon.address
+    async with AsyncClient(f"jqd://{host}:{port}") as waiting, AsyncClient(f"jqd://{host}:{port}") as other:
+        job_id = (await other.submit("q")).job_id
+        answer = asyncio.create_task(waiting.wait(job_id, timeout=60))
+        while not (await other.stats()).waiting_count:
+            pass
+        await asyncio.to_thread(daemon.kill)
+        await asyncio.to_thread(daemon.start)
+        (job,) = (await other.lease("q", wait=20)).jobs
+        await other.ack(job, result="r")
+        assert (await answer).result == b"r"

@@ -641,6 +641,30 @@ def test_parked_lease_ends_unanswered_when_the_sending_side_is_closed(house, pee
     assert house.engine.state.ready_ids("default", 1) == [1]
 
 
+def test_parked_wait_is_answered_before_the_end_when_the_sending_side_is_closed(house, peer):
+    house.peer().ask(request(2, "submit", payload=b"x"))
+    peer.say(request(2, "wait", ids=[[1, 1]], wait_ms=30_000))
+    assert peer.hear() == []
+    peer.session.end_of_requests()
+    assert not peer.session.has_ended
+    house.peer().say(request(2, "cancel", ids=[[1, 1]]))
+    (answer,) = peer.hear()
+    assert [job["state"] for job in answer.body["jobs"]] == ["cancelled"]
+    assert peer.session.in_flight == 0 and peer.session.has_ended
+
+
+def test_parked_waits_have_no_jobs_while_too_much_is_unread(house, peer):
+    house.output_bytes_max = 100
+    house.peer().ask(request(2, "submit", payload=b"x"))
+    peer.say(b"".join(request(number, "wait", ids=[[1, 1]], wait_ms=30_000) for number in range(2, 6)))
+    house.peer().say(request(2, "cancel", ids=[[1, 1]]))
+    first, *others = peer.hear()
+    assert len(first.body["jobs"]) == 1 and others
+    assert all(answer.body["jobs"] == [] for answer in others[1:])
+    (again,) = peer.ask(request(9, "wait", ids=[[1, 1]], wait_ms=30_000))
+    assert len(again.body["jobs"]) == 1
+
+
 # --- runs of submits ----------------------------------------------------------------------------
 
 
