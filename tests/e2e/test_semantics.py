@@ -168,8 +168,8 @@ def test_result_its_time_and_progress(daemon, snapshot):
 
 
 async def test_who_waits_has_the_answer_over_kill_and_start(daemon):
-    host, port = daemon.address
-    async with AsyncClient(f"jqd://{host}:{port}") as waiting, AsyncClient(f"jqd://{host}:{port}") as other:
+    url = f"unix://{daemon.socket_path}"  # it stays
+    async with AsyncClient(url) as waiting, AsyncClient(url) as other:
         job_id = (await other.submit("q")).job_id
         answer = asyncio.create_task(waiting.wait(job_id, timeout=60))
         while not (await other.stats()).waiting_count:

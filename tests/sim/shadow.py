@@ -218,7 +218,7 @@ class ShadowedEngine(Engine):
                 return refused.code
             return answer
 
-        if command.writes or isinstance(command, c.Lease):
+        if command.writes or isinstance(command, c.Lease | c.Wait):
             return self._done(execute)
         return execute(self._shadow.naive)
 

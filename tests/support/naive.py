@@ -176,6 +176,7 @@ class NaiveQueue:
         twin.dated = list(self.dated)
         twin.connected, twin.parked, twin.outbox = list(self.connected), list(self.parked), list(self.outbox)
         twin.releasing, twin.leaving = set(self.releasing), dict(self.leaving)
+        twin.waits = list(self.waits)
         return twin
 
     # --- runs, connections --------------------------------------------------------------------
