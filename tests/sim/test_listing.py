@@ -70,3 +70,14 @@ def test_job_that_stays_as_it_was_keeps_its_description_over_a_restart():
     core.restart()
     (after,) = listing.of(core.state, core.now)
     assert after is before
+
+
+def test_what_changes_in_place_is_noticed():
+    core, listing = Core(), Listing()
+    job_id = core.submit()
+    die(core, job_id)
+    assert shown(core, listing) == listed(core)
+    outcome = core.job(job_id).outcome
+    assert outcome is not None
+    outcome.error = "other"
+    assert shown(core, listing) == listed(core)
