@@ -21,7 +21,7 @@ REFERENCE = re.compile(
 )
 OPTIONS = ["JobOptions", "SweepOptions", "UpdateOptions", "QueueOptions", "Held", "HeldJob"]
 # What the verbs return and what is in it, in the order of the verbs.
-REPLIES = ["Pong", "Submitted", "SubmittedMany", "LeasedJob", "Verdicts", "Extended", "AttemptInfo", "JobInfo", "Waited", "EndedJob", "JobList",
+REPLIES = ["Pong", "Submitted", "SubmittedMany", "LeasedJob", "Verdicts", "Extended", "AttemptInfo", "JobInfo", "EndedJob", "Waited", "JobList",
            "QueueInfo", "QueueList", "QueueDetails", "Registered", "WorkerInfo", "WorkerList",
            "WorkersTold", "ServerStats", "Swept", "Updated", "QueueChanged", "SnapshotBegun"]  # fmt: skip
 

@@ -48,6 +48,7 @@ COMMANDS: list[c.Command[Any]] = [
     c.Requeue(filter=c.JobFilter(queue="q", state="dead"), cursor=7, limit=1_000, dry_run=True),
     c.Purge(filter=c.JobFilter()),
     c.Get(job_id=model.JOB_ID_MAX),
+    c.Wait(ids=[(1, 2), (7, 1)], wait_ms=30_000, all=True),
     c.ListJobs(filter=c.JobFilter(state="ready")),
     c.Queues(cursor="q"),
     c.GetQueue(queue="q"),
