@@ -116,7 +116,7 @@ class IdempotencyKey:
         newest = max(self.uses, key=lambda use: use.lsn, default=None)
         return bool(
             newest is not None
-            and newest.lsn < lsn
+            and newest.lsn <= lsn
             and newest.is_known(lo_ms, hi_ms)
             and newest.content != content
         )

@@ -80,6 +80,7 @@ RARE_STEPS: Final = {
     "backup": 0.3,
     "restore": 0.3,
     # --- situations that single steps hardly ever come to: several verbs, and then an end or a moment ---
+    "between_turns": 0.7,
     "change_of_mind": 1,
     "leave": 3,
     "to_key_end": 2,

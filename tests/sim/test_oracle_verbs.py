@@ -166,6 +166,7 @@ def test_submit_is_refused_only_for_a_job_that_has_its_key(story):
 
 def test_submit_that_asks_for_what_there_is_is_not_refused(story):
     story.submit(1, **KEYED)
+    story.lease(leased())
     with broken("I10"):
         refused(story, "submit", {"queue": "q", **KEYED}, "duplicate", job_id=1)
 
@@ -287,6 +288,13 @@ def test_other_content_is_a_conflict_and_the_same_is_none(story):
     story.wait(1_000)
     with broken("I10"):
         refused(story, "submit", {"queue": "q", "priority": 1, **AGAIN}, "idempotency_conflict", job_id=1)
+
+
+def test_idempotency_key_is_looked_at_before_a_dedupe_key(story):
+    story.submit(1, **AGAIN, **KEYED)
+    with broken("I10"):
+        met(story, 1, priority=1, **AGAIN, **KEYED)
+    met(story, 1, **AGAIN, **KEYED)
 
 
 def test_what_a_submit_without_an_answer_did_with_the_key_nobody_can_tell(story):
@@ -556,6 +564,14 @@ def test_update_says_the_state_that_its_time_means(story):
         updated(story, state="ready", priority=1)
 
 
+def test_update_is_answered_with_the_job_that_it_named_waiting(story):
+    story.submit()
+    with broken("I14"):
+        story.do("update", {"job_id": 1, "priority": 1}, {"job_id": 2, "state": "ready"})
+    with broken("I14"):
+        story.do("update", {"job_id": 1, "priority": 1}, {"job_id": 1, "state": "leased"})
+
+
 def test_update_to_a_date(story):
     story.submit()
     updated(story, state="delayed", run_at_ms=WALL_MS + 500)
@@ -693,7 +709,6 @@ def test_running_jobs_that_a_filter_has_marked_may_be_any(story):
 
 def test_cancel_without_running_marks_nothing(story):
     story.submit()
-    story.lease(leased())
     with broken("I4"):
         story.do(
             "cancel",
@@ -708,6 +723,13 @@ def test_job_that_waits_is_cancelled_at_once_and_not_marked(story):
         marked(story, 1)
     marked(story, 1, count=0)
     story.get(shown(1, "cancelled"))
+
+
+def test_finished_job_is_not_marked():
+    story = held_and_marked()
+    story.say("ack")
+    with broken("I3"):
+        marked(story, 1)
 
 
 def test_event_tells_its_holder_of_a_mark_and_nobody_else():
@@ -756,6 +778,13 @@ def test_pause_that_is_not_answered_may_hold_or_not(story, jobs):
     story.lease(*jobs)
 
 
+def test_settings_are_answered_with_whether_the_queue_is_paused(story):
+    pause(story)
+    with broken("I15"):
+        set_queue(story, max_retries=1)
+    story.do("set_queue", {"queue": "q", "reset": True}, {"queue": "q", "paused": True})
+
+
 @pytest.mark.parametrize("jobs", [(), (leased(),)])
 def test_pause_that_may_be_over_may_hold_or_not(story, jobs):
     story.submit()
@@ -786,6 +815,9 @@ def test_settings_are_shown_as_they_were_set(story):
     with broken("I15"):
         story.do("queue", {"queue": "q"}, details(max_retries=1, lease_ms=1_000), changes=False)
     story.do("queue", {"queue": "q"}, details(lease_ms=1_000), changes=False)
+    paused = {"info": {"queue": "q", "paused": True}}
+    with broken("I15"):
+        story.do("queue", {"queue": "q"}, details(lease_ms=1_000, **paused), changes=False)
 
 
 def test_queue_with_settings_is_there_without_jobs(story):

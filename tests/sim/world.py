@@ -648,6 +648,24 @@ class World:
             self.rest()
         (self.step_kill, self.step_kill, self.step_power_loss, self.step_stop)[d // 2 % 4](a, b, d)
 
+    def step_between_turns(self, a: int, b: int, d: int) -> None:
+        """What one turn did is durable, what the next one did or saw is not; then comes the end."""
+        client = self.client(a)
+        self._through(client)
+        for number in range(2):
+            if number and d % 2 and client.stream is not None:
+                self.ask(client, c.Get(job_id=self.house.engine.state.next_id - 1))
+            self.step_submit(a, b + number, d)
+            if client.stream is not None:
+                client.stream.deliver_up(1 << 20)
+            if not number:
+                self.house.loop.run()
+        self.house.threads.made[0].step()
+        self.house.loop.run()
+        if client.stream is not None:
+            self._arrive(client, 1 << 20)
+        self.step_power_loss(a, 4 * b, d)
+
     def step_change_of_mind(self, a: int, b: int, d: int) -> None:
         """A client's next hello says something else about its leases."""
         client = self.clients[a % len(self.clients)]
