@@ -850,6 +850,8 @@ class Oracle:
                     continue
                 if not token or not job.token or token >= job.token:
                     verbs.update(request.acts)
+                    if request.verb in ("submit", "submit_many"):  # whose key has met the job
+                        verbs.update(_acts_on_holder(request, job))
         for request in self._sweeps.values():
             if _queue_swept(request.args) in (None, job.queue) and self._may_mean(request.args, job):
                 verbs.update(request.acts)
@@ -1378,11 +1380,11 @@ class Oracle:
                 value = plain(details[setting]) if setting == "retry" else details[setting]
                 said[setting] = None if value == _set_or_default(setting, None) else value
             if name in self._shelves:
-                self._shelves[name].learned(said, lsn)
+                self._shelves[name].learned(said, lsn, all_heard=True)
         for name, shelf in self._shelves.items():
             if name not in there:
                 self._not_there(name, shelf, lsn, "a look at everything")
-                shelf.learned({**dict.fromkeys(SETTINGS), "paused": False, "kept": None}, lsn)
+                shelf.learned({**dict.fromkeys(SETTINGS), "paused": False, "kept": None}, lsn, all_heard=True)
 
     def _not_there(self, name: str, shelf: Shelf, lsn: int, where: str) -> None:
         """A queue is not there: nothing can be set of it."""
@@ -2078,8 +2080,10 @@ class Oracle:
             self._check_content(job, info, lsn, lsn)  # somebody may have changed it already
             self._note(job, info, lsn, lo_ms)
             return
+        shelf = self._shelves.get(job.queue) if self._shelves else None
         same = info is job.seen or info == job.seen
-        if same and not job.is_vague and not job.also and not self._shelves:
+        known = shelf is None or job.pool.version == shelf.version
+        if same and known and not job.is_vague and not job.also:
             # In the same state as before: all of this was right.
             if lsn >= job.hi:
                 job.lo = job.hi = lsn

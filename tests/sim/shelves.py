@@ -65,10 +65,18 @@ class Shelf:
         if self.loose.pop(request.key, None) is not None:
             self.version += 1
 
-    def learned(self, said: dict[str, Any], lsn: int) -> None:
-        """Something holds for sure at an LSN."""
-        self.version += 1
+    def learned(self, said: dict[str, Any], lsn: int, *, all_heard: bool = False) -> None:
+        """Something holds for sure at an LSN.
+
+        Args:
+            all_heard: no reply of an earlier one will come: what holds as before need not be kept twice.
+        """
         for name, value in said.items():
+            entries = self._sure.get(name, [(0, 0, None)])
+            is_certain = len(entries) == 1 or entries[-2][0] < entries[-1][0]
+            if all_heard and is_certain and entries[-1][0] <= lsn and entries[-1][2] == value:
+                continue  # as before
+            self.version += 1
             insort(self._sure.setdefault(name, []), (lsn, self.version, value))
             known = self._ever.setdefault(name, [])
             if value not in known:
