@@ -8,6 +8,11 @@ a plan is a plan, and a failing one can be cut down (shrink.py).
 
 **Swarm**: each run draws which kinds of steps it has and how often; a mix of everything hides the bugs that need a
 long run of one thing. reliability.md 4.5.
+
+**A new verb** gets a step here (a kind with its rate; what it says follows from its numbers), `step_NAME` in world.py, its
+rules in oracle.py (the card there says where), stories of right and wrong in test_oracle_verbs.py, marks for what is
+rare in it (marks.py), and bugs to be found (planted.py). What plans hardly ever come to by single steps gets a step that
+brings it about: the last ones of RARE_STEPS.
 """
 
 from typing import Any, Final, NamedTuple

@@ -213,6 +213,14 @@ def test_debounce_puts_the_job_off(story):
     story.lease(leased(), grant=2)
 
 
+def test_debounce_that_is_heard_of_before_the_submit_of_its_job(story):
+    request_id = story.ask("submit", {"queue": "q", "metadata": MARKER, **KEYED}, TWO)
+    story.lsn += 1
+    met(story, 1, changes=True, dedupe="debounce", delay_ms=500, **KEYED)
+    story.tell(request_id, {"job_id": 1}, lsn=story.lsn - 1, session=TWO)
+    story.get(shown(1, "delayed", dedupe_key="k", due_ms_left=500))
+
+
 def test_requeue_of_a_job_whose_key_another_one_has_is_refused_and_of_one_without_a_key_is_not(story):
     story.submit(1, **KEYED)
     story.lease(leased())
