@@ -764,7 +764,7 @@ class Oracle:
             self._unname(request, (args["job_id"],))
             self._is_known(request, args["job_id"])
         elif verb in ("set_queue", "pause", "resume"):
-            self._shelf(args["queue"]).settle(request)
+            self._shelf(args["queue"]).settle(request, self._seen if request in self._given_up else 0)
         elif verb == "lease":
             for name in args.get("queues", ("default",)):
                 self._leases[name].pop(key, None)

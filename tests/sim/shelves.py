@@ -43,12 +43,14 @@ class Shelf:
     loose: requests that may have been carried out, with what they say.
     """
 
-    __slots__ = ("_ever", "_sure", "loose", "version")
+    __slots__ = ("_ever", "_past", "_sure", "loose", "version")
 
     def __init__(self) -> None:
         # Of each name (LSN, number, value), the oldest first; the number keeps values from being compared.
         self._sure: dict[str, list[tuple[int, int, Any]]] = {}
         self._ever: dict[str, list[Any]] = {}
+        # Of requests whose outcome nobody knows: floor, the LSN before which it lies if there was one, what they say.
+        self._past: list[tuple[int, int, dict[str, Any]]] = []
         self.loose: dict[Any, tuple[Any, dict[str, Any]]] = {}  # by key of the request
         self.version = 0
 
@@ -61,9 +63,13 @@ class Shelf:
             if value not in known:
                 known.append(value)
 
-    def settle(self, request: Any) -> None:
-        if self.loose.pop(request.key, None) is not None:
+    def settle(self, request: Any, until_lsn: int = 0) -> None:
+        """A request is loose no longer; until_lsn: what became of it nobody knows, but it lies before this LSN."""
+        loose = self.loose.pop(request.key, None)
+        if loose is not None:
             self.version += 1
+            if until_lsn:
+                self._past.append((request.floor, until_lsn, loose[1]))
 
     def learned(self, said: dict[str, Any], lsn: int, *, all_heard: bool = False) -> None:
         """Something holds for sure at an LSN.
@@ -85,6 +91,7 @@ class Shelf:
     def forget(self) -> None:
         """An older copy of the store was put back: anything that was ever said may hold."""
         self.version += 1
+        self._past.clear()
         for name, values in self._ever.items():
             if None not in values:
                 values.append(None)
@@ -102,6 +109,9 @@ class Shelf:
             values.append(value)
         for request, said in self.loose.values():
             if name in said and request.floor < hi:
+                values.append(said[name])
+        for floor, until_lsn, said in self._past:
+            if name in said and floor < hi and lo < until_lsn:
                 values.append(said[name])
         return values
 

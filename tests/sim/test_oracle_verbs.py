@@ -808,6 +808,20 @@ def test_lease_that_waited_may_have_been_served_before_a_pause(story):
     story.tell(request_id, leased_body(leased()), session=TWO)
 
 
+def test_retried_lease_may_be_of_a_time_before_a_pause_of_which_nobody_can_tell_the_end(story):
+    story.submit()
+    pause(story)
+    request_id = story.ask("lease", {"queues": ["q"]})
+    resume = story.ask("resume", {"queue": "q"}, TWO)
+    story.oracle.unknown(TWO, resume)
+    pause(story)
+    story.lsn += 1
+    story.restart()
+    story.read_all(shown(1, "leased", 1), fresh=True)
+    story.ask_again(request_id, "lease", {"queues": ["q"]})
+    story.tell(request_id, leased_body(leased()))
+
+
 def test_settings_are_shown_as_they_were_set(story):
     def details(**said: Any) -> dict[str, Any]:
         usual = {"lease_ms": 30_000, "max_retries": 3, "max_crashes": 5, "retry": {}, "length_max": 0}
