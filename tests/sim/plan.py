@@ -72,8 +72,8 @@ RARE_STEPS: Final = {
     "standstill": 1,
     "snapshot": 1,
     "stop": 0.5,
-    "kill": 1.5,
-    "power_loss": 1.5,
+    "kill": 1.2,
+    "power_loss": 1.2,
     "crash_in_recovery": 0.7,
     "disk_fault": 0.8,
     "fill_disk": 0.3,
@@ -85,14 +85,14 @@ RARE_STEPS: Final = {
     "backup": 0.3,
     "restore": 0.3,
     # --- situations that single steps hardly ever come to: several verbs, and then an end or a moment ---
-    "between_turns": 0.7,
+    "between_turns": 0.5,
     "change_of_mind": 1,
     "leave": 3,
     "to_key_end": 2,
     "to_expiry": 2,
-    "end_with_marked": 1.5,
-    "end_with_paused": 0.7,
-    "end_with_keys": 1,
+    "end_with_marked": 0.8,
+    "end_with_paused": 0.4,
+    "end_with_keys": 0.5,
 }
 KINDS: Final = {**CLIENT_STEPS, **SEMANTIC_STEPS, **FLOW_STEPS, **TIME_STEPS, **RARE_STEPS}
 # Without these nothing would happen at all.

@@ -652,15 +652,18 @@ class World:
         """What one turn did is durable, what the next one did or saw is not; then comes the end."""
         client = self.client(a)
         self._through(client)
-        for number in range(2):
-            if number and d % 2 and client.stream is not None:
-                self.ask(client, c.Get(job_id=self.house.engine.state.next_id - 1))
-            self.step_submit(a, b + number, d)
-            if client.stream is not None:
-                client.stream.deliver_up(1 << 20)
-            if not number:
-                self.house.loop.run()
-        self.house.threads.made[0].step()
+        self.step_submit(a, b, d)
+        if client.stream is not None:
+            client.stream.deliver_up(1 << 20)
+        self.house.loop.run()
+        if d % 2:
+            self.ask(client, c.Get(job_id=max(1, self.house.engine.state.next_id - 1)))
+        else:
+            self.step_submit(a, b + 1, d)
+        if client.stream is not None:
+            client.stream.deliver_up(1 << 20)
+        if d % 2 == 0:
+            self.house.threads.made[0].step()
         self.house.loop.run()
         if client.stream is not None:
             self._arrive(client, 1 << 20)
