@@ -756,6 +756,13 @@ def test_event_tells_its_holder_of_a_mark_and_nobody_else():
 # --- queues --------------------------------------------------------------------------------------
 
 
+def details(*, paused: bool = False, **said: Any) -> dict[str, Any]:
+    """A queue as `queue` shows it."""
+    usual = {"lease_ms": 30_000, "max_retries": 3, "max_crashes": 5, "retry": {}, "length_max": 0}
+    kept = {"retention_ms": 3_600_000, "dead_retention_ms": 2_592_000_000}
+    return {**usual, **kept, "info": {"queue": "q", "paused": paused}, **said}
+
+
 def test_nothing_is_handed_out_of_a_paused_queue(story):
     story.submit()
     pause(story)
@@ -817,17 +824,21 @@ def test_retried_lease_may_be_of_a_time_before_a_pause_of_which_nobody_can_tell_
     pause(story)
     story.lsn += 1
     story.restart()
-    story.read_all(shown(1, "leased", 1), fresh=True)
+    story.oracle.check_listing(
+        [shown(1, "leased", 1)],
+        [{"queue": "q", "leased": 1}],
+        story.lsn,
+        False,
+        engine_ms=story.ms,
+        wall_ms=story.wall_ms,
+        fresh=True,
+        settings=[details(paused=True)],
+    )
     story.ask_again(request_id, "lease", {"queues": ["q"]})
     story.tell(request_id, leased_body(leased()))
 
 
 def test_settings_are_shown_as_they_were_set(story):
-    def details(**said: Any) -> dict[str, Any]:
-        usual = {"lease_ms": 30_000, "max_retries": 3, "max_crashes": 5, "retry": {}, "length_max": 0}
-        kept = {"retention_ms": 3_600_000, "dead_retention_ms": 2_592_000_000}
-        return {**usual, **kept, "info": {"queue": "q", "paused": False}, **said}
-
     story.submit()
     set_queue(story, max_retries=1, retry={"kind": "fixed"})
     with broken("I15"):
@@ -837,9 +848,8 @@ def test_settings_are_shown_as_they_were_set(story):
     with broken("I15"):
         story.do("queue", {"queue": "q"}, details(max_retries=1, lease_ms=1_000), changes=False)
     story.do("queue", {"queue": "q"}, details(lease_ms=1_000), changes=False)
-    paused = {"info": {"queue": "q", "paused": True}}
     with broken("I15"):
-        story.do("queue", {"queue": "q"}, details(lease_ms=1_000, **paused), changes=False)
+        story.do("queue", {"queue": "q"}, details(lease_ms=1_000, paused=True), changes=False)
 
 
 def test_queue_with_settings_is_there_without_jobs(story):
