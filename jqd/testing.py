@@ -38,16 +38,16 @@ from jqd.client.sync import Client
 from jqd.client.values import Duration, to_ms
 from jqd.client.worker import Ended, Worker
 from jqd.core import passing
-from jqd.core.commands import Ack, Command, Wait
-from jqd.core.engine import Engine
+from jqd.core.commands import Ack, Command, Lease, Leased, Wait
+from jqd.core.engine import Body, Engine
 from jqd.core.model import DEFAULT_QUEUE, Now
 from jqd.core.queues import Identity
 from jqd.core.state import State
-from jqd.errors import JobNotFound, WrongState
+from jqd.errors import JobNotFound, JqdError, WrongState
 from jqd.protocol.messages import SubmitRequest
 from jqd.server.config import Config, load_config
 from jqd.server.driver import Connection, Driver
-from jqd.server.session import Session
+from jqd.server.session import Output, Session
 from jqd.storage.memory import MemoryStore
 
 T = TypeVar("T")
@@ -109,8 +109,14 @@ class _FaultySession(Session):
         if isinstance(command, Ack) and any(self._faults.acks.values()):
             self._come_too_late(command, now)
         super()._carry_out(command, request_id, now)
-        if _spend(self._faults.replies, command.verb):
-            _cut(self._connection)
+        is_parked = isinstance(command, Lease) and self._ticket in self._house.engine._parked_by_ticket
+        if not is_parked and _spend(self._faults.replies, command.verb):
+            self._connection.loses = True
+
+    def answer(self, request_id: int, answer: Body | JqdError) -> None:
+        super().answer(request_id, answer)
+        if isinstance(answer, Leased) and answer.jobs and _spend(self._faults.replies, Lease.verb):
+            self._connection.loses = True
 
     def _submit(self, run: list[SubmitRequest], now: Now) -> None:
         if not self._faults.replies.get("submit"):
@@ -139,9 +145,20 @@ def _cut(connection: Connection) -> None:
 
 
 class _Line(Connection):
+    """A connection. `loses`: what is sent next is lost on its way, with the connection."""
+
     def __init__(self, driver: Driver, faults: _Faults) -> None:
         super().__init__(driver)
         self.session = _FaultySession(driver, self, faults)
+        self.loses = False
+
+    def send(self, output: Output) -> None:
+        if self.loses and not self._closed:
+            self.loses = False
+            self.session.output_sent(output)  # as far as the server can tell
+            _cut(self)
+        else:
+            super().send(output)
 
 
 def _end_lease(engine: Engine, job_id: int, now: Now) -> None:
@@ -312,7 +329,10 @@ class Server:
         self._do(lambda driver, now: self._faults.acks.update({queue: count}))  # noqa: ARG005
 
     def lose_reply(self, verb: str, count: int = 1) -> None:
-        """Carry out the next `count` requests of a verb, and cut the connection instead of answering."""
+        """Carry out the next `count` requests of a verb, and cut the connection instead of answering.
+
+        As a network does that loses the reply: what was carried out is on disk, and the server takes the reply for sent.
+        """
         self._do(lambda driver, now: self._faults.replies.update({verb: count}))  # noqa: ARG005
 
     def cut(self) -> None:

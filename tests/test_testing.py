@@ -1,6 +1,7 @@
 """jqd.testing: the clock moves when the test says so, and what is to go wrong does."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,6 +98,24 @@ def test_a_lost_reply_is_asked_for_again_and_nothing_happens_twice(jqd_server, c
         assert [client.submit("q").job_id for _ in range(5)] == [1, 2, 3, 4, 5]
     assert client.queues().queues[0].ready == 5
     assert jqd_server._faults.replies == {"submit": 0} and before.isdisjoint(jqd_server._driver.connections)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_the_lost_reply_of_a_lease_had_left_the_server(jqd_server, client, waits):
+    """So its jobs are in the hands of who asks again, under the first token; and nothing is lost before there is a job."""
+    if not waits:
+        client.submit("q", b"x")
+    jqd_server.lose_reply("lease")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.lease, "q", wait="20s")
+        if waits:
+            happens(lambda: client.stats().parked_count == 1)
+            assert jqd_server._faults.replies == {"lease": 1}
+            client.submit("q", b"x")
+        (job,) = asked.result(20).jobs
+    assert (job.attempt, job.token & 0xFFFF_FFFF) == (1, 1)
+    assert jqd_server._faults.replies == {"lease": 0}
+    client.ack(job)
 
 
 def test_a_restart_keeps_what_was_durable_and_the_url(jqd_server, client):
