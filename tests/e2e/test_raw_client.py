@@ -722,3 +722,54 @@ def test_stats(client: RawClient):
     assert all(isinstance(value, int) for value in stats["process"].values())
     assert stats["process"]["connections"] == 1
     assert refused(client, "stats", verbose=True) == "invalid_argument"
+
+
+# --- workers ------------------------------------------------------------------------------------
+
+
+def test_a_worker_says_what_it_is_is_shown_and_told(daemon: Daemon, client: RawClient):
+    session = secrets.token_bytes(16)
+    client.call("submit", payload=b"x")
+    with RawClient(daemon.address, worker="w-2", session=session) as worker:
+        said = {"queues": ["default"], "concurrency": 4, "host": "box", "pid": 42, "version": "7"}
+        registered = worker.call("register", **said)
+        assert (registered["order"], registered["beat_ms"]) == (None, 5_000)
+        worker.call("lease")
+        (shown,) = client.call("workers")["workers"]
+        assert {name: shown[name] for name in said} == said
+        assert [shown[name] for name in ("worker_id", "worker", "state", "leased", "jobs")] == [
+            *(registered["worker_id"], "w-2", "running", 1, [[1, 1]])
+        ]
+        told = client.call("tell_workers", order="quiet", workers=["w-2"])
+        assert told == {"told": [[registered["worker_id"], "w-2"]]}
+        event = worker.next_reply()
+        assert (event.id, event.status, event.body) == (0, "order", {"order": "quiet"})
+        assert worker.call("register", **said)["order"] == "quiet"
+        assert worker.call("register", **said, state="quiet")["order"] is None
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"queues": ["a b"]},
+        {"queues": ["q"] * 65},
+        {"concurrency": 0},
+        {"state": "asleep"},
+        {"pid": -1},
+        {"host": "h" * 129},
+        {"jobs": 1},
+    ],
+)
+def test_register_refuses(idle_daemon: Daemon, args: dict[str, object]):
+    with RawClient(idle_daemon.address, session=secrets.token_bytes(16)) as client:
+        assert refused(client, "register", **args) == "invalid_argument"
+        assert client.call("workers") == {"workers": [], "cursor": None}
+
+
+def test_what_is_about_workers_refuses(idle: RawClient):
+    assert refused(idle, "register") == "invalid_argument", "without a session nobody is a worker"
+    assert refused(idle, "workers", limit=0) == "invalid_argument"
+    for args in ({}, {"order": "stop"}, {"order": "run", "all": True}, {"order": "stop", "workers": []}):
+        assert refused(idle, "tell_workers", **args) == "invalid_argument"
+    assert refused(idle, "tell_workers", order="stop", workers=["nobody"]) == "worker_not_found"
+    assert idle.call("tell_workers", order="stop", all=True) == {"told": []}
