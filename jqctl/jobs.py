@@ -68,6 +68,8 @@ def _metadata(
 @click.option("--retry", type=RETRY, help="How long it waits after a failure: exponential; see jqctl --help.")
 @click.option("--lease", type=DURATION, help="What a worker gets that does not say, 1s to 24h: 30s.")
 @click.option("--task", help="A name for what is to be done.")
+@click.option("--tenant", metavar="NAME", help="Whose job it is: default. Keys are those of one tenant.")
+@click.option("--group", metavar="NAME", help="What it belongs to within the tenant; for filters.")
 @click.option("--dedupe-key", metavar="NAME", help="One job of this name lives in the queue at a time.")
 @click.option(
     "--dedupe",

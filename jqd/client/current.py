@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec import Struct
 
 from jqd.client.requests import HeldJob
-from jqd.core.model import PROGRESS_TEXT_BYTES_MAX, shorten
+from jqd.core.model import DEFAULT_TENANT, PROGRESS_TEXT_BYTES_MAX, shorten
 from jqd.errors import InvalidArgument
 
 Report = Callable[[int | None, str], object]
@@ -34,6 +34,8 @@ class CurrentJob(Struct, frozen=True, kw_only=True):
     attempt: int
     queue: str
     task: str | None
+    tenant: str = DEFAULT_TENANT
+    group: str | None = None
     priority: int = 0
     errors: int = 0
     crashes: int = 0
@@ -87,6 +89,8 @@ def make_current(
         attempt=job.attempt,
         queue=job.queue,
         task=job.task,
+        tenant=job.tenant,
+        group=job.group,
         priority=job.priority,
         errors=job.errors,
         crashes=job.crashes,

@@ -191,7 +191,8 @@ class JobOptions(TypedDict, total=False):
     expires_at:      Date by which; instead of expires.
     result_ttl:      Duration for which its result is kept after the ack, at most as long as the queue keeps the job;
                      0: not at all.
-    tenant, group:   see protocol.md "submit". A server that does not support one refuses it.
+    tenant:          whose job it is; "default". Its keys are that tenant's.
+    group:           jobs that belong together within the tenant.
     """
 
     priority: int
@@ -296,7 +297,7 @@ def validate(group: SubmitGroup) -> SubmitGroup:
         value = f" = {shorten(getattr(bare, field))}" if hasattr(bare, field) else ""
         raise InvalidArgument(f"{field}{value}: {what[:1].lower()}{what[1:]}") from None
     check_name("queue", group.queue)
-    for field in ("task", "dedupe_key", "idempotency_key"):
+    for field in ("task", "tenant", "group", "dedupe_key", "idempotency_key"):
         if (name := getattr(group, field)) is not None:
             check_name(field, name)
     if (size := max(map(len, group.payloads))) > PAYLOAD_BYTES_MAX:

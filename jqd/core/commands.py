@@ -242,6 +242,8 @@ class LeasedJob(Struct, omit_defaults=True, gc=False):
     delivery: Delivery = "at_least_once"
     errors: int = 0
     crashes: int = 0
+    tenant: str = model.DEFAULT_TENANT
+    group: str | None = None
 
 
 class Leased(Answer):

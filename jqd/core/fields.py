@@ -32,18 +32,14 @@ def options_of(fields: Submit | SubmitGroup, state: State, now: Now) -> JobOptio
 
 
 def _checked_options(fields: JobFields, state: State, now: Now) -> JobOptions:
-    if fields.group is not None:
-        raise InvalidArgument(
-            f"group = {model.shorten(fields.group)}: this server does not support group yet"
-        )
-    if fields.tenant != model.DEFAULT_TENANT:
-        raise InvalidArgument(
-            f"tenant = {model.shorten(fields.tenant)}: this server knows only {model.DEFAULT_TENANT!r} yet"
-        )
     if fields.queue not in state.queues:
         model.check_name("queue", fields.queue)
     if fields.task is not None:
         model.check_name("task", fields.task)
+    if fields.tenant != model.DEFAULT_TENANT:
+        model.check_name("tenant", fields.tenant)
+    if fields.group is not None:
+        model.check_name("group", fields.group)
     if fields.metadata is not None:
         check_metadata(fields.metadata)
     _check_keys(fields)
@@ -63,6 +59,8 @@ def _checked_options(fields: JobFields, state: State, now: Now) -> JobOptions:
     return state.share(
         JobOptions(
             queue=fields.queue,
+            tenant=fields.tenant,
+            group=fields.group,
             task=fields.task,
             encoding=fields.encoding,
             priority=fields.priority,

@@ -142,13 +142,15 @@ def _leased_job(job: Job) -> LeasedJob:
         options.delivery,
         job.errors,
         job.crashes,
+        options.tenant,
+        options.group,
     )
 
 
 # A field added in the middle would shift what _leased_job() says by position.
 assert LeasedJob.__struct_fields__ == (
     *("job_id", "queue", "attempt", "payload", "encoding", "priority", "task", "metadata"),
-    *("delivery", "errors", "crashes"),
+    *("delivery", "errors", "crashes", "tenant", "group"),
 )
 
 

@@ -76,6 +76,8 @@ varied = st.fixed_dictionaries(
         "delivery": st.sampled_from(["at_most_once", "at_least_once"]),
         "encoding": st.sampled_from(["raw", "json"]),
         "task": st.just("t"),
+        "tenant": st.sampled_from(["default", "acme"]),
+        "group": st.just("g"),
         "retry": policies,
         "expires_ms": st.sampled_from([1, 1_000, 40_000]),
         "result_ttl_ms": some_ttl_ms,
@@ -86,6 +88,7 @@ varied = st.fixed_dictionaries(
 keyed = st.fixed_dictionaries(
     {"queue": st.sampled_from(["a", "b"])},
     optional={
+        "tenant": st.sampled_from(["default", "acme"]),
         "dedupe_key": st.sampled_from(["k", "l"]),
         "dedupe": st.sampled_from(["existing", "reject", "replace", "debounce"]),
         "dedupe_until": st.sampled_from(["finished", "started"]),
@@ -109,7 +112,15 @@ comparison = st.sampled_from(
             "reason = killed",
             "queue = a",
         ),
-        *("queue in (a, c)", "queue contains B", "tenant = default", "group = ''", "task = t", "task = ''"),
+        *(
+            "queue in (a, c)",
+            "queue contains B",
+            "tenant = default",
+            "group = ''",
+            "group != g",
+            "task = t",
+            "task = ''",
+        ),
         *("metadata.k = v", "metadata.k != v", "error contains OOPS", "error contains ran", "error = ''"),
         *("priority > 0", "priority in (-1, 1)", "attempt >= 2", "errors < 1", "crashes = 1", "crashes != 0"),
         *("age > 1s", "age <= 30s", "state_age < 1m", "state_age >= 500ms"),
@@ -261,7 +272,7 @@ class Machine(RuleBasedStateMachine):
         self.say(c.Submit(expires_at_ms=self.core.wall_ms + in_ms, delay_ms=delay_ms, **fields))
 
     @rule(
-        fields=st.sampled_from([{"queue": "/"}, {"group": "g"}, {"delay_ms": 1, "run_at_ms": 1}])
+        fields=st.sampled_from([{"queue": "/"}, {"group": "g/"}, {"delay_ms": 1, "run_at_ms": 1}])
         | no_policies.map(lambda policy: {"retry": policy})
     )
     def submit_nonsense(self, fields):
@@ -280,7 +291,7 @@ class Machine(RuleBasedStateMachine):
             st.tuples(
                 options
                 | keyed
-                | st.sampled_from([{"queue": "/"}, {"group": "g"}, {"queue": "a", "delay_ms": 700}]),
+                | st.sampled_from([{"queue": "/"}, {"group": "g/"}, {"queue": "a", "delay_ms": 700}]),
                 st.binary(max_size=3),
             ),
             min_size=2,

@@ -25,7 +25,7 @@ def jobs(core: Core) -> Core:
     core.ack(leased.token, 3, result_error="no such address ☹")
     core.wait(600_000)
     core.submit(b"", queue="web", delay_ms=3_600_000, priority=-5)
-    core.submit(b"", queue="web", task="resize")
+    core.submit(b"", queue="web", task="resize", tenant="acme", group="user-17")
     core.wait(1_000)
     core.submit(b"", queue="web-2", task="send")
     return core
@@ -46,10 +46,10 @@ def found(core: Core, where: str) -> list[int]:
         ("reason in (retries, refused)", [2, 3]),
         ("queue = web", [4, 5]),
         ("queue contains WEB", [4, 5, 6]),
-        ("tenant = default", [1, 2, 3, 4, 5, 6]),
-        ("tenant != default", []),
-        ("group = acme", []),
-        ("group = ''", [1, 2, 3, 4, 5, 6]),
+        ("tenant = default", [1, 2, 3, 4, 6]),
+        ("tenant in (acme, globex)", [5]),
+        ("group contains USER", [5]),
+        ("group = ''", [1, 2, 3, 4, 6]),
         ("task in (send, resize)", [1, 5, 6]),
         ("task = ''", [2, 3, 4]),
         ("metadata.trace = a1", [2]),

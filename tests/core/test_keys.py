@@ -53,6 +53,15 @@ def test_second_submit_is_answered_with_the_job_that_lives(core):
     assert core.state.next_id == 2
 
 
+def test_keys_of_another_tenant_are_other_keys(core):
+    assert dedupe(core) == (1, False)
+    assert dedupe(core, tenant="acme") == (2, False)
+    assert dedupe(core, tenant="acme", group="g") == (2, True)
+    assert once(core, tenant="acme") == (3, False)
+    assert once(core, tenant="globex") == (4, False)
+    assert once(core, tenant="acme") == (3, True)
+
+
 def test_another_key_or_queue_is_another_job(core):
     dedupe(core)
     assert submit(core, dedupe_key="l") == (2, False)

@@ -212,7 +212,7 @@ def test_request_ids_of_two_sessions_do_not_meet(core):
 def test_what_changed_nothing_is_not_remembered(core):
     caller = core.hello(S)
     with pytest.raises(InvalidArgument):
-        core.do(c.Submit(group="g"), caller, request_id=5)
+        core.do(c.Submit(group="g/"), caller, request_id=5)
     assert core.do(c.Ack(items=[(1, [(1, 1)], None)]), caller, request_id=6).results == [
         (1, 1, "job_not_found")
     ]

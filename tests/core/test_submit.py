@@ -45,6 +45,8 @@ def test_every_option_of_a_submit_is_kept(core):
         "encoding": "json",
         "task": "send",
         "metadata": {"to": "you"},
+        "tenant": "acme",
+        "group": "user-17",
     }
     shown = core.get(core.submit(b"{}", **fields))
     assert {name: getattr(shown, name) for name in fields} == fields
@@ -57,8 +59,8 @@ def test_ids_are_dense_from_one(core):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"group": "g"}, "group = 'g': this server does not support group yet"),
-        ({"tenant": "acme"}, "tenant = 'acme': this server knows only 'default' yet"),
+        ({"group": "g/1"}, f"group = 'g/1': a name must match {model.NAME_PATTERN}"),
+        ({"tenant": "a b"}, f"tenant = 'a b': a name must match {model.NAME_PATTERN}"),
         ({"queue": "-x"}, f"queue = '-x': a name must match {model.NAME_PATTERN}"),
         ({"queue": "a/b"}, f"queue = 'a/b': a name must match {model.NAME_PATTERN}"),
         ({"queue": "a\n"}, rf"queue = 'a\n': a name must match {model.NAME_PATTERN}"),
@@ -212,7 +214,7 @@ def test_neighbours_of_a_run_that_differ_in_their_payload_only_are_one_fact(core
 def test_in_a_run_each_submit_is_refused_by_itself(core):
     good = c.Submit(payload=b"good")
     large = c.Submit(payload=bytes(model.PAYLOAD_BYTES_MAX + 1))
-    run = run_of(good, large, c.Submit(group="g"), good, c.Submit(queue="/"), large, good)
+    run = run_of(good, large, c.Submit(group="g/"), good, c.Submit(queue="/"), large, good)
     code = "payload_too_large"
     assert core.submit_run(run) == [
         c.Submitted(job_id=1),
@@ -230,7 +232,7 @@ def test_in_a_run_each_submit_is_refused_by_itself(core):
 
 def test_a_run_of_which_nothing_is_good_changes_nothing(core):
     lsn = core.state.lsn
-    assert core.submit_run(run_of(c.Submit(group="g"), c.Submit(group="g"))) == ["invalid_argument"] * 2
+    assert core.submit_run(run_of(c.Submit(group="g/"), c.Submit(group="g/"))) == ["invalid_argument"] * 2
     assert core.turn() == []
     assert core.state.lsn == lsn
 

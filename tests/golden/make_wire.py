@@ -315,6 +315,8 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
                     delivery="at_most_once",
                     errors=1,
                     crashes=2,
+                    tenant="acme",
+                    group="user-17",
                 ),
             ],
         ),

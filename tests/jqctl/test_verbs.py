@@ -91,12 +91,12 @@ def test_submit_says_every_option_and_prints_the_id(shell):
 def test_submit_says_the_keys_and_that_a_job_was_there_before(shell):
     shell.server.answers["submit"] = Submitted(job_id=17, existing=True)
     code, out, err = shell(
-        "submit", "q", "--dedupe-key", "d", "--dedupe", "debounce", "--dedupe-until", "started", "--dedupe-ttl", "5s",
+        "submit", "q", "--tenant", "acme", "--group", "g", "--dedupe-key", "d", "--dedupe", "debounce", "--dedupe-until", "started", "--dedupe-ttl", "5s",
         "--idempotency-key", "i", "--idempotency-ttl", "2d",
     )  # fmt: skip
     assert (code, out, err) == (0, "17\n", "it was there before\n")
     assert shell.said == Submit(
-        queue="q", dedupe_key="d", dedupe="debounce", dedupe_until="started", dedupe_ttl_ms=5_000,
+        queue="q", tenant="acme", group="g", dedupe_key="d", dedupe="debounce", dedupe_until="started", dedupe_ttl_ms=5_000,
         idempotency_key="i", idempotency_ttl_ms=172_800_000,
     )  # fmt: skip
     assert shell.json("submit", "q") == [{"job_id": "17", "existing": True}]

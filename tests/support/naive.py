@@ -144,7 +144,9 @@ class NaiveQueue:
         self.dated: list[int] = []  # that may expire, and some that cannot any more
         self.jittered: list[int] = []  # jobs that got bounds, of which some may have their time since
         self.sessions: dict[bytes, NaiveSession] = {}  # those that have changed something
-        self.keys: dict[tuple[str | None, ...], NaiveKey] = {}  # ("d", queue, key) or ("i", key)
+        self.keys: dict[
+            tuple[str | None, ...], NaiveKey
+        ] = {}  # ("d", tenant, queue, key) or ("i", tenant, key)
         self.met: list[NaiveJob] = []  # what the newest sweep meant
         self.connected: list[bytes] = []  # once for each connection
         self.releasing: set[bytes] = set()  # whose newest hello asked for it
@@ -345,7 +347,10 @@ class NaiveQueue:
             self.check_fields(group, now)
             if group.dedupe_key is not None and len(payloads) > 1:
                 raise Refused("invalid_argument")
-            for key in (("d", group.queue, group.dedupe_key), ("i", group.idempotency_key)):
+            for key in (
+                ("d", group.tenant, group.queue, group.dedupe_key),
+                ("i", group.tenant, group.idempotency_key),
+            ):
                 if key[-1] is not None and key in named:
                     raise Refused("invalid_argument")
                 named.append(key)
@@ -372,7 +377,8 @@ class NaiveQueue:
     def submit_group(
         self, fields: c.JobFields, payloads: list[bytes], now: model.Now
     ) -> tuple[int, int, bool]:
-        dedupe, idempotency = ("d", fields.queue, fields.dedupe_key), ("i", fields.idempotency_key)
+        dedupe = ("d", fields.tenant, fields.queue, fields.dedupe_key)
+        idempotency = ("i", fields.tenant, fields.idempotency_key)
         content = (
             payloads,
             structs.replace(as_fields(fields), idempotency_key=None, idempotency_ttl_ms=None),
@@ -424,7 +430,7 @@ class NaiveQueue:
 
     def free(self, job: NaiveJob) -> None:
         """Take from a job the key that it has no longer than it lives, or waits."""
-        key = ("d", job.fields.queue, job.fields.dedupe_key)
+        key = ("d", job.fields.tenant, job.fields.queue, job.fields.dedupe_key)
         if key in self.keys and self.keys[key].first_id == job.id and self.keys[key].due_ms is None:
             del self.keys[key]
 
@@ -442,7 +448,7 @@ class NaiveQueue:
         check_policy(fields.retry)
         if fields.dedupe_key is None and fields.idempotency_key is None:
             self.check_result_ttl(fields)
-        if "/" in fields.queue or fields.group is not None:
+        if any("/" in name for name in (fields.queue, fields.tenant, fields.group or "")):
             raise Refused("invalid_argument")
         if fields.dedupe_key is None:
             if (fields.dedupe, fields.dedupe_until, fields.dedupe_ttl_ms) != ("existing", "finished", None):
@@ -698,7 +704,8 @@ class NaiveQueue:
         for job in found:
             self.changed = True
             if takes_key_again(job):
-                self.keys["d", job.fields.queue, job.fields.dedupe_key] = NaiveKey(job.id, 1, None, None)
+                key = ("d", job.fields.tenant, job.fields.queue, job.fields.dedupe_key)
+                self.keys[key] = NaiveKey(job.id, 1, None, None)
             self.dead.remove(job.id)
             job.shown = None
             self.alive = dict(sorted((self.alive | {job.id: job}).items()))
@@ -760,8 +767,12 @@ class NaiveQueue:
         """Tell whether a revived job would live beside another one with its key."""
         if not isinstance(command, c.Requeue) or not takes_key_again(job):
             return False
-        key = (job.fields.queue, job.fields.dedupe_key)
-        others = [(one.fields.queue, one.fields.dedupe_key) for one in found if takes_key_again(one)]
+        key = (job.fields.tenant, job.fields.queue, job.fields.dedupe_key)
+        others = [
+            (one.fields.tenant, one.fields.queue, one.fields.dedupe_key)
+            for one in found
+            if takes_key_again(one)
+        ]
         return key in others or self.known(("d", *key), now) is not None
 
     def page(
@@ -913,6 +924,8 @@ class NaiveQueue:
             payload_bytes=len(job.payload or b""),
             encoding=fields.encoding,
             priority=fields.priority,
+            tenant=fields.tenant,
+            group=fields.group,
             task=fields.task,
             dedupe_key=fields.dedupe_key,
             metadata=fields.metadata,
@@ -1273,6 +1286,8 @@ def leased_job(job: NaiveJob) -> c.LeasedJob:
         delivery=job.fields.delivery,
         errors=job.errors,
         crashes=job.crashes,
+        tenant=job.fields.tenant,
+        group=job.fields.group,
     )
 
 
