@@ -41,6 +41,7 @@ from jqd.server.config import (
     load_config,
     render_config,
 )
+from jqd.server.machine import find_memory
 from jqd.server.values import Switch
 
 EXIT_USAGE = 2
@@ -153,6 +154,7 @@ def _serve(flags: Mapping[str, str | bool], environ: Mapping[str, str], *, print
             is_root=os.geteuid() == 0,
             cwd=os.getcwd(),  # noqa: PTH109  a str is wanted
             open_files_max=_open_files()[1],
+            memory_max=find_memory(),
         )
         if print_config:
             click.echo(render_config(config), nl=False)

@@ -47,6 +47,7 @@ from jqd.errors import JobNotFound, JqdError, WrongState
 from jqd.protocol.messages import SubmitRequest
 from jqd.server.config import Config, load_config
 from jqd.server.driver import Connection, Driver
+from jqd.server.machine import find_memory
 from jqd.server.session import Output, Session
 from jqd.storage.memory import MemoryStore
 
@@ -347,7 +348,9 @@ class Server:
 
 def _config() -> Config:
     where = str(Path(tempfile.gettempdir()) / "jqd-testing")  # named, and never made: nothing is on disk
-    return load_config({"data_dir": where}, {}, is_root=False, cwd="/", open_files_max=1 << 16)
+    return load_config(
+        {"data_dir": where}, {}, is_root=False, cwd="/", open_files_max=1 << 16, memory_max=find_memory()
+    )
 
 
 # --- workers ----------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def number(text: str) -> int:
 DECIDED_LIMITS = {
     "payload": f"≤ {model.PAYLOAD_BYTES_MAX:,} bytes",
     "payloads": f"1 .. {model.JOBS_PER_REQUEST_MAX:,} items",
-    "metadata": f"≤ {model.METADATA_BYTES_MAX:,} bytes",
+    "metadata": f"≤ {model.METADATA_BYTES_MAX:,} bytes, {model.METADATA_KEYS_MAX} keys",
     "progress_text": f"≤ {model.PROGRESS_TEXT_BYTES_MAX:,} bytes",
 }
 

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from jqd.core.keys import Key, idempotency_name
 from jqd.core.model import (
+    HISTORY_COUNT_MAX,
     Cause,
     DeadReason,
     Due,
@@ -138,30 +139,33 @@ class JobsRetried(Change, tag=7):
     """An attempt ended without success and another will follow.
 
     jobs: (id, due_ms by the engine clock), 0 = ready at once: each has its own jitter.
+    kept: attempts of their histories that stay, this one included; 0: none, and the error goes as well.
     """
 
     jobs: list[tuple[int, int]]
     cause: Cause
     error: str = ""
     principal: str = ""
+    kept: int = HISTORY_COUNT_MAX
 
     def apply(self, state: State, now: Now) -> None:
         for job_id, due_ms in self.jobs:
             due = Due(due_ms, is_wall=False) if due_ms else None
-            state.give_back([(job_id, 1)], due, self.cause, self.error, now)
+            state.give_back([(job_id, 1)], due, self.cause, self.error, now, self.kept)
 
 
 class JobsDied(Change, tag=8):
-    """An attempt ended without success and no other will follow."""
+    """An attempt ended without success and no other will follow. kept: as in JobsRetried, at least 1."""
 
     ranges: Ranges
     reason: DeadReason
     cause: Cause
     error: str = ""
     principal: str = ""
+    kept: int = HISTORY_COUNT_MAX
 
     def apply(self, state: State, now: Now) -> None:
-        state.bury(self.ranges, self.reason, self.cause, self.error, now)
+        state.bury(self.ranges, self.reason, self.cause, self.error, now, self.kept)
 
 
 class JobsReleased(Change, tag=9):
@@ -173,7 +177,7 @@ class JobsReleased(Change, tag=9):
 
     def apply(self, state: State, now: Now) -> None:
         due = Due(self.due_ms, is_wall=False) if self.due_ms else None
-        state.give_back(self.ranges, due, "none", "", now)
+        state.give_back(self.ranges, due, "none", "", now, HISTORY_COUNT_MAX)
 
 
 class JobsCancelled(Change, tag=10):

@@ -58,6 +58,8 @@ LeaseMs = Annotated[int, Meta(ge=model.LEASE_MS_MIN, le=model.LEASE_MS_MAX)]
 DelayMs = Annotated[int, Meta(ge=0, le=model.DELAY_MS_MAX)]
 KeyTtlMs = Annotated[int, Meta(ge=model.KEY_TTL_MS_MIN, le=model.KEY_TTL_MS_MAX)]
 WallMs = Annotated[int, Meta(ge=0, le=model.WALL_MS_MAX)]
+# Its bytes are checked by the decision. The decoder has to know a limit as well: entries of three bytes take a hundred.
+Metadata = Annotated[dict[str, str], Meta(max_length=model.METADATA_KEYS_MAX)]
 AttemptLimit = Annotated[int, Meta(ge=0, le=model.ATTEMPT_LIMIT_MAX)]
 RetentionMs = Annotated[int, Meta(ge=0, le=model.DEAD_RETENTION_MS)]
 QueueLength = Annotated[int, Meta(ge=0, le=model.QUEUE_LENGTH_MAX)]
@@ -172,7 +174,7 @@ class JobFields(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=
     delivery: Delivery = "at_least_once"
     encoding: Encoding = "raw"
     task: Name | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     tenant: Name = model.DEFAULT_TENANT
     group: Name | None = None
     dedupe_key: Name | None = None
@@ -489,6 +491,7 @@ class QueueInfo(Struct, gc=False, kw_only=True):
     """A queue with its jobs counted by state.
 
     ready_age_ms: how long the job that has been next in line longest, of any priority, has been ready; None: none is.
+    memory_bytes: what it takes with its jobs, but for leases and keys; an estimate that errs upwards.
     """
 
     queue: str
@@ -501,6 +504,7 @@ class QueueInfo(Struct, gc=False, kw_only=True):
     expired: int
     paused: bool = False
     ready_age_ms: int | None = None
+    memory_bytes: int = 0
 
 
 class QueueList(Answer):
@@ -676,6 +680,10 @@ class ServerStats(Answer):
     session_count: int
     key_count: int  # dedupe and idempotency keys that are remembered
     result_bytes: int
+    memory_bytes: int  # what all of it takes, as it is counted
+    ended_bytes: int  # of it done, dead, cancelled and expired jobs
+    tenant_count: int
+    tenants: dict[str, int]  # bytes of the tenants that take most, 20 at most
     process: dict[str, int]  # see above
 
 
@@ -744,7 +752,7 @@ class Update(Command[Updated]):
     run_at_ms: WallMs | None = None
     payload: bytes | None = None
     encoding: Encoding | None = None  # of the payload; raw
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
 
 
 class Requeue(Sweep):

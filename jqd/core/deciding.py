@@ -21,7 +21,7 @@ from jqd.core.changes import Change
 from jqd.core.commands import Verdict, to_ranges
 from jqd.core.model import Job, Lease, Now
 from jqd.core.state import State
-from jqd.errors import InvalidArgument
+from jqd.errors import InvalidArgument, Overloaded
 
 Emit = Callable[[Change], None]
 
@@ -38,6 +38,29 @@ REPLY_JOB_BYTES: Final = 160
 def judged_at_ms(state: State, now: Now) -> int:
     """Return the time by which leases are judged: a deadline at or before it has passed."""
     return now.engine_ms - state.lease_lag_ms
+
+
+def check_memory(state: State, added_bytes: int) -> None:
+    """Refuse what would add to memory beyond the soft limit.
+
+    Args:   added_bytes: that it adds, at least about.
+    Raises: Overloaded.
+    """
+    memory = state.memory
+    if memory.bytes + added_bytes > memory.soft_bytes:
+        raise Overloaded(
+            f"memory = {memory.bytes} bytes, and {added_bytes} more would come: the limit is {memory.soft_bytes}",
+            retry_after_ms=model.SECOND_MS,
+            details={"memory_bytes": memory.bytes, "memory_soft_bytes": memory.soft_bytes},
+        )
+
+
+def kept_attempts(state: State) -> int:
+    """Return how many attempts the history of a job that is tried again keeps: none while memory is short.
+
+    What ends attempts goes on then, and must not add to what waits. Who dies keeps one: retention sees to the dead.
+    """
+    return 0 if state.memory.is_short else model.HISTORY_COUNT_MAX
 
 
 def live_jobs(lease: Lease, state: State) -> Iterator[Job]:

@@ -63,6 +63,7 @@ from jqd.core.commands import Lease as LeaseCommand
 from jqd.core.deciding import Emit, judged_at_ms
 from jqd.core.dump import Dump
 from jqd.core.fields import is_keyed
+from jqd.core.memory import UNLIMITED_BYTES
 from jqd.core.model import Caller, Now
 from jqd.core.ordered import NEVER_MS, TimerHeap, earliest_ms
 from jqd.core.queues import Identity
@@ -182,10 +183,13 @@ class Engine:
 
     Args:
         state: as recovered: replay() every record before start().
+        memory_soft_bytes: what the state may take before nothing is taken any more that adds to it. A state that takes
+            more is recovered all the same.
     """
 
-    def __init__(self, state: State, identity: Identity) -> None:
+    def __init__(self, state: State, identity: Identity, *, memory_soft_bytes: int = UNLIMITED_BYTES) -> None:
         self.state = state
+        state.memory.limit(memory_soft_bytes)
         # What nobody asked for: (ticket, body of the event), for each connection of the session that it is about.
         self.events: list[tuple[Ticket, CancelRequested | OrderGiven]] = []
         self.outbox: list[tuple[Ticket, int, Body | JqdError]] = []  # (ticket, request id, answer)
@@ -720,6 +724,8 @@ class Engine:
         passing.forget_results(state, now, self._emit, model.EXPIRIES_PER_TICK)
         if state.result_bytes > model.RESULTS_BYTES_MAX:
             passing.forget_oldest_results(state, self._emit, model.RESULTS_PER_TICK)
+        if state.memory.ended_bytes > state.memory.ended_bytes_max:
+            passing.forget_for_memory(state, self._emit, model.EXPIRIES_PER_TICK)
         old: list[bytes] = []
         for session, since_ms in self._detached.items():
             if since_ms + model.SESSION_RETENTION_MS > now.engine_ms or len(old) >= model.EXPIRIES_PER_TICK:
@@ -752,7 +758,13 @@ class Engine:
     def next_deadline(self, now: Now) -> int | None:
         """Return the engine_ms at which finish_turn() has something to do; None: only if asked."""
         state = self.state
-        if state.overfull or state.result_bytes > model.RESULTS_BYTES_MAX or self._waits.due:
+        memory = state.memory
+        if (
+            state.overfull
+            or state.result_bytes > model.RESULTS_BYTES_MAX
+            or self._waits.due
+            or memory.ended_bytes > memory.ended_bytes_max
+        ):
             return now.engine_ms
         lease_ms, delay_ms = state.lease_timers.next_ms(), state.delay_timers.next_ms()
         if lease_ms < NEVER_MS:

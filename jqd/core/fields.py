@@ -27,7 +27,7 @@ def options_of(fields: Submit | SubmitGroup, state: State, now: Now) -> JobOptio
     options = _checked_options(fields, state, now)
     lasting = options.expires_wall_ms is None and not is_keyed(fields)
     if key is not None and fields.delay_ms is None and fields.run_at_ms is None and lasting:
-        state.options_by_fields[key] = options
+        state.remember_fields(key, options)
     return options
 
 

@@ -25,6 +25,7 @@ from jqd.core.deciding import (
     add_verdict,
     check_ranges,
     judged_at_ms,
+    kept_attempts,
     without_marked,
 )
 from jqd.core.model import Caller, DeadReason, Job, Now
@@ -112,7 +113,8 @@ def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Ver
             emit(JobsDone(held, result, command.encoding, caller.principal))
     if plain and command.result_error is not None:
         error = _cut_text(command.result_error)
-        emit(JobsDied(plain, "refused", "error", error, caller.principal))
+        kept = max(1, kept_attempts(state))
+        emit(JobsDied(plain, "refused", "error", error, caller.principal, kept))
     elif plain:
         emit(JobsDone(plain, None, "raw", caller.principal))
     return Verdicts(results=results)
@@ -157,11 +159,12 @@ def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> V
                 delay_ms = backoff.retry_delay_ms(job.errors + 1, job.id, job.attempt, policy)
             retried.append((job.id, now.engine_ms + delay_ms if delay_ms else 0))
     error = _cut_text(command.error)
+    kept = kept_attempts(state)
     if retried:
-        emit(JobsRetried(retried, "error", error, caller.principal))
+        emit(JobsRetried(retried, "error", error, caller.principal, kept))
     if dead:
         reason: DeadReason = "killed" if command.dead else "retries"
-        emit(JobsDied(to_ranges(dead), reason, "error", error, caller.principal))
+        emit(JobsDied(to_ranges(dead), reason, "error", error, caller.principal, max(1, kept)))
     if cancelled:
         emit(JobsCancelled(to_ranges(cancelled), caller.principal, "error", error))
     return Verdicts(results=results)

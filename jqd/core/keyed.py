@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from jqd.core import model
+from jqd.core import memory, model
 from jqd.core.changes import Change, JobsSubmitted, JobUpdated, SubmitRemembered
 from jqd.core.commands import JobFields
 from jqd.core.fields import check_result_ttl, due_of
@@ -40,6 +40,7 @@ class Plan(Struct, frozen=True, gc=False):
     count: int
     existing: bool
     new_keys: int  # that the facts add to the table
+    added_bytes: int  # of memory, at most
 
 
 def plan(
@@ -94,7 +95,9 @@ def plan(
                 caller.principal,
             )
         )
-    return Plan(changes, first_id, count, existing, new_keys)
+    added_bytes = sum(map(len, payloads)) + new_keys * memory.KEY_BYTES
+    added_bytes += (memory.JOB_BYTES + memory.own_bytes(options)) * len(payloads)
+    return Plan(changes, first_id, count, existing, new_keys, added_bytes)
 
 
 def _answered(name: str, known: Key, content: bytes) -> Plan:
@@ -103,7 +106,7 @@ def _answered(name: str, known: Key, content: bytes) -> Plan:
             f"idempotency_key = {name}: it was used for job {known.job_id}, with other content",
             details={"job_id": known.job_id},
         )
-    return Plan([], known.job_id, known.count, existing=True, new_keys=0)
+    return Plan([], known.job_id, known.count, existing=True, new_keys=0, added_bytes=0)
 
 
 def _taken(

@@ -44,6 +44,11 @@ def idempotency_name(tenant: str, key: str) -> str:
     return f"i/{tenant}/{key}"
 
 
+def tenant_of(name: str) -> str:
+    """Return whose key it is."""
+    return name.split("/", 2)[1]
+
+
 def shard_of(name: str) -> int:
     """Return the shard that a name belongs to: the same in every process."""
     return hashlib.blake2b(name.encode(), digest_size=1).digest()[0]

@@ -56,6 +56,7 @@ PAYLOAD_BYTES_MAX: Final = 1 << 20
 RESULT_BYTES_MAX: Final = 64 << 10
 PROGRESS_TEXT_BYTES_MAX: Final = 256  # what fits into one line of a screen, in any script
 METADATA_BYTES_MAX: Final = 4 << 10  # keys and values together, UTF-8
+METADATA_KEYS_MAX: Final = 64  # 10,000 jobs of a request with that many take 80 MiB, whatever stands in them
 ERROR_TEXT_BYTES_MAX: Final = (
     4 << 10
 )  # longer texts are cut, not refused: a traceback must not cost its report

@@ -17,8 +17,10 @@ from jqd.core.changes import (
     ResultsForgotten,
 )
 from jqd.core.commands import to_ranges
-from jqd.core.deciding import Emit, judged_at_ms, live_jobs
+from jqd.core.deciding import Emit, judged_at_ms, kept_attempts, live_jobs
+from jqd.core.memory import job_bytes
 from jqd.core.model import Job, Lease, Now
+from jqd.core.ordered import NEVER_MS
 from jqd.core.state import State
 
 
@@ -84,12 +86,13 @@ def _crash(jobs: list[Job], lease: Lease, error: str, state: State, now: Now, em
                 job.crashes, job.id, job.attempt, settings.retry_policy(job, state)
             )
             retried.append((job.id, now.engine_ms + delay_ms if delay_ms else 0))
+    kept = kept_attempts(state)
     if retried:
-        emit(JobsRetried(retried, cause, error))
+        emit(JobsRetried(retried, cause, error, kept=kept))
     if crashed:
-        emit(JobsDied(to_ranges(crashed), "crashes", cause, error))
+        emit(JobsDied(to_ranges(crashed), "crashes", cause, error, kept=max(1, kept)))
     if abandoned:
-        emit(JobsDied(to_ranges(abandoned), "abandoned", cause, error))
+        emit(JobsDied(to_ranges(abandoned), "abandoned", cause, error, kept=max(1, kept)))
     if cancelled:
         emit(JobsCancelled(to_ranges(cancelled), "", cause, error))
 
@@ -157,3 +160,31 @@ def forget_oldest_results(state: State, emit: Emit, limit: int) -> None:
         excess -= len(job.outcome.result)
     if ids:
         emit(JobsForgotten(to_ranges(ids)))
+
+
+def forget_for_memory(state: State, emit: Emit, limit: int) -> None:
+    """Keep the jobs that have ended within their share of memory: up to `limit` go, those whose time is up first.
+
+    Finished ones go before dead ones, which somebody may still want to requeue.
+    """
+    excess = state.memory.ended_bytes - state.memory.ended_bytes_max
+    for timers, shelf, due, retention in (
+        (state.finished_timers, "finished", "finished_due_ms", "retention_ms"),
+        (state.dead_timers, "dead", "dead_due_ms", "dead_retention_ms"),
+    ):
+        while excess > 0 and limit > 0 and timers:
+            first, *others = timers.due(NEVER_MS, 2)
+            queue = state.queues[first]
+            until_ms: int = getattr(state.queues[others[0]], due) if others else NEVER_MS
+            retention_ms: int = getattr(queue, retention)
+            ids: list[int] = []
+            for job_id in getattr(queue, shelf):
+                job = state.known_job(job_id)
+                if excess <= 0 or len(ids) >= limit:
+                    break
+                if ids and job.changed.engine_ms + retention_ms > until_ms:
+                    break  # the other queue's oldest comes before it
+                ids.append(job_id)
+                excess -= job_bytes(job)
+            emit(JobsForgotten(to_ranges(ids)))
+            limit -= len(ids)

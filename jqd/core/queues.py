@@ -4,12 +4,13 @@ Knows:         how State counts, what a queue's settings mean together.
 Must not know: how a job moves, which setting holds for a job (settings.py), sockets.
 """
 
+from heapq import nlargest
 from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from jqd.core import backoff, model
+from jqd.core import backoff, memory, model
 from jqd.core.changes import QueueSet
 from jqd.core.commands import (
     GetQueue,
@@ -23,10 +24,13 @@ from jqd.core.commands import (
     ServerStats,
     SetQueue,
 )
-from jqd.core.deciding import Emit
+from jqd.core.deciding import Emit, check_memory
 from jqd.core.model import STATE_NAMES, Caller, JobState, Now, QueueSettings
 from jqd.core.state import Queue, State
 from jqd.errors import Overloaded
+
+# In an answer of stats: those that take most.
+TENANTS_SHOWN_MAX: Final = 20
 
 
 class Identity(Struct, frozen=True):
@@ -72,7 +76,7 @@ def get_queue(command: GetQueue, state: State, caller: Caller, now: Now, emit: E
 def set_queue(command: SetQueue, state: State, caller: Caller, now: Now, emit: Emit) -> QueueChanged:  # noqa: ARG001
     """Change what holds in a queue, or make one. What it is paused stays, also with `reset`.
 
-    Raises: InvalidArgument, Overloaded (QUEUES_SET_MAX).
+    Raises: InvalidArgument, Overloaded (QUEUES_SET_MAX; memory, where one is made).
     """
     model.check_name("queue", command.queue)
     if command.retry is not None:
@@ -92,7 +96,7 @@ def set_queue(command: SetQueue, state: State, caller: Caller, now: Now, emit: E
 def pause(command: Pause, state: State, caller: Caller, now: Now, emit: Emit) -> QueueChanged:  # noqa: ARG001
     """Hand out nothing of a queue, which is made if there is none: jobs that come later wait as well.
 
-    Raises: InvalidArgument, Overloaded (QUEUES_SET_MAX).
+    Raises: InvalidArgument, Overloaded (QUEUES_SET_MAX; memory, where one is made).
     """
     model.check_name("queue", command.queue)
     old = _settings(command.queue, state)
@@ -127,6 +131,8 @@ def _change(
                 f"{len(state.set_queues)} queues have settings: the limit is {model.QUEUES_SET_MAX}",
                 retry_after_ms=model.MINUTE_MS,
             )
+        if name not in state.queues:
+            check_memory(state, memory.queue_bytes(name))
         emit(QueueSet(name, new, caller.principal))
     return QueueChanged(queue=name, paused=new.paused)
 
@@ -147,6 +153,7 @@ def _queue_info(queue: Queue, state: State, now: Now) -> QueueInfo:
         queue=queue.name,
         paused=queue.settings.paused,
         ready_age_ms=None if since_ms is None else now.engine_ms - since_ms,
+        memory_bytes=queue.bytes,
         **counts,
     )
 
@@ -156,9 +163,12 @@ def stats(
 ) -> ServerStats:
     """Show figures of the daemon; the driver adds those of the process.
 
-    Cost: O(queues).
+    Cost: O(queues + tenants).
     """
-    state.work += len(state.queues)
+    state.work += len(state.queues) + len(state.tenants)
+    largest = nlargest(
+        TENANTS_SHOWN_MAX, state.tenants.values(), key=lambda tenant: (tenant.bytes, tenant.name)
+    )
     return ServerStats(
         server=identity.server,
         store_id=identity.store_id,
@@ -175,5 +185,9 @@ def stats(
         session_count=len(state.sessions),
         key_count=state.keys.count,
         result_bytes=state.result_bytes,
+        memory_bytes=state.memory.bytes,
+        ended_bytes=state.memory.ended_bytes,
+        tenant_count=len(state.tenants),
+        tenants={tenant.name: tenant.bytes for tenant in largest},
         process={},
     )

@@ -8,11 +8,13 @@ Who may touch it: decisions read; only the apply() of a change (changes.py) call
 
     _pages     page number (id >> 12) -> list of 4,096 slots; a page with few jobs left becomes a dict
     queues     name -> Queue
+    tenants    name -> Tenant, as long as it has jobs or keys
     leases     token -> the grant's leases, by id(): one, or up to one a job after parts of it were extended
     timers     lease_timers (token), delay_timers and result_timers (job id) and retention by engine clock;
                date_timers (job id) by wall clock, and expiry_timers of those that wait and were never handed out
     sessions   session -> the answers that a retry would get again
     keys       dedupe and idempotency keys -> the jobs that they stand for (keys.py)
+    memory     what all of it takes, see memory.py: counted with each change, and no fact
     marked     jobs that were marked to end since the engine last looked; likewise
     ended      of those that somebody waits for (watched) the ones that ended or went since the engine last looked; and
     woken      queues in which a job became ready since the engine last looked; a hint, not a fact
@@ -32,8 +34,9 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 from msgspec import Struct, field
 
-from jqd.core import model
-from jqd.core.keys import Key, KeyTable, dedupe_name
+from jqd.core import memory, model
+from jqd.core.keys import Key, KeyTable, dedupe_name, tenant_of
+from jqd.core.memory import Memory, Tenant
 from jqd.core.model import (
     Attempt,
     Cause,
@@ -49,7 +52,7 @@ from jqd.core.model import (
     Progress,
     QueueSettings,
 )
-from jqd.core.ordered import ReadyLane, TimerHeap
+from jqd.core.ordered import LINE_BYTES, ReadyLane, TimerHeap
 from jqd.errors import JobNotFound, QueueNotFound
 
 PAGE_SHIFT: Final = 12
@@ -57,8 +60,8 @@ PAGE_JOBS: Final = 1 << PAGE_SHIFT
 _SLOT: Final = PAGE_JOBS - 1
 # Below this many jobs a list of 4,096 slots wastes more than a dict does.
 _SPARSE_JOBS: Final = PAGE_JOBS // 16
-# Distinct options kept for sharing. When it is full sharing starts anew; only memory depends on it.
-_SHARED_OPTIONS_MAX: Final = 4_096
+# Fields of submits whose options are remembered. When it is full remembering starts anew.
+_KNOWN_FIELDS_MAX: Final = 4_096
 
 # Rebuilding a shorter list of results is not worth its bookkeeping.
 _RESULT_HOLES_MIN: Final = 512
@@ -87,24 +90,31 @@ class Queue:
     settings: what an operator said, or UNSET_QUEUE.
     waits, runs: jobs by the bit length of the ms from ready to lease, and from lease to done: no facts.
     finished_due_ms, dead_due_ms: when the oldest one is to be forgotten; None: there is none.
+    own_bytes: of memory, see memory.py, but for its priorities in use.
     """
 
     __slots__ = (
         *("counts", "dead", "dead_due_ms", "finished", "finished_due_ms"),
-        *("name", "ready", "runs", "settings", "waits"),
+        *("name", "own_bytes", "ready", "runs", "settings", "waits"),
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, memory: Memory) -> None:
         self.name = name
+        self.own_bytes = 0
         self.settings = model.UNSET_QUEUE
         self.waits = [0] * _BUCKETS
         self.runs = [0] * _BUCKETS
-        self.ready = ReadyLane()
+        self.ready = ReadyLane(memory)
         self.counts = [0] * len(JobState)
         self.finished: deque[int] = deque()
         self.dead: OrderedDict[int, None] = OrderedDict()
         self.finished_due_ms: int | None = None
         self.dead_due_ms: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory with its jobs, but for their leases and keys."""
+        return self.own_bytes + LINE_BYTES * len(self.ready.lines)
 
     @property
     def length(self) -> int:
@@ -137,6 +147,18 @@ class Queue:
         return ids + list(islice(self.dead, min(surplus, limit - len(ids))))
 
 
+class Kind:
+    """Options that are there once for all jobs that were given the same, as long as there are such jobs."""
+
+    __slots__ = ("count", "options", "queue", "tenant")
+
+    def __init__(self, options: JobOptions, queue: Queue, tenant: Tenant) -> None:
+        self.options = options
+        self.queue = queue
+        self.tenant = tenant
+        self.count = 0  # jobs
+
+
 class Session(Struct, gc=False):
     """What is remembered of a client process: the answers to its newest state-changing requests.
 
@@ -152,6 +174,11 @@ class Session(Struct, gc=False):
     order: deque[int] = field(default_factory=deque)
     answer_bytes: int = 0
     floor: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return memory.session_bytes(len(self.order), self.answer_bytes)
 
     def is_new(self, request_ids: Sequence[int]) -> bool:
         """Tell whether nothing is remembered of any of these requests."""
@@ -210,8 +237,10 @@ class State:
         # Ids of jobs that got a result, the oldest first; some may have lost it since, never the first one.
         self._results: deque[int] = deque()
         self.result_count = 0  # jobs that have one
-        self._shared: dict[JobOptions, JobOptions] = {}
-        self._last_shared: JobOptions | None = None
+        self.memory = Memory()
+        self.tenants: dict[str, Tenant] = {}
+        self._kinds: dict[JobOptions, Kind] = {}
+        self._last_kind: Kind | None = None  # that jobs came with
         # What fields of a submit came out as which options: spares the hot path checking and hashing.
         self.options_by_fields: dict[tuple[object, ...], JobOptions] = {}
 
@@ -305,36 +334,39 @@ class State:
     # --- writing: jobs come -------------------------------------------------------------------
 
     def share(self, options: JobOptions) -> JobOptions:
-        """Return an equal object that others use too.
+        """Return the equal object that jobs have already, or this one.
 
         Metadata is rarely equal, and not hashable; a key never is, and a date is that of one submit.
         """
-        if (
-            options.metadata is not None
-            or options.dedupe_key is not None
-            or options.expires_wall_ms is not None
-        ):
-            return options
-        shared = self._shared.get(options)
-        if shared is None:
-            if len(self._shared) >= _SHARED_OPTIONS_MAX:
-                self._shared.clear()
-                self.options_by_fields.clear()
-            shared = self._shared[options] = options
-        self._last_shared = shared
-        return shared
+        kind = self._kinds.get(options) if memory.are_shared(options) else None
+        return options if kind is None else kind.options
+
+    def remember_fields(self, fields: tuple[object, ...], options: JobOptions) -> None:
+        """Note which options these fields of a submit mean."""
+        if len(self.options_by_fields) >= _KNOWN_FIELDS_MAX:
+            self.options_by_fields.clear()
+        self.options_by_fields[fields] = options
 
     def add_jobs(
         self, first_id: int, options: JobOptions, payloads: list[bytes], due: Due | None, now: Now
     ) -> None:
         """Add new jobs with consecutive ids, ready at once or delayed until `due`."""
         assert first_id == self.next_id, f"ids are dense: {first_id} after {self.next_id - 1}"
-        if options is not self._last_shared:
-            options = self.share(options)
-        queue = self.queues.get(options.queue)
-        if queue is None:
-            queue = self.queues[options.queue] = Queue(options.queue)
         count = len(payloads)
+        kind = self._last_kind
+        if kind is None or options is not kind.options:
+            kind = self._kind(options)
+        if kind is not None:
+            kind.count += count
+            options, queue, tenant = kind.options, kind.queue, kind.tenant
+            size = memory.JOB_BYTES * count
+        else:
+            queue, tenant = self._made_queue(options.queue), self._made_tenant(options.tenant)
+            size = (memory.JOB_BYTES + memory.options_bytes(options)) * count
+        size += len(payloads[0]) if count == 1 else sum(map(len, payloads))
+        queue.own_bytes += size
+        tenant.bytes += size
+        self.memory.bytes += size
         self.work += count
         self.next_id = first_id + count
         if options.dedupe_key is not None:
@@ -362,6 +394,57 @@ class State:
         queue.counts[READY] += count
         queue.ready.extend(options.priority, ids)
         self.woken[queue.name] = None
+
+    def _kind(self, options: JobOptions) -> Kind | None:
+        """Return the kind of jobs that come with these options; None: they are a job's own."""
+        if not memory.are_shared(options):
+            return None
+        kind = self._kinds.get(options)
+        if kind is None:
+            queue, tenant = self._made_queue(options.queue), self._made_tenant(options.tenant)
+            kind = self._kinds[options] = Kind(options, queue, tenant)
+            self._count_bytes(queue, tenant, memory.options_bytes(options))
+        self._last_kind = kind
+        return kind
+
+    def _leave_kind(self, options: JobOptions, count: int) -> None:
+        """Note that jobs have gone, or have other options now."""
+        kind = self._kinds.get(options) if memory.are_shared(options) else None
+        if kind is None:
+            return
+        kind.count -= count
+        if not kind.count:
+            del self._kinds[options]
+            if self._last_kind is kind:
+                self._last_kind = None
+            self._count_bytes(kind.queue, kind.tenant, -memory.options_bytes(options))
+
+    def _made_queue(self, name: str) -> Queue:
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.queues[name] = Queue(name, self.memory)
+            queue.own_bytes = memory.queue_bytes(name)
+            self.memory.bytes += queue.own_bytes
+        return queue
+
+    def _made_tenant(self, name: str) -> Tenant:
+        tenant = self.tenants.get(name)
+        if tenant is None:
+            tenant = self.tenants[name] = Tenant(name)
+            self.memory.bytes += memory.tenant_bytes(name)
+        return tenant
+
+    def _count_bytes(self, queue: Queue, tenant: Tenant, size: int) -> None:
+        """Count what a queue and a tenant have more of, or less."""
+        queue.own_bytes += size
+        tenant.bytes += size
+        self.memory.bytes += size
+
+    def _drop_if_idle(self, tenant: Tenant) -> None:
+        """Forget a tenant without jobs and keys."""
+        if not tenant.bytes:
+            del self.tenants[tenant.name]
+            self.memory.bytes -= memory.tenant_bytes(tenant.name)
 
     def _store(self, first_id: int, jobs: list[Job]) -> None:
         """Put jobs into their pages, which may have to be made."""
@@ -451,22 +534,33 @@ class State:
                 self._set_progress(job, progress)
 
     def _set_progress(self, job: Job, progress: Progress | None) -> None:
-        outcome = job.outcome
+        outcome, size = job.outcome, 0
         if outcome is None:
             if progress is None:
                 return
             outcome = job.outcome = Outcome()
-        self.progress_count += (progress is not None) - (outcome.progress is not None)
+            size += memory.EMPTY_OUTCOME_BYTES
+        if outcome.progress is not None:
+            self.progress_count -= 1
+            size -= memory.progress_bytes(outcome.progress)
+        if progress is not None:
+            self.progress_count += 1
+            size += memory.progress_bytes(progress)
         outcome.progress = progress
+        if size:
+            self._count_bytes(self.queues[job.options.queue], self.tenants[job.options.tenant], size)
 
     def mark_cancel(self, ranges: Ranges) -> None:
         """Note that held jobs, not marked yet, are to end."""
         for _, jobs in self._groups(ranges):
             for job in jobs:
                 assert job.state is LEASED, f"job {job.id} is {job.state.name}"
-                outcome = job.outcome = job.outcome or Outcome()
-                assert not outcome.cancel_marked, f"job {job.id} is marked already"
-                outcome.cancel_marked = True
+                if job.outcome is None:
+                    job.outcome = Outcome()
+                    queue, tenant = self.queues[job.options.queue], self.tenants[job.options.tenant]
+                    self._count_bytes(queue, tenant, memory.EMPTY_OUTCOME_BYTES)
+                assert not job.outcome.cancel_marked, f"job {job.id} is marked already"
+                job.outcome.cancel_marked = True
                 self.marked[job.id] = None
             self.marked_count += len(jobs)
 
@@ -487,7 +581,7 @@ class State:
         for options, jobs in self._groups(ranges, mixed=state is not DONE):
             queue = self.queues[options.queue]
             if cause != "none":
-                self._record_attempts(jobs, cause, error, now)
+                self._record_attempts(queue, jobs, cause, error, now, model.HISTORY_COUNT_MAX)
             self._leave(queue, jobs, state)
             if state is DONE:
                 queue.measure(queue.runs, jobs, now)
@@ -495,12 +589,23 @@ class State:
                 self._give_up_key(jobs)
             if options.expires_wall_ms is not None:
                 self._stop_expiry(jobs)
+            freed = 0
+            kept = memory.JOB_BYTES * len(jobs)
             for job in jobs:
+                freed += len(job.payload)  # type: ignore[arg-type]  # it was not at its end
+                if job.outcome is not None:
+                    kept += memory.outcome_bytes(job.outcome)
                 job.state = state
                 job.payload = None
                 job.changed = now
+            if not memory.are_shared(options):
+                kept += memory.options_bytes(options) * len(jobs)
+            self.memory.ended_bytes += kept
+            queue.own_bytes -= freed
+            self.tenants[options.tenant].bytes -= freed
+            self.memory.bytes -= freed
             if result is not None:
-                self._keep_result(jobs, result, encoding)
+                self._keep_result(queue, jobs, result, encoding)
             if self.watched:
                 self._note_ended(jobs)
             queue.counts[state] += len(jobs)
@@ -512,15 +617,21 @@ class State:
             else:  # the oldest one is still the oldest
                 self._note_excess(queue)
 
-    def _keep_result(self, jobs: list[Job], result: bytes, encoding: Encoding) -> None:
+    def _keep_result(self, queue: Queue, jobs: list[Job], result: bytes, encoding: Encoding) -> None:
+        """Give finished jobs their result."""
+        size = memory.result_bytes(jobs[0].options, result) * len(jobs)
         for job in jobs:
-            outcome = job.outcome = job.outcome or Outcome()
-            outcome.result, outcome.result_encoding = result, encoding
+            if job.outcome is None:
+                job.outcome = Outcome()
+                size += memory.EMPTY_OUTCOME_BYTES
+            job.outcome.result, job.outcome.result_encoding = result, encoding
             self._results.append(job.id)
             if job.options.result_ttl_ms is not None:
                 self._time_result(job)
         self.result_bytes += len(result) * len(jobs)
         self.result_count += len(jobs)
+        self._count_bytes(queue, self.tenants[jobs[0].options.tenant], size)
+        self.memory.ended_bytes += size
 
     def _time_result(self, job: Job) -> None:
         due_ms = job.result_due_ms
@@ -532,9 +643,14 @@ class State:
         for first, count in ranges:
             self.work += count
             for job in self._jobs(first, count):
-                assert job.outcome is not None
+                options, outcome = job.options, job.outcome
+                assert outcome is not None
+                assert outcome.result is not None, f"job {job.id} has no result"
+                size = memory.result_bytes(options, outcome.result)
                 self._drop_result(job)
-                job.outcome.result_dropped = True
+                outcome.result_dropped = True
+                self._count_bytes(self.queues[options.queue], self.tenants[options.tenant], -size)
+                self.memory.ended_bytes -= size
         self._tidy_results()
 
     def _drop_result(self, job: Job) -> None:
@@ -558,29 +674,35 @@ class State:
         job = self.job(job_id)
         return job is not None and job.outcome is not None and job.outcome.result is not None
 
-    def bury(self, ranges: Ranges, reason: DeadReason, cause: Cause, error: str, now: Now) -> None:
-        """Move leased jobs to dead; their payload stays for a requeue."""
+    def bury(self, ranges: Ranges, reason: DeadReason, cause: Cause, error: str, now: Now, kept: int) -> None:
+        """Move leased jobs to dead; their payload stays for a requeue.
+
+        kept: attempts that stay in the history, this one included; at least 1.
+        """
         for options, jobs in self._groups(ranges):
             queue = self.queues[options.queue]
-            self._record_attempts(jobs, cause, error, now)
+            self._record_attempts(queue, jobs, cause, error, now, kept)
             self._leave(queue, jobs, DEAD)
             if options.dedupe_key is not None:
                 self._give_up_key(jobs)
             for job in jobs:
                 job.state = DEAD
                 job.changed = now
-                outcome = job.outcome = job.outcome or Outcome()
-                outcome.reason = reason
+                assert job.outcome is not None  # it has the attempt that ended
+                job.outcome.reason = reason
                 queue.dead[job.id] = None
+                self.memory.ended_bytes += memory.job_bytes(job)
             if self.watched:
                 self._note_ended(jobs)
             queue.counts[DEAD] += len(jobs)
             self._rearm_dead(queue)
 
-    def give_back(self, ranges: Ranges, due: Due | None, cause: Cause, error: str, now: Now) -> None:
+    def give_back(
+        self, ranges: Ranges, due: Due | None, cause: Cause, error: str, now: Now, kept: int
+    ) -> None:
         """Move leased jobs back to wait: ready at once, or delayed until `due`.
 
-        cause "none" takes the attempt back (release); any other is recorded in the job's history.
+        cause "none" takes the attempt back (release); any other is recorded in the job's history, of which `kept` stay.
         """
         for options, jobs in self._groups(ranges):
             queue = self.queues[options.queue]
@@ -588,7 +710,7 @@ class State:
                 for job in jobs:
                     job.attempt -= 1
             else:
-                self._record_attempts(jobs, cause, error, now)
+                self._record_attempts(queue, jobs, cause, error, now, kept)
             self._leave(queue, jobs, READY if due is None else DELAYED)
             self._wait(queue, jobs, due, now)
             if options.expires_wall_ms is not None:
@@ -605,6 +727,7 @@ class State:
                 job.errors = job.crashes = 0
                 assert job.outcome is not None
                 job.outcome.reason = None
+                self.memory.ended_bytes -= memory.job_bytes(job)
             if options.dedupe_key is not None and holds_while_alive(options):
                 for job in jobs:
                     self._take_key(job.id, options, now)
@@ -617,15 +740,24 @@ class State:
         assert job.state in WAITING, f"job {job_id} is {job.state.name}"
         # The fact has all options, though its request may have named one: this is what they take in a record.
         self.work += 1 if options is None else 64 if options.metadata is None else 256
+        queue, tenant = self.queues[job.options.queue], self.tenants[job.options.tenant]
+        before = memory.job_bytes(job)
         if payload is not None:
             job.payload = payload
+        old = job.options
+        if options is not None:
+            assert (options.queue, options.tenant) == (old.queue, old.tenant), (
+                f"job {job_id} is in {old.queue}"
+            )
+            kind = self._kind(options)  # first: the old one may be the last with its options
+            if kind is not None:
+                kind.count += 1
+            job.options = options if kind is None else kind.options
+            self._leave_kind(old, 1)
+        self._count_bytes(queue, tenant, memory.job_bytes(job) - before)
         if options is None:
             return
-        old = job.options
-        assert options.queue == old.queue, f"job {job_id} is in {old.queue}"
-        job.options = self.share(options)
         if job.state is READY and options.priority != old.priority:
-            queue = self.queues[old.queue]
             queue.ready.remove_run(old.priority, job_id, 1)
             queue.ready.put_back(options.priority, job_id)
             self.woken[queue.name] = None
@@ -653,6 +785,7 @@ class State:
             queue = self.queues[job.options.queue]
             queue.counts[DELAYED] -= 1
             job.due = None
+            self._count_bytes(queue, self.tenants[job.options.tenant], -memory.DELAYED_BYTES)
             self._wait(queue, [job], None, now)
 
     def forget(self, ranges: Ranges) -> None:
@@ -664,11 +797,19 @@ class State:
                 self._give_up_key(jobs)
             if options.expires_wall_ms is not None:
                 self._stop_expiry(jobs)
+            size = 0
             for job in jobs:
+                size += memory.job_bytes(job)
                 if job.outcome is not None:
                     self.progress_count -= job.outcome.progress is not None
                     if job.outcome.result is not None:
                         self._drop_result(job)
+            tenant = self.tenants[options.tenant]
+            self._count_bytes(queue, tenant, -size)
+            if jobs[0].state in ENDED:
+                self.memory.ended_bytes -= size
+            self._leave_kind(options, len(jobs))
+            self._drop_if_idle(tenant)
             if self.watched:
                 self._note_ended(jobs)
             self._unstore(jobs[0].id, len(jobs))
@@ -681,19 +822,24 @@ class State:
         """Forget a queue without jobs and settings: names are the clients' to make up."""
         if queue.settings is model.UNSET_QUEUE and not any(queue.counts):
             del self.queues[queue.name]
+            self.memory.bytes -= queue.own_bytes
+            assert queue.own_bytes == memory.queue_bytes(queue.name), (
+                f"{queue.name}: {queue.own_bytes} bytes of nothing"
+            )
             self.woken.pop(queue.name, None)
 
     # --- writing: queues ----------------------------------------------------------------------
 
     def set_queue(self, name: str, settings: QueueSettings) -> None:
         """Let this hold in a queue, which is made if there is none."""
-        queue = self.queues.get(name)
-        if queue is None:
-            queue = self.queues[name] = Queue(name)
+        queue = self._made_queue(name)
         self.work += 64  # the fact has all settings, though its request may have named one
         self.options_by_fields.clear()  # what may be asked of a job can depend on them
         if queue.settings.paused and not settings.paused:
             self.woken[name] = None
+        size = _settings_bytes(settings) - _settings_bytes(queue.settings)
+        queue.own_bytes += size
+        self.memory.bytes += size
         if settings == model.UNSET_QUEUE:
             queue.settings = model.UNSET_QUEUE
             self.set_queues.pop(name, None)
@@ -718,8 +864,11 @@ class State:
 
     def restore_ready(self, first_id: int, options: JobOptions, payloads: list[bytes], created: Now) -> None:
         """Put back jobs that are ready and were never handed out. All ids rise from call to call."""
-        options, queue = self._restored_queue(options)
         count = len(payloads)
+        options, queue, tenant = self._restored(options, count)
+        self._count_bytes(
+            queue, tenant, (memory.JOB_BYTES + memory.own_bytes(options)) * count + sum(map(len, payloads))
+        )
         ids = list(range(first_id, first_id + count))
         self._store(
             first_id,
@@ -733,10 +882,14 @@ class State:
 
     def restore_jobs(self, options: JobOptions, jobs: list[Job]) -> None:
         """Put back jobs with rising ids, in any state."""
-        options, queue = self._restored_queue(options)
-        begin = 0
+        options, queue, tenant = self._restored(options, len(jobs))
+        begin = size = 0
         for index, job in enumerate(jobs):
             job.options = options
+            job_size = memory.job_bytes(job)
+            size += job_size
+            if job.state in ENDED:
+                self.memory.ended_bytes += job_size
             if job.id - jobs[begin].id != index - begin:
                 self._store(jobs[begin].id, jobs[begin:index])
                 begin = index
@@ -747,6 +900,7 @@ class State:
             elif state is DELAYED:
                 assert job.due is not None
                 (self.date_timers if job.due.is_wall else self.delay_timers).push(job.due.ms, job.id)
+                size += memory.DELAYED_BYTES
             elif state is LEASED:
                 assert job.lease is not None
                 job.lease.live_count += 1
@@ -767,13 +921,15 @@ class State:
                     if options.result_ttl_ms is not None:
                         self._time_result(job)
         self._store(jobs[begin].id, jobs[begin:])
+        self._count_bytes(queue, tenant, size)
 
-    def _restored_queue(self, options: JobOptions) -> tuple[JobOptions, Queue]:
-        options = self.share(options)
-        queue = self.queues.get(options.queue)
-        if queue is None:
-            queue = self.queues[options.queue] = Queue(options.queue)
-        return options, queue
+    def _restored(self, options: JobOptions, count: int) -> tuple[JobOptions, Queue, Tenant]:
+        """Return the options that `count` jobs come back with, and whose they are."""
+        kind = self._kind(options)
+        if kind is None:
+            return options, self._made_queue(options.queue), self._made_tenant(options.tenant)
+        kind.count += count
+        return kind.options, kind.queue, kind.tenant
 
     def restore_lease(self, lease: Lease) -> Lease:
         """Return the lease that equal ones of earlier facts have become, or make this one it."""
@@ -792,13 +948,14 @@ class State:
         self, session: bytes, principal: str, floor: int, answers: Sequence[tuple[int, bytes | int]]
     ) -> None:
         """Put back a session with its answers, the oldest first."""
-        self.sessions[session] = Session(
+        record = self.sessions[session] = Session(
             principal,
             dict(answers),
             deque(request_id for request_id, _ in answers),
             sum(_answer_bytes(answer) for _, answer in answers),
             floor,
         )
+        self.memory.bytes += record.bytes
 
     def finish_restoring(self, lsn: int, now: Now, epoch: int, grant: int, next_id: int) -> None:
         """Set the numbers of a snapshot, and make what follows from its jobs."""
@@ -810,6 +967,7 @@ class State:
         for parts in self.leases.values():
             for lease in parts.values():
                 lease.ranges = _packed(lease.ranges)
+                self.memory.bytes += _lease_bytes(lease)
             self._arm(parts)
         for queue in self.queues.values():
             queue.finished = deque(sorted(queue.finished, key=self._when_changed))
@@ -838,11 +996,13 @@ class State:
     # --- writing: sessions --------------------------------------------------------------------
 
     def open_session(self, session: bytes, principal: str) -> None:
-        self.sessions[session] = Session(principal)
+        record = self.sessions[session] = Session(principal)
+        self.memory.bytes += record.bytes
 
     def forget_sessions(self, sessions: Sequence[bytes]) -> None:
         for session in sessions:
             record = self.sessions.pop(session)
+            self.memory.bytes -= record.bytes
             if self.keeper is not None:
                 self.keeper.keep_session(session, record)
 
@@ -852,6 +1012,7 @@ class State:
         if self.keeper is not None:
             self.keeper.keep_session(session, record)
         known, order = record.answers, record.order
+        before = record.bytes
         new = dict(answers)
         # A client that uses one id for a parked lease and for another verb answers it twice.
         if len(new) < len(answers) or not known.keys().isdisjoint(new):
@@ -872,20 +1033,34 @@ class State:
                 record.answer_bytes -= len(answer)
             floor = max(floor, oldest)
         record.floor = floor
+        self.memory.bytes += record.bytes - before
 
     # --- writing: keys ------------------------------------------------------------------------
 
     def put_key(self, name: str, key: Key) -> None:
         """Let a key stand for a job, in the place of one that is over."""
+        old = self.keys.get(name)
         if self.keeper is not None:
-            self.keeper.keep_key(name, self.keys.get(name))
+            self.keeper.keep_key(name, old)
+        if old is None:
+            size = memory.key_bytes(name)
+            self._made_tenant(tenant_of(name)).bytes += size
+            self.memory.bytes += size
         self.keys.put(name, key)
 
     def drop_key(self, name: str) -> None:
         """Forget a key."""
+        key = self.keys.get(name)
         if self.keeper is not None:
-            self.keeper.keep_key(name, self.keys.get(name))
+            self.keeper.keep_key(name, key)
+        if key is None:
+            return
         self.keys.drop(name)
+        size = memory.key_bytes(name)
+        tenant = self.tenants[tenant_of(name)]
+        tenant.bytes -= size
+        self.memory.bytes -= size
+        self._drop_if_idle(tenant)
 
     def _take_key(self, job_id: int, options: JobOptions, now: Now) -> None:
         ttl_ms = options.dedupe_ttl_ms
@@ -947,6 +1122,8 @@ class State:
                 assert job.due is not None
                 (self.date_timers if job.due.is_wall else self.delay_timers).discard(job.due.ms, job.id)
                 job.due = None
+            tenant = self.tenants[jobs[0].options.tenant]
+            self._count_bytes(queue, tenant, -memory.DELAYED_BYTES * len(jobs))
         elif state is DEAD:
             for job in jobs:
                 del queue.dead[job.id]
@@ -992,21 +1169,45 @@ class State:
             job.due = due
             timers.push(due.ms, job.id)
         queue.counts[DELAYED] += len(jobs)
+        tenant = self.tenants[jobs[0].options.tenant]
+        self._count_bytes(queue, tenant, memory.DELAYED_BYTES * len(jobs))
 
-    def _record_attempts(self, jobs: list[Job], cause: Cause, error: str, now: Now) -> None:
+    def _record_attempts(
+        self, queue: Queue, jobs: list[Job], cause: Cause, error: str, now: Now, kept: int
+    ) -> None:
+        """Note how the attempts ended: counted, and kept in the histories, of which the newest `kept` stay."""
+        size = 0
+        error_bytes = memory.text_bytes(error)
         for job in jobs:
             assert job.lease is not None
             if cause == "error":
                 job.errors += 1
             elif cause == "crash":
                 job.crashes += 1
-            outcome = job.outcome = job.outcome or Outcome()
+            outcome = job.outcome
+            if not kept:
+                size -= memory.outcome_bytes(outcome)
+                assert outcome is None or not outcome.cancel_marked, f"job {job.id} is to end"
+                self.progress_count -= outcome is not None and outcome.progress is not None
+                job.outcome = None
+                continue
+            if outcome is None:
+                outcome = job.outcome = Outcome()
+                size += memory.EMPTY_OUTCOME_BYTES
+            size += error_bytes - memory.text_bytes(outcome.error)
             outcome.error = error
-            attempt = Attempt(job.attempt, cause, now.wall_ms, job.lease.worker, error)
-            outcome.attempts = [*outcome.attempts[1 - model.HISTORY_COUNT_MAX :], attempt]
+            worker = job.lease.worker
+            size += memory.attempt_bytes(worker, error)
+            gone = max(0, len(outcome.attempts) + 1 - kept)
+            for old in outcome.attempts[:gone]:
+                size -= memory.attempt_bytes(old.worker, old.error)
+            attempt = Attempt(job.attempt, cause, now.wall_ms, worker, error)
+            outcome.attempts = [*outcome.attempts[gone:], attempt]
+        self._count_bytes(queue, self.tenants[jobs[0].options.tenant], size)
 
     def _hold(self, lease: Lease) -> None:
         parts = self.leases.get(lease.token)
+        self.memory.bytes += _lease_bytes(lease)
         if parts is None:
             self.leases[lease.token] = {id(lease): lease}
             self.lease_timers.push(lease.deadline_ms, lease.token)
@@ -1038,6 +1239,7 @@ class State:
         if lease.live_count:
             return
         parts = self.leases[lease.token]
+        self.memory.bytes -= _lease_bytes(lease)
         del parts[id(lease)]
         deadlines = self._deadlines.get(lease.token)
         if not parts:
@@ -1170,6 +1372,51 @@ class State:
         self._check_outcomes(jobs)
         holes = {number: sum(job is None for job in page) for number, page in self._pages.items()}
         assert self._page_holes == {number: count for number, count in holes.items() if count}
+        self._check_memory(jobs)
+
+    def _check_memory(self, jobs: list[Job]) -> None:
+        """Recount what everything takes."""
+        of_queues = {
+            name: memory.queue_bytes(name) + _settings_bytes(queue.settings)
+            for name, queue in self.queues.items()
+        }
+        of_tenants: dict[str, int] = {}
+        kinds: dict[JobOptions, int] = {}
+        ended_bytes = 0
+        for job in jobs:
+            options = job.options
+            size = memory.job_bytes(job)
+            if job.state in ENDED:
+                ended_bytes += size
+            if job.state is DELAYED:
+                size += memory.DELAYED_BYTES
+            if memory.are_shared(options):
+                assert options is self._kinds[options].options, f"job {job.id} has options of its own"
+                if options not in kinds:
+                    size += memory.options_bytes(options)
+                kinds[options] = kinds.get(options, 0) + 1
+            of_queues[options.queue] += size
+            of_tenants[options.tenant] = of_tenants.get(options.tenant, 0) + size
+        keys_bytes = 0
+        for name, _ in self.keys.items():  # noqa: PERF102 - a KeyTable is no dict
+            keys_bytes += memory.key_bytes(name)
+            of_tenants[tenant_of(name)] = of_tenants.get(tenant_of(name), 0) + memory.key_bytes(name)
+        assert {kind.options: kind.count for kind in self._kinds.values()} == kinds
+        assert self._last_kind is None or self._kinds[self._last_kind.options] is self._last_kind
+        for kind in self._kinds.values():
+            assert kind.queue is self.queues[kind.options.queue]
+            assert kind.tenant is self.tenants[kind.options.tenant]
+        assert {name: queue.own_bytes for name, queue in self.queues.items()} == of_queues
+        assert {name: tenant.bytes for name, tenant in self.tenants.items()} == of_tenants
+        assert self.memory.ended_bytes == ended_bytes
+        leases = [lease for parts in self.leases.values() for lease in parts.values()]
+        assert self.memory.bytes == (
+            sum(queue.bytes for queue in self.queues.values())
+            + sum(map(memory.tenant_bytes, self.tenants))
+            + keys_bytes
+            + sum(map(_lease_bytes, leases))
+            + sum(record.bytes for record in self.sessions.values())
+        )
 
     def _check_outcomes(self, jobs: list[Job]) -> None:
         outcomes = [(job, job.outcome) for job in jobs if job.outcome is not None]
@@ -1276,6 +1523,14 @@ def _packed(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _alive(timers: TimerHeap[Timed]) -> list[tuple[int, Timed]]:
     assert len(timers) == len(timers.heap) - len(timers.holes)
     return sorted(entry for entry in timers.heap if entry not in timers.holes)
+
+
+def _lease_bytes(lease: Lease) -> int:
+    return memory.LEASE_BYTES + memory.RANGE_BYTES * len(lease.ranges)
+
+
+def _settings_bytes(settings: QueueSettings) -> int:
+    return 0 if settings == model.UNSET_QUEUE else memory.settings_bytes(settings)
 
 
 def _answer_bytes(answer: bytes | int) -> int:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from msgspec.structs import astuple
 
-from jqd.core import model
+from jqd.core import memory, model
 from jqd.core.changes import Change, JobsSubmitted
 from jqd.core.commands import Submit, SubmitGroup, SubmitMany, Submitted, SubmittedMany
-from jqd.core.deciding import Emit
+from jqd.core.deciding import Emit, check_memory
 from jqd.core.fields import due_of, is_keyed, options_of, payload_too_large
 from jqd.core.keyed import plan
 from jqd.core.keys import dedupe_name, idempotency_name
@@ -24,7 +24,8 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     """Add one job, ready at once or at its time.
 
     Returns: its id.          Cost: O(1); O(log delayed) with a time.
-    Raises:  InvalidArgument, PayloadTooLarge; with a key also IdempotencyConflict, Duplicate, Overloaded.
+    Raises:  InvalidArgument, PayloadTooLarge; with a key also IdempotencyConflict, Duplicate, Overloaded; then QueueFull,
+             Overloaded.
     """
     options = options_of(command, state, now)
     due_engine_ms, due_wall_ms = due_of(command.delay_ms, command.run_at_ms, now)
@@ -36,11 +37,15 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
         planned = plan(command, options, [payload], state, caller, now, next_id=job_id)
         if not planned.existing:
             check_room(state, {options.queue: 1})
+        if planned.changes:
+            check_memory(state, planned.added_bytes)
         for change in planned.changes:
             emit(change)
         return Submitted(job_id=planned.first_id, existing=planned.existing)
     if state.bounded_queues:
         check_room(state, {options.queue: 1})
+    if state.memory.bytes + len(payload) > state.memory.soft_bytes:
+        check_memory(state, len(payload))
     emit(JobsSubmitted(job_id, options, [payload], due_engine_ms, due_wall_ms, caller.principal))
     return Submitted(job_id=job_id)
 
@@ -60,6 +65,8 @@ def submit_run(
     change: JobsSubmitted | None = None  # the newest,
     alike: tuple[object, ...] | None = None  # and what its jobs have in common
     next_id = state.next_id
+    room_bytes = state.memory.soft_bytes - state.memory.bytes
+    more_bytes = 0  # of each job of the newest, besides its payload
     for command in commands:
         payload = command.payload
         fields = astuple(command)[1:]
@@ -72,6 +79,7 @@ def submit_run(
                     changes, alike = [], None
                     replies.append(submit(command, state, caller, now, emit))
                     next_id = state.next_id
+                    room_bytes = state.memory.soft_bytes - state.memory.bytes
                     continue
                 change = JobsSubmitted(
                     next_id,
@@ -81,8 +89,14 @@ def submit_run(
                     caller.principal,
                 )
                 alike = None
-            if len(payload) > model.PAYLOAD_BYTES_MAX:
+                more_bytes = memory.JOB_BYTES + memory.own_bytes(change.options)
+            size = len(payload)
+            if size > model.PAYLOAD_BYTES_MAX:
                 raise payload_too_large("payload", payload)
+            size += more_bytes
+            if size > room_bytes:
+                check_memory(state, state.memory.soft_bytes - state.memory.bytes - room_bytes + size)
+            room_bytes -= size
         except JqdError as error:
             replies.append(error)
             continue
@@ -112,7 +126,7 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
     jobs: list[tuple[int, int, bool]] = []
     next_id = state.next_id
     names: set[str] = set()
-    new_keys = 0
+    new_keys = added_bytes = 0
     new_jobs: dict[str, int] = {}  # by queue, where a queue is bounded
     for index, group in enumerate(command.groups):
         try:
@@ -120,7 +134,9 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
             due_engine_ms, due_wall_ms = due_of(group.delay_ms, group.run_at_ms, now)
         except InvalidArgument as error:
             raise InvalidArgument(f"groups[{index}].{error}") from None
-        if max(map(len, group.payloads)) > model.PAYLOAD_BYTES_MAX:
+        size = sum(map(len, group.payloads))
+        # Most requests are below the limit of one payload with all of theirs.
+        if size > model.PAYLOAD_BYTES_MAX and max(map(len, group.payloads)) > model.PAYLOAD_BYTES_MAX:
             number, payload = max(enumerate(group.payloads), key=lambda item: len(item[1]))
             raise payload_too_large(f"groups[{index}].payloads[{number}]", payload)
         if is_keyed(group):
@@ -129,6 +145,7 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
                 group, options, group.payloads, state, caller, now, next_id=next_id, pending_keys=new_keys
             )
             changes += planned.changes
+            added_bytes += planned.added_bytes
             jobs.append((planned.first_id, planned.count, planned.existing))
             next_id += 0 if planned.existing else planned.count
             new_keys += planned.new_keys
@@ -137,12 +154,15 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
             continue
         if state.bounded_queues:
             new_jobs[options.queue] = new_jobs.get(options.queue, 0) + len(group.payloads)
+        added_bytes += size + (memory.JOB_BYTES + memory.own_bytes(options)) * len(group.payloads)
         changes.append(
             JobsSubmitted(next_id, options, group.payloads, due_engine_ms, due_wall_ms, caller.principal)
         )
         jobs.append((next_id, len(group.payloads), False))
         next_id += len(group.payloads)
     check_room(state, new_jobs)
+    if changes:
+        check_memory(state, added_bytes)
     for change in changes:
         emit(change)
     return SubmittedMany(jobs=jobs)

@@ -6,10 +6,10 @@ Must not know: how jobs come (submitting.py), who works on them.
 
 from msgspec.structs import replace
 
-from jqd.core import model
+from jqd.core import memory, model
 from jqd.core.changes import JobUpdated
 from jqd.core.commands import Update, Updated
-from jqd.core.deciding import Emit
+from jqd.core.deciding import Emit, check_memory
 from jqd.core.fields import check_metadata, due_of, payload_too_large
 from jqd.core.model import Caller, Encoding, Job, JobOptions, Now
 from jqd.core.state import DELAYED, READY, WAITING, State
@@ -20,7 +20,7 @@ def update(command: Update, state: State, caller: Caller, now: Now, emit: Emit) 
     """Change a waiting job; what is not said stays.
 
     State:   delayed | ready -> the same, or with a time the one that it means.
-    Raises:  InvalidArgument, PayloadTooLarge, JobNotFound, WrongState.
+    Raises:  InvalidArgument, PayloadTooLarge, JobNotFound, WrongState, Overloaded.
     Cost:    O(log waiting).
     """
     due_engine_ms, due_wall_ms = due_of(command.delay_ms, command.run_at_ms, now)
@@ -45,6 +45,9 @@ def update(command: Update, state: State, caller: Caller, now: Now, emit: Emit) 
         command.encoding or (None if payload is None else "raw"),
         command.metadata,
     )
+    if payload is not None or command.metadata is not None:
+        added_bytes = len(payload or b"") + (0 if options is None else memory.own_bytes(options))
+        check_memory(state, added_bytes)
     target = job.state
     if moved:
         target = READY if due_engine_ms is due_wall_ms is None else DELAYED

@@ -24,6 +24,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
+from jqd.core.memory import UNLIMITED_BYTES
 from jqd.core.model import DAY_MS, DISCONNECT_GRACE_MS, MINUTE_MS, SECOND_MS, shorten
 from jqd.errors import ConfigurationError
 from jqd.server.values import (
@@ -54,6 +55,9 @@ CONNECTIONS_DEFAULT: Final = 10_000
 CONNECTIONS_MAX: Final = 100_000
 # Files that are not connections: log segments, listeners, the loop's own, a margin for accept.
 FILES_RESERVED: Final = 64
+
+_SOFT_PERCENT: Final = 60
+_HARD_PERCENT: Final = 80
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console", "auto"]
@@ -130,6 +134,25 @@ class Config:
         metadata=_setting(
             Size(1 * MIB, 4 * GIB),
             "Records that may wait for the disk; beyond, requests are answered `busy`.",
+        ),
+    )
+    memory_soft_bytes: int = field(
+        default=UNLIMITED_BYTES,
+        metadata=_setting(
+            Size(1 * MIB, 16_384 * GIB),
+            "What jobs, queues, keys and sessions may take in memory, as they are counted; beyond, new jobs are answered "
+            "`overloaded`, and what is there can be finished.",
+            derived=f"{_SOFT_PERCENT} % of what the process may have: the least of its cgroup's limit, RAM, and RLIMIT_AS "
+            "less what is mapped at the start",
+        ),
+    )
+    memory_hard_bytes: int = field(
+        default=UNLIMITED_BYTES,
+        metadata=_setting(
+            Size(1 * MIB, 16_384 * GIB),
+            "The same with what connections hold and what waits for the disk; beyond, new connections are answered "
+            "`overloaded`. Not below memory_soft_bytes.",
+            derived=f"{_HARD_PERCENT} % of it",
         ),
     )
     log_level: LogLevel = field(
@@ -255,6 +278,7 @@ def load_config(
     is_root: bool,
     cwd: str,
     open_files_max: int,
+    memory_max: tuple[int, str],
     default_file: str = DEFAULT_FILE,
 ) -> Config:
     """Find every setting: default < file < environment < flag.
@@ -263,6 +287,7 @@ def load_config(
         flags:          what was typed: key of the setting (`data_dir`), or `config`, -> text; only what was given.
         cwd:            absolute; relative paths in flags are meant from here.
         open_files_max: how many files the process may have open, at most (the hard limit).
+        memory_max:     bytes of memory that the process may have, and what sets them.
         default_file:   read if it is there and neither flag nor variable names another.
     Raises: ConfigurationError: one line with the setting, the value, where it was found and what is allowed.
     """
@@ -285,6 +310,7 @@ def load_config(
         values["unix"] = _parse(_BY_KEY["unix"], found["unix"])
     values["max_connections"] = _connections(found.get("max_connections"), values, open_files_max)
 
+    _limit_memory(found, values, *memory_max)
     origins = {key: found[key].origin if key in found else "default" for key in _BY_KEY}
     config = Config(**values, config_file=file, origins=origins)
     if config.listen is None and config.unix is None:
@@ -331,6 +357,21 @@ def _connections(found: _Found | None, values: Mapping[str, Any], open_files_max
             f"of the service) and keeps {FILES_RESERVED} for itself",
         )
     return wanted
+
+
+def _limit_memory(found: dict[str, _Found], values: dict[str, Any], max_bytes: int, reason: str) -> None:
+    """Find both limits of memory: one that is not said gives way to one that is."""
+    soft, hard = "memory_soft_bytes", "memory_hard_bytes"
+    for key, percent, yields in ((soft, _SOFT_PERCENT, min), (hard, _HARD_PERCENT, max)):
+        if key not in found:
+            size = max(1 * MIB, max_bytes // 100 * percent)
+            other = values.get(hard if key == soft else soft)
+            values[key] = size if other is None else yields(size, other)
+            found[key] = _Found(values[key], f"default: {percent} % of {reason}")
+    if values[hard] < values[soft]:
+        raise _refusal(
+            hard, found[hard], f"must be at least memory_soft_bytes = {values[soft]} ({found[soft].origin})"
+        )
 
 
 def _default_data_dir(environ: Mapping[str, str], *, is_root: bool) -> _Found:

@@ -35,6 +35,7 @@ from jqd.server import log as logging
 from jqd.server.config import Config
 from jqd.server.driver import Clock, Driver
 from jqd.server.listeners import open_listeners, take_passed_sockets
+from jqd.server.machine import spare_address_space
 from jqd.server.notify import SILENT, Notifier
 from jqd.server.watermark import reserve_bytes
 from jqd.storage.base import Store
@@ -63,6 +64,7 @@ def run(config: Config, environ: MutableMapping[str, str] = os.environ) -> int:
     Returns: the exit code, 0.
     Raises:  StorageError, ConfigurationError: it could not start; they have an exit code.
     """
+    spare_address_space()
     logging.configure(config.log_level, config.log_format, sys.stderr)
     os.umask(0o077)
     notifier = Notifier.taken_from(environ, os.getpid())
@@ -102,7 +104,11 @@ def recover(
 
     Raises: Corruption, UnsupportedFormat, and what else reading can raise.
     """
-    engine = Engine(State(), Identity(server=f"jqd {__version__}", store_id=store.public_id))
+    engine = Engine(
+        State(),
+        Identity(server=f"jqd {__version__}", store_id=store.public_id),
+        memory_soft_bytes=config.memory_soft_bytes,
+    )
     begun_s = clock_s()
     told_s = begun_s
     count = 0

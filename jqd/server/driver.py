@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
-from jqd.core.commands import EVENT_NAMES, Command
+from jqd.core.commands import EVENT_NAMES, Command, Lease
 from jqd.core.engine import Engine
 from jqd.core.model import SECOND_MS, Now
 from jqd.errors import Busy, Draining, JqdError, Overloaded
@@ -31,6 +31,14 @@ from jqd.protocol.messages import encode_error
 from jqd.server.committer import Committer
 from jqd.server.config import Config
 from jqd.server.log import get_logger
+from jqd.server.memory import (
+    CONNECTION_BYTES,
+    LOOK_AFTER_BYTES,
+    LOOK_AFTER_MS,
+    LOOK_AFTER_MS_WHEN_FULL,
+    PART_BYTES_MIN,
+    MemoryGuard,
+)
 from jqd.server.session import Output, Session
 from jqd.server.snapshots import Snapshots
 from jqd.server.standstill import Standstill
@@ -124,6 +132,11 @@ class Driver:
         self._turn_bytes = 0  # of requests in the turn under way
         self._turns = 0
         self._watermark = Watermark(config.low_space_bytes, lambda words: on_trouble("disk space", words))
+        self._guard = MemoryGuard(
+            config.memory_soft_bytes, config.memory_hard_bytes, lambda words: on_trouble("memory", words)
+        )
+        self._unlooked_bytes = 0  # that came since the last look at memory
+        self._look_ms = 0  # when the next one is due
         self._ask_from_bytes = config.commit_queue_bytes
         self._committer = Committer(
             store,
@@ -149,7 +162,7 @@ class Driver:
 
     @property
     def refusing(self) -> bool:
-        return self._draining or self._waiting_bytes >= self._ask_from_bytes
+        return self._draining or self._waiting_bytes >= self._ask_from_bytes or self._guard.is_full
 
     def refuse(self, command: Command[Any], request_bytes: int) -> None:
         if self._draining:
@@ -161,6 +174,8 @@ class Driver:
                 f"{self._waiting_bytes} bytes wait for the disk: the limit of {command.verb} is {limit}",
                 retry_after_ms=_BUSY_RETRY_MS,
             )
+        if self._guard.is_full and (command.adds_jobs or type(command) is Lease):
+            raise self._guard.refusal()
         if command.adds_jobs:
             self._watermark.admit(request_bytes, self._waiting_bytes)
 
@@ -179,7 +194,9 @@ class Driver:
             "snapshots": self.snapshots.count,
             "snapshot_under_way": int(self.snapshots.is_under_way),
             "rss_bytes": _rss_bytes(),
-        } | self._watermark.figures()
+            **self._guard.figures(),
+            **self._watermark.figures(),
+        }
 
     def make_snapshot(self) -> None:
         self.snapshots.ask()
@@ -221,11 +238,37 @@ class Driver:
         if session.unfinished and session.has_room:
             self._unfinished[connection] = None
 
-    def took(self, count: int) -> None:
-        """Count bytes of requests, and end the turn before its record grows too large. The last call of an event."""
+    def took(self, count: int, came: int) -> None:
+        """Count bytes of requests, and end the turn before its record grows too large. The last call of an event.
+
+        Args: count: of requests that were carried out.  came: that arrived, and may be kept until a request is whole.
+        """
+        self._unlooked_bytes += came
+        if self._unlooked_bytes >= LOOK_AFTER_BYTES:
+            assert self._now is not None
+            self._look_at_memory(self._now.engine_ms)
         self._turn_bytes += count
         if self._turn_bytes + self.engine.added_bytes_max >= _TURN_BYTES_MAX:
             self._finish_turn()
+
+    def _look_at_memory(self, now_ms: int) -> None:
+        """See what connections hold, and end some of them if all of it is more than there is."""
+        guard, connections = self._guard, self.connections
+        held_bytes = self._waiting_bytes + len(connections) * CONNECTION_BYTES
+        held_bytes += sum(connection.held_bytes for connection in connections)
+        # In proportion to what a look costs.
+        self._unlooked_bytes = -len(connections) * (1 << 10)
+        over_bytes = guard.see(self.engine.state.memory.bytes, held_bytes)
+        if over_bytes:
+            holders = [each for each in connections if each.session.part_bytes >= PART_BYTES_MIN]
+            for connection in sorted(holders, key=lambda each: -each.session.part_bytes):
+                over_bytes -= connection.session.part_bytes
+                connection.session.drop_part(guard.refusal())
+                self.spoke(connection)
+                self.begin_turn()
+                if over_bytes <= 0:
+                    break
+        self._look_ms = now_ms + (LOOK_AFTER_MS_WHEN_FULL if guard.is_full else LOOK_AFTER_MS)
 
     def _end_turn(self) -> None:
         if self._now is None:
@@ -272,6 +315,8 @@ class Driver:
         elif outputs:
             self._waiting.append(_Waiting(engine.state.lsn, now.engine_ms, 0, outputs))
         self.snapshots.turn_ended(now.engine_ms)
+        if now.engine_ms >= self._look_ms:
+            self._look_at_memory(now.engine_ms)
         if self._unfinished:
             self._loop.call_soon(self._go_on)
         self._set_timer(now, due_ms)
@@ -366,6 +411,12 @@ class Driver:
         limit = self.config.max_connections
         if len(self.connections) >= limit:
             return Overloaded(f"{limit} connections are open: that is the limit", retry_after_ms=SECOND_MS)
+        if self._guard.is_full:
+            now_ms = self._clock.now().engine_ms
+            if now_ms >= self._look_ms:
+                self._look_at_memory(now_ms)
+            if self._guard.is_full:
+                return self._guard.refusal()
         self.connections.add(connection)
         return None
 
@@ -430,7 +481,7 @@ class Connection(asyncio.Protocol):
             driver = self._driver
             taken_bytes = self.session.receive(data, driver.begin_turn())
             self._after()
-            driver.took(taken_bytes)
+            driver.took(taken_bytes, len(data))
         except BaseException as error:
             self._driver._on_failure(error)
             raise
@@ -477,7 +528,7 @@ class Connection(asyncio.Protocol):
             driver = self._driver
             taken_bytes = self.session.resume(driver.begin_turn())
             self._after()
-            driver.took(taken_bytes)
+            driver.took(taken_bytes, 0)
             if self.session.has_ended:
                 self.close()
         except BaseException as error:
@@ -553,6 +604,14 @@ class Connection(asyncio.Protocol):
             self._timeout.cancel()
         after_s = self._driver.config.output_stall_ms / 1_000
         self._timeout = self._driver._loop.call_later(after_s, self._check_stall, self._left_bytes())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are kept for it: of requests that are not carried out, of replies that have not left."""
+        unsent_bytes = (
+            0 if self._closed or self._transport is None else self._transport.get_write_buffer_size()
+        )
+        return self.session.held_bytes + unsent_bytes
 
     def _left_bytes(self) -> int:
         """Return how many bytes of replies the peer's side has taken so far."""

@@ -148,6 +148,21 @@ class Session:
             and not self.closing
         )
 
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of requests that are not whole, or not carried out."""
+        return 0 if self.closing else self._reader.buffered_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are kept for requests, and for replies that were not handed to the socket."""
+        return self._reader.buffered_bytes + self.unsent_bytes + self._chunks_bytes
+
+    def drop_part(self, error: JqdError) -> None:
+        """End the connection with `error`, and give what came of its next request up."""
+        self._refuse_stream(0, error)
+        self._reader = FrameReader(self._reader.limit)
+
     # --- bytes in -----------------------------------------------------------------------------
 
     def receive(self, data: bytes, now: Now) -> int:

@@ -13,6 +13,7 @@ from hypothesis.stateful import (
 )
 
 from jqd.core import ordered
+from jqd.core.memory import Memory
 from jqd.core.ordered import NEVER_MS, Line, ReadyLane, TimerHeap
 from tests.support.effort import Counted
 
@@ -24,7 +25,7 @@ class LaneMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lane = ReadyLane()
+        self.lane = ReadyLane(Memory())
         self.inside: list[tuple[int, int]] = []
         self.outside: list[tuple[int, int]] = []
         self.next_id = 1
@@ -165,7 +166,7 @@ def test_timers_are_rebuilt_when_most_of_them_are_cancelled():
 def test_new_priority_is_put_in_its_place_without_sorting_all_others():
     priorities = list(map(Counted, range(2_000)))
     random.Random(1).shuffle(priorities)
-    lane = ReadyLane()
+    lane = ReadyLane(Memory())
     Counted.comparisons = 0
     for job_id, priority in enumerate(priorities, 1):
         lane.append(priority, job_id)

@@ -184,12 +184,24 @@ def test_jobs_with_equal_options_share_them(core):
     assert core.job(5).options.metadata == {"a": "b"}
 
 
-def test_table_of_shared_options_begins_anew_when_it_is_full(core, monkeypatch):
-    monkeypatch.setattr("jqd.core.state._SHARED_OPTIONS_MAX", 2)
+def test_options_are_there_as_long_as_jobs_have_them(core):
+    for priority in (1, 2, 1):
+        core.submit(priority=priority)
+    assert core.job(1).options is core.job(3).options
+    before = core.state.memory.bytes
+    core.purge(2)
+    core.check()
+    core.submit(priority=2)
+    assert core.state.memory.bytes == before
+    core.check()
+
+
+def test_table_of_known_fields_begins_anew_when_it_is_full(core, monkeypatch):
+    monkeypatch.setattr("jqd.core.state._KNOWN_FIELDS_MAX", 2)
     for priority in (1, 2, 3, 1, 1):
         core.submit(priority=priority)
     assert [core.get(job_id).priority for job_id in range(1, 6)] == [1, 2, 3, 1, 1]
-    assert core.job(4).options is core.job(5).options
+    assert core.job(1).options is core.job(4).options is core.job(5).options
     assert len(core.state.options_by_fields) <= 2
 
 

@@ -272,6 +272,10 @@ _LITTLE_STATS: dict[str, Any] = {
     "session_count": 4,
     "key_count": 6,
     "result_bytes": 5,
+    "memory_bytes": 7_000,
+    "ended_bytes": 400,
+    "tenant_count": 2,
+    "tenants": {"acme": 4_000, "default": 1_000},
 }
 _WELCOME: dict[str, Any] = {
     "version": 1,
@@ -372,7 +376,11 @@ REPLIES: dict[str, tuple[Struct, Struct]] = {
     "queues": (
         commands.QueueList(queues=[], cursor=None),
         commands.QueueList(
-            queues=[commands.QueueInfo(queue="mail", paused=True, ready_age_ms=5_000, **_COUNTS)],
+            queues=[
+                commands.QueueInfo(
+                    queue="mail", paused=True, ready_age_ms=5_000, memory_bytes=4_500, **_COUNTS
+                )
+            ],
             cursor="mail",
         ),
     ),
@@ -490,11 +498,11 @@ FACTS: list[tuple[Change, Change]] = [
     (changes.JobsDone([(1, 1)]), changes.JobsDone(_RANGES, b"res", "text", "key1")),
     (
         changes.JobsRetried([(1, 0)], "crash"),
-        changes.JobsRetried([(1, 5_000), (7, 6_000)], "error", "boom", "key1"),
+        changes.JobsRetried([(1, 5_000), (7, 6_000)], "error", "boom", "key1", 0),
     ),
     (
         changes.JobsDied([(1, 1)], "killed", "error"),
-        changes.JobsDied(_RANGES, "abandoned", "restart", "boom", "key1"),
+        changes.JobsDied(_RANGES, "abandoned", "restart", "boom", "key1", 1),
     ),
     (changes.JobsReleased([(1, 1)]), changes.JobsReleased(_RANGES, 5_000, "key1")),
     (changes.JobsCancelled([(1, 1)]), changes.JobsCancelled(_RANGES, "key1", "error", "boom")),

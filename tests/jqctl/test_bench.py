@@ -36,7 +36,7 @@ def queue(name: str = bench.QUEUE, **counts: Any) -> QueueInfo:
 def stats(**process_figures: int) -> ServerStats:
     return ServerStats(
         server="fake", store_id="s", epoch=1, engine_ms=1, wall_ms=1, uptime_ms=1, lsn=1, jobs={}, queue_count=0,
-        lease_count=0, waiting_count=0, parked_count=0, session_count=0, key_count=0, result_bytes=0, process=process_figures,
+        lease_count=0, waiting_count=0, parked_count=0, session_count=0, key_count=0, result_bytes=0, memory_bytes=0, ended_bytes=0, tenant_count=0, tenants={}, process=process_figures,
     )  # fmt: skip
 
 

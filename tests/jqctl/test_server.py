@@ -24,6 +24,10 @@ def figures(**process: int) -> ServerStats:
         session_count=0,
         key_count=0,
         result_bytes=0,
+        memory_bytes=0,
+        ended_bytes=0,
+        tenant_count=0,
+        tenants={},
         process={"snapshot_bytes": 512, "log_bytes": 1_024, **process},
     )
 

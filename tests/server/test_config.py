@@ -18,7 +18,9 @@ TABLE = re.compile(
 HOME = {"HOME": "/home/ann"}
 
 
-def load(flags=None, environ=None, *, file=None, is_root=False, open_files_max=65_536) -> Config:
+def load(
+    flags=None, environ=None, *, file=None, is_root=False, open_files_max=65_536, memory_bytes=1_000 << 20
+) -> Config:
     """Load from what is given alone: no test sees the machine's file or environment."""
     return load_config(
         flags or {},
@@ -26,6 +28,7 @@ def load(flags=None, environ=None, *, file=None, is_root=False, open_files_max=6
         is_root=is_root,
         cwd="/srv/here",
         open_files_max=open_files_max,
+        memory_max=(memory_bytes, "RAM"),
         default_file=str(file or "/nonexistent/jqd.toml"),
     )
 
@@ -61,6 +64,8 @@ def test_defaults():
         segment_bytes=67_108_864,
         low_space_bytes=268_435_456,
         commit_queue_bytes=67_108_864,
+        memory_soft_bytes=600 << 20,
+        memory_hard_bytes=800 << 20,
         log_level="info",
         log_format="auto",
         slow_sync_ms=1_000,
@@ -144,6 +149,8 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "snapshot_interval_ms": [("60000", 60_000), ("3600000", 3_600_000)],
     "low_space_bytes": [("1MiB", 1 << 20), ("1024GiB", 1 << 40)],
     "commit_queue_bytes": [("1GiB", 1 << 30), ("1024KiB", 1 << 20)],
+    "memory_soft_bytes": [("1MiB", 1 << 20), ("16384GiB", 1 << 44)],
+    "memory_hard_bytes": [("2MiB", 2 << 20), ("16384GiB", 1 << 44)],
     "log_level": [("debug", "debug"), ("error", "error")],
     "log_format": [("json", "json"), ("console", "console")],
     "slow_sync_ms": [("1", 1), ("60000", 60_000)],
@@ -210,6 +217,28 @@ def test_environment_of_the_client_is_left_alone():
 
 def test_environment_of_others_is_left_alone():
     assert load(environ=HOME | {"PATH": "/bin", "XJQD_DRAIN": "1", "jqd_drain_ms": "x"}) == load()
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def test_limit_of_memory_that_is_not_said_gives_way_to_the_one_that_is():
+    def limits(**flags: str) -> tuple[int, int]:
+        config = load(flags)
+        return config.memory_soft_bytes >> 20, config.memory_hard_bytes >> 20
+
+    assert limits() == (600, 800)
+    assert limits(memory_soft_bytes="700MiB") == (700, 800)
+    assert limits(memory_soft_bytes="900MiB") == (900, 900)
+    assert limits(memory_hard_bytes="300MiB") == (300, 300)
+    assert limits(memory_hard_bytes="3000MiB", memory_soft_bytes="2000MiB") == (2_000, 3_000)
+    assert load(memory_bytes=5).memory_soft_bytes == 1 << 20
+    assert load().origins["memory_soft_bytes"] == "default: 60 % of RAM"
+    assert (
+        refusal({"memory_hard_bytes": "1MiB", "memory_soft_bytes": "2MiB"})
+        == "memory_hard_bytes = '1MiB' (--memory-hard-bytes): must be at least memory_soft_bytes = 2097152 "
+        "(--memory-soft-bytes)"
+    )
 
 
 # --- the file ---------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import jqd.__main__ as program
 from jqd import __version__, errors
 from jqd.errors import ConfigurationError, Corruption, DataDirLocked, DiskFull, Internal
 from jqd.server.config import SETTINGS, Config, load_config, render_config
+from jqd.server.machine import find_memory
 from tests.server.test_config import SAMPLES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,6 +234,7 @@ def test_print_config_is_the_effective_configuration(environ, capfd):
         is_root=os.geteuid() == 0,
         cwd="/",
         open_files_max=program._open_files()[1],
+        memory_max=find_memory(),
     )
     assert out == render_config(config)
 

@@ -40,7 +40,13 @@ def service(key: str) -> str:
 
 def load(environ):
     return load_config(
-        {}, environ, is_root=False, cwd="/", open_files_max=16_384, default_file="/nonexistent"
+        {},
+        environ,
+        is_root=False,
+        cwd="/",
+        open_files_max=16_384,
+        memory_max=(1 << 30, "RAM"),
+        default_file="/nonexistent",
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Self, cast
 
 from jqd.core.engine import Engine
+from jqd.core.memory import UNLIMITED_BYTES
 from jqd.core.model import Now
 from jqd.core.queues import Identity
 from jqd.core.state import State
@@ -171,7 +172,11 @@ class Room:
         self.loop = HandLoop()
         self.failures: list[BaseException] = []
         self.driver = Driver(
-            Engine(State(), Identity(server="jqd test", store_id="0" * 32)),
+            Engine(
+                State(),
+                Identity(server="jqd test", store_id="0" * 32),
+                memory_soft_bytes=settings.get("memory_soft_bytes", UNLIMITED_BYTES),
+            ),
             self.store,
             Config(**{"data_dir": "/nowhere", "unix": None, "max_connections": 100, **settings}),
             cast("asyncio.AbstractEventLoop", self.loop),
