@@ -19,36 +19,36 @@ are others), and what the server holds for its connections, which it counts itse
 from collections.abc import Iterable
 from typing import Final
 
-from jqd.core.model import Job, JobOptions, Outcome, Progress, QueueSettings, RetryPolicy
+from jqd.core.model import DEFAULT_TENANT, Job, JobOptions, Outcome, Progress, QueueSettings, RetryPolicy
 
 # Its Struct, slot, id, place in a queue, the head of its payload, and a reading of both clocks.
 JOB_BYTES: Final = 320
 # Its time, and a timer.
-DELAYED_BYTES: Final = 160
+DELAYED_BYTES: Final = 140
 # A JobOptions and its place in the table of those that are shared.
-OPTIONS_BYTES: Final = 360
+OPTIONS_BYTES: Final = 280
 # A timer, and a date that is nobody else's.
-EXPIRY_BYTES: Final = 130
+EXPIRY_BYTES: Final = 120
 # A dict that grows leaves room for as much again.
-METADATA_BYTES: Final = 240
-ENTRY_BYTES: Final = 80
+METADATA_BYTES: Final = 200
+ENTRY_BYTES: Final = 60
 RETRY_BYTES: Final = 160
 RETRY_DELAY_BYTES: Final = 40
 # An Outcome with its list, the place of a dead job or of a result, a reading of the clocks.
-OUTCOME_BYTES: Final = 400
+OUTCOME_BYTES: Final = 300
 ATTEMPT_BYTES: Final = 110
 RESULT_BYTES: Final = 50
 # A timer, of a result that has a time of its own.
 RESULT_TIMER_BYTES: Final = 130
 PROGRESS_BYTES: Final = 60
-LEASE_BYTES: Final = 640
+LEASE_BYTES: Final = 680
 RANGE_BYTES: Final = 100
 # Containers that are empty, and two histograms.
-QUEUE_BYTES: Final = 3_700
+QUEUE_BYTES: Final = 3_100
 SETTINGS_BYTES: Final = 260
 TENANT_BYTES: Final = 260
-KEY_BYTES: Final = 420
-SESSION_BYTES: Final = 1_600
+KEY_BYTES: Final = 360
+SESSION_BYTES: Final = 1_300
 ANSWER_BYTES: Final = 200
 
 # No limit: more than any machine has.
@@ -115,8 +115,10 @@ def are_shared(options: JobOptions) -> bool:
 
 def options_bytes(options: JobOptions) -> int:
     """Return what an object of these options takes."""
-    names = (options.queue, options.tenant, options.group, options.task, options.dedupe_key)
+    names = (options.queue, options.group, options.task, options.dedupe_key)
     size = OPTIONS_BYTES + _texts_bytes(names) + _retry_bytes(options.retry)
+    if options.tenant != DEFAULT_TENANT:
+        size += text_bytes(options.tenant)
     if options.expires_wall_ms is not None:
         size += EXPIRY_BYTES
     if options.metadata is not None:

@@ -133,7 +133,7 @@ class Line:
 
 # What a priority takes in memory as long as jobs of it are ready: its Line, whose containers are never quite empty,
 # and its places in the lane. Measured.
-LINE_BYTES: Final = 1_200
+LINE_BYTES: Final = 1_000
 
 
 class Counter(Protocol):

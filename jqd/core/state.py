@@ -36,7 +36,7 @@ from msgspec import Struct, field
 
 from jqd.core import memory, model
 from jqd.core.keys import Key, KeyTable, dedupe_name, tenant_of
-from jqd.core.memory import Memory, Tenant
+from jqd.core.memory import JOB_BYTES, LEASE_BYTES, RANGE_BYTES, Memory, Tenant
 from jqd.core.model import (
     Attempt,
     Cause,
@@ -359,11 +359,11 @@ class State:
         if kind is not None:
             kind.count += count
             options, queue, tenant = kind.options, kind.queue, kind.tenant
-            size = memory.JOB_BYTES * count
         else:
             queue, tenant = self._made_queue(options.queue), self._made_tenant(options.tenant)
-            size = (memory.JOB_BYTES + memory.options_bytes(options)) * count
-        size += len(payloads[0]) if count == 1 else sum(map(len, payloads))
+        size = JOB_BYTES + len(payloads[0]) if count == 1 else JOB_BYTES * count + sum(map(len, payloads))
+        if kind is None:
+            size += memory.options_bytes(options) * count
         queue.own_bytes += size
         tenant.bytes += size
         self.memory.bytes += size
@@ -590,7 +590,7 @@ class State:
             if options.expires_wall_ms is not None:
                 self._stop_expiry(jobs)
             freed = 0
-            kept = memory.JOB_BYTES * len(jobs)
+            kept = JOB_BYTES * len(jobs)
             for job in jobs:
                 freed += len(job.payload)  # type: ignore[arg-type]  # it was not at its end
                 if job.outcome is not None:
@@ -867,7 +867,7 @@ class State:
         count = len(payloads)
         options, queue, tenant = self._restored(options, count)
         self._count_bytes(
-            queue, tenant, (memory.JOB_BYTES + memory.own_bytes(options)) * count + sum(map(len, payloads))
+            queue, tenant, (JOB_BYTES + memory.own_bytes(options)) * count + sum(map(len, payloads))
         )
         ids = list(range(first_id, first_id + count))
         self._store(
@@ -1012,7 +1012,7 @@ class State:
         if self.keeper is not None:
             self.keeper.keep_session(session, record)
         known, order = record.answers, record.order
-        before = record.bytes
+        before = memory.ANSWER_BYTES * len(order) + record.answer_bytes
         new = dict(answers)
         # A client that uses one id for a parked lease and for another verb answers it twice.
         if len(new) < len(answers) or not known.keys().isdisjoint(new):
@@ -1033,7 +1033,7 @@ class State:
                 record.answer_bytes -= len(answer)
             floor = max(floor, oldest)
         record.floor = floor
-        self.memory.bytes += record.bytes - before
+        self.memory.bytes += memory.ANSWER_BYTES * len(order) + record.answer_bytes - before
 
     # --- writing: keys ------------------------------------------------------------------------
 
@@ -1207,7 +1207,7 @@ class State:
 
     def _hold(self, lease: Lease) -> None:
         parts = self.leases.get(lease.token)
-        self.memory.bytes += _lease_bytes(lease)
+        self.memory.bytes += LEASE_BYTES + RANGE_BYTES * len(lease.ranges)
         if parts is None:
             self.leases[lease.token] = {id(lease): lease}
             self.lease_timers.push(lease.deadline_ms, lease.token)
@@ -1239,7 +1239,7 @@ class State:
         if lease.live_count:
             return
         parts = self.leases[lease.token]
-        self.memory.bytes -= _lease_bytes(lease)
+        self.memory.bytes -= LEASE_BYTES + RANGE_BYTES * len(lease.ranges)
         del parts[id(lease)]
         deadlines = self._deadlines.get(lease.token)
         if not parts:
@@ -1526,7 +1526,7 @@ def _alive(timers: TimerHeap[Timed]) -> list[tuple[int, Timed]]:
 
 
 def _lease_bytes(lease: Lease) -> int:
-    return memory.LEASE_BYTES + memory.RANGE_BYTES * len(lease.ranges)
+    return LEASE_BYTES + RANGE_BYTES * len(lease.ranges)
 
 
 def _settings_bytes(settings: QueueSettings) -> int:

@@ -5,6 +5,7 @@ Must not know: what the fields mean (fields.py), what becomes of a job later, th
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from msgspec.structs import astuple
 
@@ -19,6 +20,10 @@ from jqd.core.model import Caller, JobOptions, Now
 from jqd.core.state import State
 from jqd.errors import InvalidArgument, JqdError, QueueFull
 
+# What a run can add to memory where its jobs have nothing of their own but payloads: they came in one piece of a stream,
+# behind a part of a frame, and are 1,024 at most.
+_RUN_BYTES_MAX: Final = 32 << 20
+
 
 def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) -> Submitted:
     """Add one job, ready at once or at its time.
@@ -30,7 +35,8 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     options = options_of(command, state, now)
     due_engine_ms, due_wall_ms = due_of(command.delay_ms, command.run_at_ms, now)
     payload = command.payload
-    if len(payload) > model.PAYLOAD_BYTES_MAX:
+    size = len(payload)
+    if size > model.PAYLOAD_BYTES_MAX:
         raise payload_too_large("payload", payload)
     job_id = state.next_id
     if command.idempotency_key is not None or options.dedupe_key is not None:
@@ -44,8 +50,8 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
         return Submitted(job_id=planned.first_id, existing=planned.existing)
     if state.bounded_queues:
         check_room(state, {options.queue: 1})
-    if state.memory.bytes + len(payload) > state.memory.soft_bytes:
-        check_memory(state, len(payload))
+    if state.memory.bytes + size > state.memory.soft_bytes:
+        check_memory(state, size)
     emit(JobsSubmitted(job_id, options, [payload], due_engine_ms, due_wall_ms, caller.principal))
     return Submitted(job_id=job_id)
 
@@ -66,6 +72,7 @@ def submit_run(
     alike: tuple[object, ...] | None = None  # and what its jobs have in common
     next_id = state.next_id
     room_bytes = state.memory.soft_bytes - state.memory.bytes
+    is_near = room_bytes < _RUN_BYTES_MAX  # to the limit of memory, so that each job is measured
     more_bytes = 0  # of each job of the newest, besides its payload
     for command in commands:
         payload = command.payload
@@ -80,6 +87,7 @@ def submit_run(
                     replies.append(submit(command, state, caller, now, emit))
                     next_id = state.next_id
                     room_bytes = state.memory.soft_bytes - state.memory.bytes
+                    is_near = room_bytes < _RUN_BYTES_MAX
                     continue
                 change = JobsSubmitted(
                     next_id,
@@ -90,13 +98,14 @@ def submit_run(
                 )
                 alike = None
                 more_bytes = memory.JOB_BYTES + memory.own_bytes(change.options)
-            size = len(payload)
-            if size > model.PAYLOAD_BYTES_MAX:
+                is_near = is_near or more_bytes > memory.JOB_BYTES
+            if len(payload) > model.PAYLOAD_BYTES_MAX:
                 raise payload_too_large("payload", payload)
-            size += more_bytes
-            if size > room_bytes:
-                check_memory(state, state.memory.soft_bytes - state.memory.bytes - room_bytes + size)
-            room_bytes -= size
+            if is_near:
+                size = len(payload) + more_bytes
+                if size > room_bytes:
+                    check_memory(state, state.memory.soft_bytes - state.memory.bytes - room_bytes + size)
+                room_bytes -= size
         except JqdError as error:
             replies.append(error)
             continue
