@@ -208,7 +208,7 @@ class Draining(UnavailableError):
 
 
 class Overloaded(UnavailableError):
-    """A table in memory is full."""
+    """Memory is short, or a table in it is full."""
 
     code = "overloaded"
 

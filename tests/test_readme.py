@@ -185,7 +185,16 @@ def test_codes_of_what_happens_when_exist():
     assert {int(code) for code in re.findall(r"exit (\d+)", text)} == {0, *EXIT_CODES}
     words = set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", text))
     # What the daemon logs.
-    events = {"failed", "slow_sync", "snapshot_damaged", "stood_still", "sync_waits", "torn_tail_cut"}
+    events = {
+        "failed",
+        "memory_full",
+        "memory_short",
+        "slow_sync",
+        "snapshot_damaged",
+        "stood_still",
+        "sync_waits",
+        "torn_tail_cut",
+    }
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "jqd" / "server").glob("*.py"))
     assert all(f'"{event}"' in sources for event in events)
     others = {
