@@ -168,7 +168,8 @@ SHOWN = {
     "another daemon has the directory": "e2e/test_daemon.py::test_second_daemon_on_a_directory_is_refused_and_touches_nothing",
     "a snapshot is damaged": "e2e/test_daemon.py::test_damaged_snapshot_is_replaced_by_the_older_one",
     "the log is damaged": "e2e/test_daemon.py::test_damaged_log_is_refused_and_left_alone",
-    "memory runs out": "e2e/test_kill.py::test_nothing_that_was_said_is_lost_or_undone_by_kills",
+    "memory runs short": "e2e/test_memory.py::test_it_fills_refuses_starts_again_and_empties "
+    "e2e/test_memory.py::test_beyond_the_hard_limit_it_takes_no_connection_until_there_is_room",
 }
 
 
