@@ -137,6 +137,7 @@ class Driver:
         )
         self._unlooked_bytes = 0  # that came since the last look at memory
         self._look_ms = 0  # when the next one is due
+        self._look_timer: asyncio.TimerHandle | None = None  # while the hard limit is passed
         self._ask_from_bytes = config.commit_queue_bytes
         self._committer = Committer(
             store,
@@ -269,6 +270,16 @@ class Driver:
                 if over_bytes <= 0:
                     break
         self._look_ms = now_ms + (LOOK_AFTER_MS_WHEN_FULL if guard.is_full else LOOK_AFTER_MS)
+        if guard.is_full and self._look_timer is None:  # those who hold it may leave, and nobody else come
+            self._look_timer = self._loop.call_later(LOOK_AFTER_MS_WHEN_FULL / 1_000, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_timer = None
+        try:
+            self._look_at_memory(self._clock.now().engine_ms)
+        except BaseException as error:
+            self._on_failure(error)
+            raise
 
     def _end_turn(self) -> None:
         if self._now is None:

@@ -21,11 +21,12 @@ CONNECTION_BYTES: Final = 10 << 10
 # Beyond the hard limit a connection that holds less of a request than this is let alone.
 PART_BYTES_MIN: Final = 256 << 10
 # Connections are taken again when that share of the hard limit is free: it would go on and off with every request.
+# And so long it is said that jobs are refused.
 _FREE_SHARE: Final = 20
 # The driver looks after so many bytes came, and after so many ms: a look costs some 0.3 us a connection.
 LOOK_AFTER_BYTES: Final = 4 << 20
 LOOK_AFTER_MS: Final = 1 * SECOND_MS
-LOOK_AFTER_MS_WHEN_FULL: Final = 50
+LOOK_AFTER_MS_WHEN_FULL: Final = 100
 
 log = get_logger()
 
@@ -55,7 +56,8 @@ class MemoryGuard:
         self._state_bytes, self._held_bytes = state_bytes, held_bytes
         before = (self._is_short, self.is_full)
         taken_bytes = state_bytes + held_bytes
-        self._is_short = state_bytes >= self._soft_bytes
+        limit = self._soft_bytes - self._soft_bytes // _FREE_SHARE if self._is_short else self._soft_bytes
+        self._is_short = state_bytes >= limit
         limit = self._hard_bytes - self._hard_bytes // _FREE_SHARE if self.is_full else self._hard_bytes
         self.is_full = taken_bytes > limit
         if (self._is_short, self.is_full) != before:

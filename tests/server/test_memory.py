@@ -85,6 +85,8 @@ def test_guard_says_once_what_is_refused_and_again_when_it_is_not():
     assert guard.see(610, 160) == 0 and guard.is_full, "a twentieth has to be free"
     guard.see(610, 150)
     assert not guard.is_full and said[2].startswith("new jobs are refused")
+    guard.see(570, 0)
+    assert said[3:] == [], "and a twentieth of the soft limit"
     guard.see(10, 0)
     assert said[3:] == [""]
     assert guard.figures() == {
@@ -128,8 +130,8 @@ async def test_beyond_the_hard_limit_connections_and_work_are_refused_until_a_pa
         assert answer.status == "ok"
         assert not any(holder.transport.closing for holder in holders), "each holds little"
         holders[0].transport.vanish()
-        await room.advance(0.1)
-        room.store.gate.set()
+        await room.advance(0.2)
+        assert not room.driver.process_figures()["memory_full"], "although nobody has asked"
         assert (await room.peer()).connection in room.driver.connections
         assert troubles["memory"] == ""
         (answer,) = await peer.ask(request(6, "submit"))
