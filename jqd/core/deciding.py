@@ -51,7 +51,11 @@ def check_memory(state: State, added_bytes: int) -> None:
         raise Overloaded(
             f"memory = {memory.bytes} bytes, and {added_bytes} more would come: the limit is {memory.soft_bytes}",
             retry_after_ms=model.SECOND_MS,
-            details={"memory_bytes": memory.bytes, "memory_soft_bytes": memory.soft_bytes},
+            details={
+                "memory_bytes": memory.bytes,
+                "added_bytes": added_bytes,
+                "memory_soft_bytes": memory.soft_bytes,
+            },
         )
 
 

@@ -137,6 +137,8 @@ def test_nothing_is_taken_that_adds_to_memory_beyond_the_limit(core):
         c.Pause(queue="new"),
     ):
         error = refused(core, command)
+        added_bytes = int(error.details.pop("added_bytes"))
+        assert added_bytes > 0 and f"{added_bytes} more would come" in str(error)
         assert error.details == {"memory_bytes": taken(core), "memory_soft_bytes": taken(core)}
         assert error.retry_after_ms == 1_000
         assert f"memory = {taken(core)} bytes" in str(error) and f"the limit is {taken(core)}" in str(error)
