@@ -77,6 +77,7 @@ _ORACLE: Final = {
     # --- refusals ---
     "refused: busy": "too much waits for the disk",
     "refused: storage_full": "the disk is nearly full",
+    "refused: overloaded": "memory is short",
     "refused: position_lost": "the answer of a retried request was forgotten",
     "refused: invalid_argument": "by its own words",
     "refused: wrong_state": "a filter meant nothing that the verb takes",
@@ -84,6 +85,7 @@ _ORACLE: Final = {
     "refused: queue_not_found": "a queue without jobs",
     "job taken after storage_full": "room came back, and with it submits",
     "job taken after busy": "the disk has caught up",
+    "job taken after overloaded": "jobs were finished or forgotten, and gave memory back",
     # --- sessions ---
     "request sent again": "over another connection, unanswered so far",
     "request answered in a later run than it was sent in": "a restart lay in between",
@@ -125,7 +127,7 @@ _ORACLE: Final = {
     # --- keys ---
     "refused: duplicate": "a job has the dedupe key",
     "refused: idempotency_conflict": "the key was used with other content",
-    "refused: overloaded": "too many keys",
+    "refused: too many keys": "of which each plan may have few",
     "dedupe key met: existing": "the job that was there was the answer",
     "dedupe key met: replace": "that job has become another one",
     "dedupe key met: debounce": "that job has got a new time too",

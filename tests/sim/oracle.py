@@ -62,6 +62,8 @@ SHOWN_DEFAULTS: Final[dict[str, object]] = {
     "encoding": "raw",
     "priority": 0,
     "task": None,
+    "tenant": "default",
+    "group": None,
     "metadata": None,
     "delivery": "at_least_once",
     "max_retries": 3,
@@ -73,7 +75,7 @@ OF_QUEUE: Final = ("max_retries", "max_crashes", "lease_ms")
 # What update and a further submit with a dedupe key may change.
 EDITABLE: Final = ("priority", "encoding", "metadata")
 # What stays the same for as long as a job lives, as a list shows it, and a lease.
-HANDED_OUT: Final = ("queue", "priority", "encoding", "task", "metadata", "delivery")
+HANDED_OUT: Final = ("queue", "priority", "encoding", "task", "tenant", "group", "metadata", "delivery")
 CONTENT: Final = (*HANDED_OUT, *OF_QUEUE)
 # What stays the same while a job stays in a state.
 FACTS: Final = (
@@ -953,6 +955,8 @@ class Oracle:
 
     def _may_be_forgotten(self, job: Job, states: set[str], ms: int) -> bool:
         """Tell whether retention can have ended a job that is in one of these states."""
+        if "memory_soft_bytes" in self._limits and not states.isdisjoint((*FINISHED, "dead")):
+            return True  # they have a share of memory that others use too
         shelf = self._shelves.get(job.queue)
         if shelf is not None:
             kept_ms = [
@@ -2168,6 +2172,8 @@ class Oracle:
             job.error is not None
             and job.state in ("delayed", "ready", "dead")
             and info.get("error", "") != job.error
+            # Where memory is short a job that is tried again keeps no history.
+            and not ("memory_soft_bytes" in self._limits and job.state != "dead" and not info.get("error"))
         ):
             raise Violation("I15", f"{where} with error {info.get('error')!r}, failed with {job.error!r}")
         if job.facts is not None and job.changed == info["changed_wall_ms"]:
@@ -2297,9 +2303,19 @@ class Oracle:
         """A request was refused, which changes nothing."""
         if status == "internal":
             raise Violation("CODE", f"{request}: {body}")
-        self._hit(f"refused: {status}")
-        if status in ("storage_full", "busy", "queue_full"):
+        about = body.get("details") or {}
+        if status == "overloaded" and "memory_bytes" not in about:
+            if "KEYS_MAX" not in self._limits:
+                raise Violation("I17", f"{request}: refused with {body}")
+            self._hit("refused: too many keys")
+        else:
+            self._hit(f"refused: {status}")
+        if status in ("storage_full", "busy", "queue_full") or "memory_bytes" in about:
             self._full = status
+        if "memory_bytes" in about:
+            limit = self._limits.get("memory_soft_bytes")
+            if limit is None or about["memory_bytes"] + about["added_bytes"] <= limit:
+                raise Violation("I17", f"{request}: refused with {about}, limit {limit}")
         if status == UNKNOWN_OUTCOME:
             self._given_up.append(request)
             self._drop_suspicions(request.key)
@@ -2393,7 +2409,7 @@ def _pool_key(shown: Args) -> tuple[object, ...]:
     metadata = shown["metadata"]
     return (
         shown["queue"],
-        *(shown[name] for name in ("priority", "encoding", "task", "delivery")),
+        *(shown[name] for name in ("priority", "encoding", "task", "tenant", "group", "delivery")),
         None if metadata is None else tuple(sorted(metadata.items())),
     )
 

@@ -145,6 +145,9 @@ def _settings(dice: Dice) -> Settings:
         "commit_queue_bytes": dice.pick((2_000, 64 << 20, 64 << 20)),
         "output_bytes_max": dice.pick((8 << 10, 4 << 20)),
     }
+    memory = dice.child("memory")
+    if memory.chance(0.15):
+        daemon["memory_soft_bytes"] = memory.pick((12_000, 25_000))
     limits: dict[str, int] = {}
     for name, values in _LIMITS.items():
         if dice.chance(0.15):
@@ -199,6 +202,10 @@ def job_fields(a: int, b: int, queues: int, wall_ms: int) -> dict[str, Any]:
             fields["lease_ms"] = (1_000, 5_000)[b // 12 % 2]
         case 10:
             fields["metadata"] = {"user": "ab"[b // 12 % 2]}
+            if b // 12 % 4:
+                fields["tenant"] = ("acme", "globex")[b // 12 % 2]
+            if b // 12 % 4 > 1:
+                fields["group"] = "g"
         case _:
             fields["encoding"] = "json"
     return fields

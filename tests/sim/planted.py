@@ -328,6 +328,31 @@ PLANTED: Final = {
         "self._leaving[caller.session] = now.engine_ms",
         200,
     ),
+    # --- memory ---
+    "memory of a forgotten job is not given back": Planted(
+        "jqd.core.state:State.forget", "self._count_bytes(queue, tenant, -size)", "pass", 200
+    ),
+    "memory of a payload is not given back": Planted(
+        "jqd.core.state:State.finish", "self.memory.bytes -= freed", "pass", 100
+    ),
+    "jobs are taken beyond the limit of memory": Planted(
+        "jqd.core.submitting:submit",
+        "state.memory.bytes + size > state.memory.soft_bytes",
+        "False",
+        400,
+    ),
+    "refused although there is memory": Planted(
+        "jqd.core.deciding:check_memory",
+        "memory.bytes + added_bytes > memory.soft_bytes",
+        "memory.bytes + added_bytes > memory.soft_bytes // 8",
+        400,
+    ),
+    "jobs that have ended take more than their share": Planted(
+        "jqd.core.engine:Engine._tick",
+        "state.memory.ended_bytes > state.memory.ended_bytes_max",
+        "state.memory.ended_bytes > 2 * state.memory.ended_bytes_max",
+        400,
+    ),
     # --- sweeping ---
     "purge takes leased jobs": Planted(
         "jqd.core.sweeping:_by_ids",

@@ -19,6 +19,7 @@ import msgspec
 from jqd.core import commands as c
 from jqd.core import dump, model
 from jqd.core.model import DAY_MS, RESTART_GRACE_MS, JobState, RetryPolicy, StateName
+from jqd.core.state import LEASED, WAITING, State
 from jqd.errors import WIRE_ERRORS, JqdError, StorageError
 from jqd.protocol import connection as client_connection
 from jqd.protocol.connection import Answered
@@ -79,10 +80,14 @@ class World:
         self.disk = SimDisk(plan.seed)
         self.house = House(self.disk, self.clocks, **settings.daemon)
         self.shadow = Shadow(marks)
-        self.is_shadowed = not settings.limits.keys() & UNSHADOWED
+        self.memory_soft_bytes = settings.daemon.get("memory_soft_bytes")
+        # It does not know either what things take in memory.
+        self.is_shadowed = not settings.limits.keys() & UNSHADOWED and self.memory_soft_bytes is None
         self.watch = Watch(self.house, marks)
         self.oracle = Oracle(marks)
         self.oracle.rules(**settings.limits)
+        if self.memory_soft_bytes is not None:
+            self.oracle.rules(memory_soft_bytes=self.memory_soft_bytes)
         self.clients = [Client(f"c{number}", bytes([number + 1]) * 16) for number in range(settings.clients)]
         for number, client in enumerate(self.clients):
             client.decide(releases=bool(settings.releasing >> number & 1))
@@ -1147,6 +1152,19 @@ class World:
         self._start()
         self.marks.hit("older backup restored")
 
+    def _look_at_memory(self, state: State, soft_bytes: int) -> None:
+        """Hold what jobs take at the least, and what is counted of those that ended, against the limit (I17)."""
+        alive = [job for job in state.jobs_from(0) if job.state in (*WAITING, LEASED)]
+        least = sum(250 + len(job.payload or b"") for job in alive)
+        if least > soft_bytes:
+            raise Violation(
+                "I17", f"{len(alive)} jobs take {least} bytes of memory: the limit is {soft_bytes}"
+            )
+        if state.memory.ended_bytes > soft_bytes // 5:
+            raise Violation(
+                "I17", f"{state.memory.ended_bytes} bytes of jobs that have ended: limit {soft_bytes // 5}"
+            )
+
     # --- looks inside -------------------------------------------------------------------------
 
     def look_inside(self) -> None:
@@ -1162,6 +1180,8 @@ class World:
             state.check()
         except AssertionError as error:
             raise Violation("I20", f"indexes disagree: {error}") from error
+        if self.memory_soft_bytes is not None:
+            self._look_at_memory(state, self.memory_soft_bytes)
         assert house.driver is not None
         if house.driver._waiting:
             raise Violation("I19", "a reply waits for the disk although it is idle")
