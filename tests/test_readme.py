@@ -199,6 +199,8 @@ def test_codes_of_what_happens_when_exist():
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "jqd" / "server").glob("*.py"))
     assert all(f'"{event}"' in sources for event in events)
     others = {
+        "memory_hard_bytes",
+        "memory_soft_bytes",
         "commit_queue_bytes",
         "low_space_bytes",
         "retry_after_ms",
@@ -210,6 +212,7 @@ def test_codes_of_what_happens_when_exist():
     assert words - events - others == words & CODES
     assert words & CODES == {
         *("busy", "draining", "lease_lost", "connection_lost", "request_timeout", "storage_full"),
+        "overloaded",
     }
 
 
