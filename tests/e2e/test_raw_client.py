@@ -92,6 +92,7 @@ def test_the_first_conversation_of_the_page(daemon: Daemon):
             "jobs_per_request": 10_000,
             "in_flight": 1024,
             "wait_ms": 30_000,
+            "wait_jobs": 1000,
         }
         submitted = client.reply(client.send("submit", payload=b"resize 17.png", queue="images"))
         assert submitted[:2] == (2, "ok") and submitted.body == {"job_id": 1}

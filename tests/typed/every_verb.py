@@ -18,6 +18,7 @@ from jqd.client import requests
 from jqd.client.requests import Held, HeldJob
 from jqd.client.retry import Backoff
 from jqd.core.commands import (
+    EndedJob,
     Extended,
     JobInfo,
     JobList,
@@ -33,6 +34,7 @@ from jqd.core.commands import (
     Swept,
     Updated,
     Verdicts,
+    Waited,
     WorkerList,
     WorkersTold,
 )
@@ -90,6 +92,9 @@ def blocking(url: str) -> None:
         swept = client.purge(queue="blocking", limit=10, dry_run=True)
         assert_type(swept.count, int)
         info = client.get(first.job_id)
+        assert_type(client.wait_many([first.job_id, 1 << 40], timeout="10s", all=False), Waited)
+        if client.get(first.job_id).state == "done":
+            assert_type(client.wait(first.job_id, timeout=10), EndedJob)
         assert_type(info, JobInfo)
         assert_type(info.priority, int)
         page = client.list(queue="blocking", state="done", filter="age >= 0", limit=10)
@@ -152,6 +157,9 @@ async def with_asyncio(url: str) -> None:
         assert_type((await client.update(later.job_id, metadata={"user": "ada"})).state, StateName)
         assert_type(await client.purge(queue="asyncio", filter="state = dead"), Swept)
         assert_type(await client.get(second.job_id), JobInfo)
+        assert_type(await client.wait_many([1 << 40], timeout=10), Waited)
+        if (await client.get(second.job_id)).state == "done":
+            assert_type(await client.wait(second.job_id, timeout=10), EndedJob)
         assert_type(await client.list(cursor=0), JobList)
         assert_type(await client.queues(limit=1), QueueList)
         assert_type(await client.set_queue("asyncio", retention=60), QueueChanged)
