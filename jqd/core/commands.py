@@ -663,6 +663,8 @@ class ServerStats(Answer):
     snapshots, snapshot_under_way  made in this run; 1: one is being made
     disk_free_bytes, low_space_bytes, storage_full  where the log is on a disk: what is free, a second old at most;
                               below which new jobs are refused; 1: they are
+    memory_soft_bytes, memory_hard_bytes, held_bytes, memory_full  what jobs and the like may take; that and what is
+                              held for connections and the disk; what is held now; 1: new connections are refused
     """
 
     server: str

@@ -70,6 +70,7 @@ def test_one_queue_is_shown_with_its_counts_and_what_holds_in_it(shell):
     assert shell.said == GetQueue(queue="c")
     assert shown == {
         "queue": "c",
+        "memory_bytes": 0,
         **{state: number for number, state in enumerate(STATES, 1)},
         "paused": False,
         "lease_ms": 30_000,

@@ -443,11 +443,13 @@ def test_queues_ping_and_stats(shell):
     }
     shell.server.answers |= {
         "queues": QueueList(
-            queues=[QueueInfo(queue="q", **counts, paused=True, ready_age_ms=9)], cursor=None
+            queues=[QueueInfo(queue="q", **counts, paused=True, ready_age_ms=9, memory_bytes=10)], cursor=None
         ),
         "ping": Pong(wall_ms=1, engine_ms=2),
     }
-    assert shell.json("queues") == [{"queue": "q", **counts, "paused": True, "ready_age_ms": 9}]
+    assert shell.json("queues") == [
+        {"queue": "q", **counts, "paused": True, "ready_age_ms": 9, "memory_bytes": 10}
+    ]
     assert shell("queues")[1].splitlines()[1].split() == ["q", *map(str, range(1, 8)), "yes", "9"]
     (shown,) = shell.json("ping")
     assert shown["url"] == shell.server.url and shown["round_trip_ms"] > 0

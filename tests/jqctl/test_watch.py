@@ -217,7 +217,7 @@ def test_queues_in_json_are_one_line_for_each_reading(shell, monkeypatch):
     monkeypatch.setattr(watch.watch, "__kwdefaults__", {**watch.watch.__kwdefaults__, "wait": Time([]).wait})
     (line,) = shell.json("queues", "--watch", "2")
     assert line["at"].endswith("Z") and line["wall_ms"] > 0
-    shown = {**COUNTS, "paused": False}
+    shown = {**COUNTS, "paused": False, "memory_bytes": 0}
     assert line["queues"] == [{"queue": "a", **shown}, {"queue": "b", **shown}]
 
 
