@@ -86,6 +86,7 @@ RARE_STEPS: Final = {
     "restore": 0.3,
     # --- situations that single steps hardly ever come to: several verbs, and then an end or a moment ---
     "between_turns": 0.5,
+    "too_late": 1,
     "change_of_mind": 1,
     "leave": 3,
     "to_key_end": 2,

@@ -22,6 +22,7 @@ from jqd.core.model import DAY_MS, RESTART_GRACE_MS, JobState, RetryPolicy, Stat
 from jqd.core.state import LEASED, WAITING, State
 from jqd.errors import WIRE_ERRORS, JqdError, StorageError
 from jqd.protocol import connection as client_connection
+from jqd.protocol import framing, messages
 from jqd.protocol.connection import Answered
 from jqd.server import daemon
 from jqd.server.standstill import STANDSTILL_MS
@@ -673,6 +674,33 @@ class World:
         if client.stream is not None:
             self._arrive(client, 1 << 20)
         self.step_power_loss(a, 4 * b, d)
+
+    def step_too_late(self, a: int, b: int, d: int) -> None:
+        """A client asks once more what was answered so long ago that the daemon has forgotten it."""
+        if model.ANSWERS_PER_SESSION_MAX > 20:
+            return
+        client = self.client(a)
+        self._through(client)
+        if client.stream is None or not client.is_ready:
+            return
+        command = c.Submit(queue=self._queue(b), task=self._marker())
+        newest_id = client.shared.newest_id
+        self.ask(client, command)
+        request_id = client.shared.newest_id
+        if request_id != newest_id + 1:
+            return  # something stands before it
+        self._through(client)
+        for number in range(model.ANSWERS_PER_SESSION_MAX + 1):
+            self.step_submit(a, b + number, d)
+        self._through(client)
+        if client.stream is None or not client.is_ready:
+            return
+        data = framing.to_frame(messages.encode_request(request_id, command))
+        _, verb, args = actors.messages_in(data)[0][0][1]
+        now = self.house.reading
+        self.oracle.sent(client.session, request_id, verb, args, now.engine_ms, now.wall_ms)
+        client.stream.up += data
+        self._through(client)  # it had an answer, so this one is none that its connection knows
 
     def step_change_of_mind(self, a: int, b: int, d: int) -> None:
         """A client's next hello says something else about its leases."""
