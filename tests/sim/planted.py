@@ -25,12 +25,14 @@ class Planted(NamedTuple):
         where: module and function, or module and class.method, with a colon between.
         old, new: the text that is replaced; it stands there once.
         seeds: plans that may pass before one fails.
+        begin: of these, plans that are known not to show it, and are passed over: a rare bug would take CI minutes.
     """
 
     where: str
     old: str
     new: str
     seeds: int = 40
+    begin: int = 0
 
 
 PLANTED: Final = {
@@ -190,6 +192,7 @@ PLANTED: Final = {
         " or state.queues[job.options.queue].settings.retry",
         "",
         200,
+        begin=40,
     ),
     "retry policy of a fail is not asked": Planted(
         "jqd.core.holding:fail", "command.retry or settings", "settings", 200
@@ -226,7 +229,11 @@ PLANTED: Final = {
         200,
     ),
     "key lives a millisecond too long": Planted(
-        "jqd.core.state:State.key", "key.due_ms <= now.engine_ms", "key.due_ms < now.engine_ms", 200
+        "jqd.core.state:State.key",
+        "key.due_ms <= now.engine_ms",
+        "key.due_ms < now.engine_ms",
+        200,
+        begin=45,
     ),
     "idempotency key does not mind what is submitted": Planted(
         "jqd.core.keyed:_answered", "known.content != content", "False", 100
@@ -235,7 +242,11 @@ PLANTED: Final = {
         "jqd.core.keyed:_taken", 'fields.dedupe == "debounce"', "False", 100
     ),
     "requeued job has no key": Planted(
-        "jqd.core.state:State.revive", "self._take_key(job.id, options, now)", "pass", 400
+        "jqd.core.state:State.revive",
+        "self._take_key(job.id, options, now)",
+        "pass",
+        400,
+        begin=130,
     ),
     # --- time to be started ---
     "expired job handed out": Planted(
@@ -243,6 +254,7 @@ PLANTED: Final = {
         "expires_ms is not None and job.attempt == 0 and expires_ms <= now.wall_ms",
         "False",
         400,
+        begin=190,
     ),
     "job expires a millisecond late": Planted(
         "jqd.core.passing:expire_jobs", "now.wall_ms, limit", "now.wall_ms - 1, limit", 200
@@ -284,6 +296,7 @@ PLANTED: Final = {
         "queue.length + count > limit:",
         "queue.length + count > limit + 1:",
         100,
+        begin=40,
     ),
     "queue is full one job too early": Planted(
         "jqd.core.submitting:check_room",
@@ -340,6 +353,7 @@ PLANTED: Final = {
         "state.memory.bytes + size > state.memory.soft_bytes",
         "False",
         400,
+        begin=145,
     ),
     "refused although there is memory": Planted(
         "jqd.core.deciding:check_memory",

@@ -220,7 +220,7 @@ def catch(name: str) -> Caught:
     quiet()
     begun_s = time.process_time()
     most = PLANTED[name].seeds
-    for number in range(most):
+    for number in range(PLANTED[name].begin, most):
         plan = make_plan(PLANTED_FIRST_SEED + number)
         found = attempt(plan, name)
         if found is not None:
