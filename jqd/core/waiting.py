@@ -12,6 +12,7 @@ Each wait knows the jobs of which it has not heard yet. When it has heard of one
 at them anew, since a dead job may have been revived in between; if that is so it waits on.
 """
 
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Final
 
@@ -28,6 +29,10 @@ from jqd.errors import InvalidArgument, JqdError, Overloaded
 
 # Jobs that parked waits are looked up for in one turn: some 10 ms.
 _LOOKS_PER_TURN: Final = 20_000
+# What counts as one of them as well: a twentieth of what it costs to end a wait and send its answer, and so many bytes
+# of results in it.
+_ANSWER_LOOKS: Final = 20
+_LOOK_BYTES: Final = 4 << 10
 
 
 class _Parked(Struct, eq=False):
@@ -57,7 +62,8 @@ class Waits:
         self._watched_count = 0  # jobs of all waits, a job once for each
         self._serial = 0
         self.timers: TimerHeap[int] = TimerHeap()
-        self.due: dict[int, _Parked] = {}
+        # No dict: one that gives up its first key walks each time past all that have gone.
+        self.due: OrderedDict[int, _Parked] = OrderedDict()
         state.watched = self._by_job
 
     def __len__(self) -> int:
@@ -133,7 +139,7 @@ class Waits:
         state.ended.clear()
         end = state.work + _LOOKS_PER_TURN
         while self.due and state.work < end:
-            parked = self.due.pop(next(iter(self.due)))
+            _, parked = self.due.popitem(last=False)
             waited = _look(parked.command, state, now)
             if _is_met(parked.command, waited):
                 self._answer(parked, waited)
@@ -156,6 +162,7 @@ class Waits:
 
     def _answer(self, parked: _Parked, waited: Waited) -> None:
         self._unpark(parked)
+        self._state.work += _ANSWER_LOOKS
         self._outbox.append((parked.ticket, parked.request_id, waited))
 
 
@@ -194,6 +201,7 @@ def _look(command: Wait, state: State, now: Now) -> Waited:
                 size += _reply_bytes(job)
                 if not jobs or size <= model.REPLY_BYTES_MAX:
                     jobs.append(_ended(job, now))
+    state.work += size // _LOOK_BYTES
     return Waited(jobs=jobs, pending=pending, gone=to_ranges(gone))
 
 

@@ -240,6 +240,27 @@ def test_a_crowd_is_served_in_parts_and_a_job_stays_until_all_have_seen_it(core,
 
 
 @pytest.mark.parametrize(
+    ("result", "count_max"), [(b"", waiting._LOOKS_PER_TURN // 20), (bytes(60_000), 600)]
+)
+def test_a_turn_counts_answers_and_what_is_in_them(core, result, count_max):
+    core.submit()
+    for number in range(3_000):
+        core.execute(c.Wait(ids=[(1, 1)], wait_ms=1_000), ticket=number)
+    token, _ = core.held()
+    core.ack(token, 1, result=result)
+    assert 0 < len(core.answers) <= count_max
+    core.settle()
+    assert [ticket for ticket, _, _ in core.answers] == list(range(3_000))
+    core.answers.clear()
+    job_id = core.submit()
+    for number in range(3_000):
+        core.execute(c.Wait(ids=[(job_id, 1)], wait_ms=1_000), ticket=number)
+    core.move(1_000)
+    core.turn()
+    assert 0 < len(core.answers) <= waiting._LOOKS_PER_TURN // 20
+
+
+@pytest.mark.parametrize(
     ("ids", "message"),
     [
         ([(1, 1_001)], "ids = 1001 jobs: the limit is 1000 a wait"),
