@@ -173,7 +173,7 @@ class Workers:
             for name in (worker.worker_id, worker.label):
                 by_name.setdefault(name, {})[worker.session] = worker
         found: dict[bytes, Worker] = {}
-        for name in names:
+        for name in dict.fromkeys(names):  # a label may be that of all of them
             if name not in by_name:
                 raise WorkerNotFound(
                     f"worker {model.shorten(name)}: none with this id or label is registered"

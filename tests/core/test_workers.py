@@ -9,6 +9,7 @@ from jqd.core import model
 from jqd.core.workers import Workers
 from jqd.errors import InvalidArgument, Overloaded, WorkerNotFound
 from tests.support.core import WALL_MS, Core
+from tests.support.effort import steps_of
 
 ONE, TWO = b"1" * 16, b"2" * 16
 GRACE_MS = model.DISCONNECT_GRACE_MS
@@ -297,3 +298,13 @@ def test_what_is_looked_at_counts_as_work(core):
 
 def test_a_registry_alone_knows_nobody():
     assert len(Workers()) == 0
+
+
+def test_a_label_that_is_named_a_thousand_times_is_looked_up_once(core):
+    for number in range(9):
+        beat(core, core.hello(bytes([number]) * 16, worker="same"))
+
+    def tell(*names: str) -> int:
+        return steps_of(lambda: core.execute(c.TellWorkers(order="quiet", workers=list(names))))
+
+    assert tell(*["same"] * 1_000) == tell("same")
