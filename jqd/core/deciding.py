@@ -19,6 +19,7 @@ from typing import Final
 from jqd.core import model
 from jqd.core.changes import Change
 from jqd.core.commands import Verdict, to_ranges
+from jqd.core.memory import LEASE_BYTES, RANGE_BYTES
 from jqd.core.model import Job, Lease, Now
 from jqd.core.state import State
 from jqd.errors import InvalidArgument, Overloaded
@@ -50,6 +51,48 @@ def check_memory(state: State, added_bytes: int) -> None:
     if memory.bytes + added_bytes > memory.soft_bytes:
         raise Overloaded(
             f"memory = {memory.bytes} bytes, and {added_bytes} more would come: the limit is {memory.soft_bytes}",
+            retry_after_ms=model.SECOND_MS,
+            details={
+                "memory_bytes": memory.bytes,
+                "added_bytes": added_bytes,
+                "memory_soft_bytes": memory.soft_bytes,
+            },
+        )
+
+
+def has_room(state: State, added_bytes: int) -> bool:
+    """Tell whether so much more stays within the soft limit of memory."""
+    return state.memory.bytes + added_bytes <= state.memory.soft_bytes
+
+
+def check_split(items: Sequence[tuple[int, Sequence[tuple[int, int]]]], state: State) -> None:
+    """Refuse to extend parts of leases far beyond the soft limit: each becomes a lease of its own.
+
+    What renews a lease as a whole, or all that is left of one, goes on.
+
+    Raises: Overloaded.
+    """
+    memory = state.memory
+    if memory.bytes <= memory.split_bytes:
+        return
+    added_bytes = 0
+    left: dict[int, dict[int, int]] = {}  # token -> part of its grant -> jobs that are not named
+    for token, ranges in items:
+        added_bytes += LEASE_BYTES + RANGE_BYTES * len(ranges)
+        if token not in left:
+            left[token] = {key: part.live_count for key, part in state.leases.get(token, {}).items()}
+        for first, count in ranges:
+            for job in state.run(first, count):
+                if job is not None and id(job.lease) in left[token]:
+                    left[token][id(job.lease)] -= 1
+    for token, counts in left.items():
+        for key, count in counts.items():
+            if not count:  # it goes
+                added_bytes -= LEASE_BYTES + RANGE_BYTES * len(state.leases[token][key].ranges)
+    if added_bytes > 0:
+        raise Overloaded(
+            f"memory = {memory.bytes} bytes, and parts of leases would take {added_bytes} more: the limit is "
+            f"{memory.split_bytes}; extend all jobs of a lease together",
             retry_after_ms=model.SECOND_MS,
             details={
                 "memory_bytes": memory.bytes,

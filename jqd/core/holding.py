@@ -6,7 +6,7 @@ Must not know: leases that run out (passing.py), the wire.
 
 from collections.abc import Iterator, Sequence
 
-from jqd.core import backoff, model, settings
+from jqd.core import backoff, memory, model, settings
 from jqd.core.changes import (
     JobsCancelled,
     JobsDied,
@@ -24,11 +24,13 @@ from jqd.core.deciding import (
     Emit,
     add_verdict,
     check_ranges,
+    check_split,
+    has_room,
     judged_at_ms,
     kept_attempts,
     without_marked,
 )
-from jqd.core.model import Caller, DeadReason, Job, Now
+from jqd.core.model import Caller, DeadReason, Job, Now, Progress
 from jqd.core.state import State
 from jqd.errors import InvalidArgument, PayloadTooLarge
 
@@ -36,13 +38,14 @@ from jqd.errors import InvalidArgument, PayloadTooLarge
 def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) -> Extended:
     """Move the deadline of held jobs to now + lease_ms; without it, to now + what each lease was given.
 
-    What it says of progress stands in the place of what was said before, as a whole, for all that are held.
+    What it says of progress stands in the place of what was said before, as a whole, for all that are held. While memory
+    is short it is not kept, and what was said before stays: a worker must not lose its jobs for that.
 
     State:   leased -> leased.
     Returns: a verdict per run: ok, job_not_found, lease_lost (token not current, or deadline passed);
              lease_ms_left is the shortest of those extended, 0 if there is none; cancel_marked: those of
              them that are to end.
-    Raises:  InvalidArgument.
+    Raises:  InvalidArgument, Overloaded (far beyond the limit of memory, what would split leases).
     Source:  protocol.md "extend"; beanstalkd touch; SQS ChangeMessageVisibility.
     """
     percent, text = command.progress_percent, command.progress_text
@@ -50,12 +53,14 @@ def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) 
     if text and (size := len(text.encode())) > model.PROGRESS_TEXT_BYTES_MAX:
         raise InvalidArgument(f"progress_text = {size} bytes: the limit is {model.PROGRESS_TEXT_BYTES_MAX}")
     check_ranges(ranges for _, ranges in command.items)
+    check_split(command.items, state)
+    each_bytes = memory.EMPTY_OUTCOME_BYTES + memory.progress_bytes(Progress(percent, text))
     results: list[Verdict] = []
     left_ms: list[int] = []
     marked: list[tuple[int, int]] = []
     for token, ranges in command.items:
         held = _held(state, now, token, ranges, results)
-        if says_progress and held:
+        if says_progress and held and has_room(state, each_bytes * sum(count for _, count in held)):
             emit(ProgressReported(held, percent, text, caller.principal))
         marked += without_marked(held, state)[1]
         for lease_ms, part in _by_lease_ms(held, command.lease_ms, state):

@@ -55,16 +55,20 @@ ANSWER_BYTES: Final = 200
 UNLIMITED_BYTES: Final = (1 << 63) - 1
 # Of the soft limit, what jobs that have ended may take together.
 ENDED_SHARE: Final = 5
+# Before leases are split no more: that share beyond the soft limit, half of the way to the hard one, and at least so much.
+SPLIT_SHARE: Final = 8
+SPLIT_BYTES_MIN: Final = 1 << 20
 
 
 class Memory:
     """What is counted, and what may be.
 
     bytes:       of all that is counted.  ended_bytes: of the jobs that are done, dead, cancelled or expired.
+    split_bytes: beyond it no lease is split.
     soft_bytes:  beyond it nothing is taken that adds to it.  ended_bytes_max: beyond it the oldest are forgotten.
     """
 
-    __slots__ = ("bytes", "ended_bytes", "ended_bytes_max", "soft_bytes")
+    __slots__ = ("bytes", "ended_bytes", "ended_bytes_max", "soft_bytes", "split_bytes")
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -75,6 +79,7 @@ class Memory:
         """Set the soft limit, which is no fact: Engine is handed it."""
         self.soft_bytes = soft_bytes
         self.ended_bytes_max = soft_bytes // ENDED_SHARE
+        self.split_bytes = soft_bytes + max(SPLIT_BYTES_MIN, soft_bytes // SPLIT_SHARE)
 
     @property
     def is_short(self) -> bool:

@@ -9,7 +9,7 @@ from jqd.core import memory, model
 from jqd.core.changes import JobsDied, JobsForgotten, JobsRetried
 from jqd.core.ordered import LINE_BYTES
 from jqd.errors import Overloaded
-from tests.support.core import Core, parts_of, replayed, restored_from
+from tests.support.core import Core, ids_of, parts_of, replayed, restored_from
 
 
 def taken(core: Core) -> int:
@@ -162,6 +162,51 @@ def test_the_rest_goes_on_beyond_the_limit(core):
     assert core.do(c.Purge(ids=[(3, 4)])).count == 4
     assert core.submit() == 7
     core.check()
+
+
+def test_progress_is_not_kept_beyond_the_limit_and_the_lease_is_extended(core):
+    core.submit_jobs(2)
+    leased = core.lease(count=2)
+    core.extend(leased.token, 1, 2, progress_percent=1, progress_text="so")
+    full(core)
+    core.move(9_000)
+    extended = core.extend(leased.token, 1, 2, progress_percent=50, progress_text="far" * 20)
+    assert (extended.results, extended.lease_ms_left) == ([(1, 2, "ok")], 30_000)
+    assert (core.get(1).progress_percent, core.get(1).progress_text) == (1, "so")
+    assert taken(core) <= core.state.memory.soft_bytes
+    limited(core, 2 * taken(core))
+    core.extend(leased.token, 1, 2, progress_percent=50)
+    assert core.get(2).progress_percent == 50
+    core.check()
+
+
+def test_leases_are_not_split_far_beyond_the_limit(core):
+    core.submit_jobs(2_000)
+    limited(core, taken(core) // 2)
+    core.state.memory.split_bytes = 0
+    leased = core.lease(count=2_000)
+    ids = ids_of(leased)
+    before = taken(core)
+    error = refused(core, c.Extend(items=[(leased.token, [(job_id, 1)]) for job_id in ids]))
+    assert f"the limit is {core.state.memory.split_bytes}" in str(error)
+    refused(core, c.Extend(items=[(leased.token, [(ids[0], 1)])]))
+    refused(core, c.Extend(items=[(leased.token, [(job_id, 1) for job_id in ids])], lease_ms=5_000))
+    assert core.extend(leased.token, *ids).results == [(1, 2_000, "ok")]
+    assert taken(core) == before
+    core.ack(leased.token, *ids[:1_000])
+    core.extend(leased.token, *ids[1_000:])
+    core.check()
+
+
+def test_a_limit_leaves_room_to_split_leases(core):
+    limited(core, 800 << 20)
+    assert core.state.memory.split_bytes == 900 << 20
+    core.submit_jobs(1_000)
+    full(core)
+    leased = core.lease(count=1_000)
+    for job_id in ids_of(leased)[::100]:
+        core.move(1)
+        assert core.extend(leased.token, job_id).results == [(job_id, 1, "ok")]
 
 
 def test_run_is_taken_as_far_as_there_is_room(core):
