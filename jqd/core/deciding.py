@@ -90,9 +90,19 @@ def check_split(items: Sequence[tuple[int, Sequence[tuple[int, int]]]], state: S
             if not count:  # it goes
                 added_bytes -= LEASE_BYTES + RANGE_BYTES * len(state.leases[token][key].ranges)
     if added_bytes > 0:
+        check_held(state, added_bytes, "parts of leases", "extend all jobs of a lease together")
+
+
+def check_held(state: State, added_bytes: int, what: str, advice: str) -> None:
+    """Refuse what is noted of held jobs beyond the room that there is for that above the soft limit.
+
+    Raises: Overloaded.
+    """
+    memory = state.memory
+    if memory.bytes + added_bytes > memory.split_bytes:
         raise Overloaded(
-            f"memory = {memory.bytes} bytes, and parts of leases would take {added_bytes} more: the limit is "
-            f"{memory.split_bytes}; extend all jobs of a lease together",
+            f"memory = {memory.bytes} bytes, and {what} would take {added_bytes} more: the limit is "
+            f"{memory.split_bytes}; {advice}",
             retry_after_ms=model.SECOND_MS,
             details={
                 "memory_bytes": memory.bytes,

@@ -55,7 +55,8 @@ ANSWER_BYTES: Final = 200
 UNLIMITED_BYTES: Final = (1 << 63) - 1
 # Of the soft limit, what jobs that have ended may take together.
 ENDED_SHARE: Final = 5
-# Before leases are split no more: that share beyond the soft limit, half of the way to the hard one, and at least so much.
+# Before no lease is split and no held job marked any more: that share beyond the soft limit, half of the way to the hard
+# one, and at least so much.
 SPLIT_SHARE: Final = 8
 SPLIT_BYTES_MIN: Final = 1 << 20
 
@@ -64,7 +65,7 @@ class Memory:
     """What is counted, and what may be.
 
     bytes:       of all that is counted.  ended_bytes: of the jobs that are done, dead, cancelled or expired.
-    split_bytes: beyond it no lease is split.
+    split_bytes: beyond it no lease is split, no held job marked.
     soft_bytes:  beyond it nothing is taken that adds to it.  ended_bytes_max: beyond it the oldest are forgotten.
     """
 

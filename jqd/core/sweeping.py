@@ -16,10 +16,12 @@ from jqd.core.deciding import (
     WRONG_STATE,
     Emit,
     add_verdict,
+    check_held,
     check_ranges,
     jobs_of,
 )
 from jqd.core.keys import dedupe_name
+from jqd.core.memory import EMPTY_OUTCOME_BYTES
 from jqd.core.model import Caller, Job, JobState, Now
 from jqd.core.reading import scan
 from jqd.core.state import DEAD, LEASED, WAITING, State, holds_while_alive
@@ -30,13 +32,18 @@ def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) 
     """End waiting jobs for good; with `running` mark held ones, which end when their lease does.
 
     State:  delayed | ready -> cancelled; leased -> leased, marked.
-    Raises: InvalidArgument, WrongState (filter), QueueNotFound.
+    Raises: InvalidArgument, WrongState (filter), QueueNotFound, Overloaded (marks, far beyond the limit of memory).
     """
 
     def act(ranges: list[tuple[int, int]]) -> None:
         jobs = list(jobs_of(ranges, state))
         waiting = [job.id for job in jobs if job.state is not LEASED]
         held = [job.id for job in jobs if job.state is LEASED and not job.cancel_marked]
+        if held:
+            added_bytes = EMPTY_OUTCOME_BYTES * sum(
+                state.known_job(job_id).outcome is None for job_id in held
+            )
+            check_held(state, added_bytes, "marks", "those that are marked are to end first")
         if waiting:
             emit(JobsCancelled(to_ranges(waiting), caller.principal))
         if held:

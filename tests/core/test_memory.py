@@ -198,6 +198,20 @@ def test_leases_are_not_split_far_beyond_the_limit(core):
     core.check()
 
 
+def test_held_jobs_are_not_marked_far_beyond_the_limit(core):
+    core.submit_jobs(3)
+    core.lease(count=2)
+    full(core)
+    core.state.memory.split_bytes = taken(core) + memory.EMPTY_OUTCOME_BYTES
+    error = refused(core, c.Cancel(filter=c.JobFilter(), running=True))
+    assert f"marks would take {2 * memory.EMPTY_OUTCOME_BYTES} more" in str(error)
+    assert core.states(1, 2, 3) == ["leased", "leased", "ready"] and not core.state.marked_count
+    core.do(c.Cancel(ids=[(1, 1)], running=True))
+    core.do(c.Cancel(ids=[(3, 1)], running=True))
+    assert core.states(1, 2, 3) == ["leased", "leased", "cancelled"] and core.job(1).cancel_marked
+    core.check()
+
+
 def test_a_limit_leaves_room_to_split_leases(core):
     limited(core, 800 << 20)
     assert core.state.memory.split_bytes == 900 << 20
