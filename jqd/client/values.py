@@ -147,7 +147,12 @@ def to_retry(field: str, value: Retry) -> RetryPolicy:
         fields = _retry_fields(field, value) if isinstance(value, str) else dict(value)
         return msgspec.convert(fields, RetryPolicy)
     except (TypeError, ValueError) as error:  # what msgspec raises is one of these
-        raise InvalidArgument(f"{field} = {shorten(value)}: {error}") from None
+        what, _, path = str(error).partition(" - at `$.")
+        if path.startswith("kind"):
+            what = "it begins with one of exponential, linear, fixed, list"
+        elif path:
+            what = f"{path.rstrip('`')}: {what[:1].lower()}{what[1:]}"
+        raise InvalidArgument(f"{field} = {shorten(value)}: {what}") from None
 
 
 def _retry_fields(field: str, text: str) -> dict[str, object]:

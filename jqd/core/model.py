@@ -163,7 +163,9 @@ def check_name(field: str, name: str) -> None:
 def shorten(value: object, limit: int = 60) -> str:
     """Show a value in a one-line message: its repr, control characters escaped, cut at `limit`."""
     text = ascii(value)
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}... ({len(value if isinstance(value, str) else text)} characters)"
 
 
 # --- states -----------------------------------------------------------------------------------

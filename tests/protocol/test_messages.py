@@ -221,7 +221,7 @@ def test_bad_argument_is_named_with_its_value_and_its_limit(verb, args, message)
 
 def test_name_of_129_characters_is_refused_and_shown_short():
     message = refusal("submit", pack({"queue": "q" * 129}))
-    assert message.endswith("(131 characters): expected `str` of length <= 128")
+    assert message.endswith("(129 characters): expected `str` of length <= 128")
     assert len(message) < 200
 
 
