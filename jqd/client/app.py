@@ -31,6 +31,7 @@ from typing import (
     Concatenate,
     Final,
     Generic,
+    Never,
     ParamSpec,
     Self,
     TypeVar,
@@ -136,6 +137,11 @@ class Task(Runnable, Generic[P, R_co]):
 
     def __repr__(self) -> str:
         return f"<task {self.name} of {self.path}>"
+
+    @property
+    def queue(self) -> str:
+        """The queue that its jobs go into."""
+        return self._options.get("queue", DEFAULT_QUEUE)
 
     def options(self, **options: Unpack[TaskOptions]) -> Self:
         """Return this task with other options for the jobs that are submitted through it."""
@@ -355,7 +361,11 @@ class App:
     # --- declaring ----------------------------------------------------------------------------
 
     def task(
-        self, *, name: str | None = None, timeout: Duration | None = None, **options: Unpack[TaskOptions]
+        self,
+        *bare: Never,
+        name: str | None = None,
+        timeout: Duration | None = None,
+        **options: Unpack[TaskOptions],
     ) -> _Decorator:
         """Return the decorator that makes a task of a function.
 
@@ -364,6 +374,8 @@ class App:
             timeout: Duration that one attempt may take on the worker; it fails then. None: no limit.
             options: of its jobs, see TaskOptions.
         """
+        if bare:
+            raise TypeError("task takes no positional arguments: write @app.task(), with its parentheses")
         return _Decorator(self, name, timeout, _checked(options))
 
     def handler(self, queue: str = DEFAULT_QUEUE, *, timeout: Duration | None = None) -> Callable[[F], F]:

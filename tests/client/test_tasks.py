@@ -139,6 +139,11 @@ def test_a_name_that_the_server_would_refuse_is_refused_here(name):
         App().task(name=name)(lambda: None)
 
 
+def test_the_decorator_without_its_parentheses_says_so():
+    with pytest.raises(TypeError, match=r"write @app\.task\(\), with its parentheses"):
+        App().task(make_app)  # type: ignore[arg-type]
+
+
 def test_two_functions_cannot_have_one_name():
     app = App()
     app.task(name="x")(make_app)
