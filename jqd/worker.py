@@ -75,8 +75,8 @@ Liveness:
 \b
 Exit codes:
   0  stopped, or --burst and nothing left
-  1  jqd refuses this worker, or the app cannot be imported
-  2  usage
+  1  jqd refuses this worker, or the app's module fails when it is imported
+  2  usage, or there is no such module or app
 
 \b
 Examples:

@@ -142,6 +142,10 @@ class Worker:
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency = {concurrency}: at least 1")
+        if health is not None and not (directory := Path(health).parent).is_dir():
+            raise ValueError(
+                f"health = {os.fspath(health)!r}: there is no directory {os.fspath(directory)!r}"
+            )
         if max_rss is not None:
             rss_bytes()  # fails here where the system does not say
         self.app = app
@@ -192,6 +196,16 @@ class Worker:
         """Run in an event loop of its own, until it is told to stop; SIGTERM and SIGINT tell it."""
         return asyncio.run(self.run(signals=True))
 
+    def _not_served(self) -> str:
+        """Name the queues that the app's own functions are for and this worker leaves alone."""
+        declared = {task.queue for task in self.app.tasks.values()}.union(self.app.handlers)
+        others = sorted(declared.difference(self.queues))
+        return (
+            f"; its app has tasks of other queues, which it does not serve: {', '.join(others)}"
+            if others
+            else ""
+        )
+
     async def run(self, *, signals: bool = False) -> Ended:
         """Run until it is told to stop.
 
@@ -221,7 +235,13 @@ class Worker:
                 session,
             )
             self._heart.start()
-            log.info("%s serves %s, up to %d jobs", self.name, ", ".join(self.queues), self.concurrency)
+            log.info(
+                "%s serves %s, up to %d jobs%s",
+                self.name,
+                ", ".join(self.queues),
+                self.concurrency,
+                self._not_served(),
+            )
             beats = asyncio.create_task(self._beat_on(), name="jqd beats")
             try:
                 await self._work()

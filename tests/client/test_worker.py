@@ -915,3 +915,22 @@ def test_progress_of_a_job_that_is_over_goes_nowhere(scene):
     scene.run()
     scene.seen[0].progress(10)
     assert shown_progress(scene.client, 1) == (None, "")
+
+
+def test_it_says_which_queues_of_its_app_it_does_not_serve(jqd_server, caplog):
+    app = App(jqd_server.url)
+
+    @app.task(queue="emails")
+    def send() -> None: ...
+
+    @app.handler("uploads")
+    def handle(job: HeldJob) -> None: ...
+
+    with caplog.at_level(logging.INFO, logger="jqd.worker"):
+        asyncio.run(Worker(app, ["emails", "default"], burst=True).run())
+    assert "its app has tasks of other queues, which it does not serve: uploads" in caplog.text
+
+
+def test_a_health_file_without_a_directory_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="health = .*: there is no directory .*gone"):
+        Worker(App(), health=tmp_path / "gone" / "alive")
