@@ -90,6 +90,8 @@ def requeue(
     """
     if ids and (queue is not None or filter is not None or every):
         raise click.UsageError("JOB_ID and --queue, --filter or --all: give one of them")
+    if not (ids or every or queue is not None or filter is not None):
+        raise click.UsageError("say which dead jobs: JOB_ID, --queue, --filter or --all")
     where = None if ids else _where(queue, filter, every=every)
     return acting.act(settings, connection, "requeue", ids, where, dry_run=dry_run)
 
