@@ -1,7 +1,7 @@
 """All jobs of an engine as a list shows them, put together anew only where a job is another than at the last look.
 
 Knows:         that what a list shows of a job follows from the job, the settings of its queue and, while the job is
-               leased or delayed, the time (jqd/core/reading.py).
+               leased or delayed or has a result for a time, the time (jqd/core/reading.py).
 Must not know: what is right.
 
 Each start of a daemon is looked through job by job. Most jobs ended long before, and have to come back just as they
@@ -44,7 +44,8 @@ class Listing:
         for job in state.jobs_from(0):
             settings = state.queues[job.options.queue].settings
             shown = known.get(job.id)
-            if shown is None or job.state in TIMED or shown.job != job or shown.settings != settings:
+            is_timed = job.state in TIMED or job.result_due_ms is not None
+            if shown is None or is_timed or shown.job != job or shown.settings != settings:
                 info = job_info(job, state, now)
                 plain = msgspec.to_builtins(info, builtin_types=(bytes,))
                 shown = known[job.id] = Shown(_kept(job), settings, info, plain)

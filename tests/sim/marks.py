@@ -71,6 +71,8 @@ _WORLD: Final = {
 
 _SHADOW: Final = {
     "turn lost in a crash": "what a turn did was not in the log that was recovered",
+    "parked wait answered by a job's end": "it had found nothing when it came",
+    "parked wait gave up": "nothing of what it asked for had ended when its time was over",
 }
 
 _ORACLE: Final = {
@@ -121,6 +123,11 @@ _ORACLE: Final = {
     "job forgotten": "retention had come to it",
     "job expired": "nobody had started it in time",
     "job handed out in the last millisecond before its expiry": "and not later",
+    # --- results and progress ---
+    "result shown in its last millisecond": "a millisecond later it is not",
+    "result gone at the millisecond of its end": "and shown until then",
+    "result gone over the end of a run": "it was shown before, or acked with, in another run",
+    "progress cleared by a hand-out": "the next holder has said nothing so far",
     # --- changed while it waits ---
     "job handed out as it was changed to": "by update, or by a further submit with its key",
     "ready job given another priority": "and so another place",

@@ -26,9 +26,10 @@ knew when it was first sent (`floor`) to that LSN. So it is with time: somewhere
 | I10 | a request of a session that comes twice is answered twice and carried out once; a key has one answer, or one live job, in its window and not beyond |
 | I11 | the counts of the queues are those of the jobs that are listed; a filter means what it says; `queue_full` is exact |
 | I14 | an LSN that somebody has seen is never undercut; ids rise |
-| I15 | nothing that was seen before a crash is undone after it: cancel marks, settings and pauses too |
+| I15 | nothing that was seen before a crash is undone after it: cancel marks, settings, pauses and progress too; a result
+        is shown until its time is over, and not from that ms on |
 | I18 | a dead job has used up what its reason says, and one that has used it up is dead |
-| I19 | at the end nothing is left that could go on |
+| I19 | at the end nothing is left that could go on; who waits hears of jobs that are at their end, or that its time is over |
 
 A verb has its rules in five places: `_loosen` and `_settle` (what it may do while nobody has its answer; `_acts` names it
 for `_reach`), `_on_VERB` (what its answer says), `_on_error` (why it may be refused) and `_has_changed`. What is known of
@@ -104,6 +105,11 @@ BROKEN_BY_LEAVING: Final = {
 
 STATES: Final = frozenset({"delayed", "ready", "leased", "done", "dead", "cancelled", "expired"})
 LIVE: Final = frozenset({"delayed", "ready", "leased"})
+ENDED: Final = (*FINISHED, "dead")
+# What is shown of a job's progress: percent, text. UNKNOWN is compared by identity.
+Progress = tuple[int | None, str]
+NO_PROGRESS: Final[Progress] = (None, "")
+UNKNOWN: Final[Progress] = (-1, "")
 NONE: Final[frozenset[str]] = frozenset()
 ANY: Final = b"any payload"  # of a job of which nobody can tell what it was changed to; compared by identity
 
@@ -173,6 +179,7 @@ class Job:
         *("also", "born_hi_ms", "content", "content_lsn", "date", "due_hi_ms", "expires_at_ms", "expiry"),
         *("mark",),
         *("right", "said_lsns", "shown_lsn", "was_edited"),
+        *("done_hi_ms", "done_run", "dropped_lsn", "progress"),
     )
 
     def __init__(self, job_id: int, pool: "Pool", state: str, lo: int, hi: int, ms: int) -> None:
@@ -217,6 +224,10 @@ class Job:
         self.expiry: Date | None = None  # that, where only the daemon knew it first
         self.born_hi_ms = ms  # not submitted later
         self.was_edited = False  # for a mark
+        self.done_hi_ms = ms  # done: acked at this time at the latest, not before since_ms
+        self.done_run = 0  # done: known to be since this run
+        self.dropped_lsn = 0  # where its result was said to be over first
+        self.progress = NO_PROGRESS  # as it was said, since the last hand-out
 
     def __str__(self) -> str:
         return f"job {self.id} ({self.state} at LSN {self.hi}, attempt {self.attempt}, token {self.token})"
@@ -348,6 +359,7 @@ class Oracle:
         self._is_rolled_back = False  # and nobody has seen yet what is there
         self._hello_ids: dict[bytes, int] = {}  # of the newest that was sent
         self._lost_ids: dict[bytes, int] = {}  # the newest when the connection was lost
+        self._is_stopping = False  # who waits is sent away
 
     def rules(self, **limits: int) -> None:
         """Take over limits that a run has made smaller, by their names in protocol.md."""
@@ -493,9 +505,14 @@ class Oracle:
                     )
                 self._hit("holder told by an event that its job is to end")
 
+    def stops(self) -> None:
+        """The daemon is told to stop."""
+        self._is_stopping = True
+
     def crashed(self) -> None:
         """The daemon's run has ended, in whatever way."""
         self._run += 1
+        self._is_stopping = False
         self._epoch = 0
         self._suspicions.clear()
         for session in self._gone:
@@ -992,6 +1009,8 @@ class Oracle:
             job.since_ms = ms
             job.facts = job.seen = None
             job.mark = 0
+            if state == "done":
+                job.done_hi_ms, job.done_run = self._now_ms, self._run
         job.also = NONE
         job.lo, job.hi = lo, max(hi, job.hi)
 
@@ -1010,6 +1029,8 @@ class Oracle:
             job.payload = ANY
         job.attempt = info["attempt"] if "state" in info else info["attempt"] - 1
         job.errors, job.crashes = info.get("errors", 0), info.get("crashes", 0)
+        job.progress = UNKNOWN
+        job.done_hi_ms, job.done_run = self._now_ms, self._run
         return job
 
     def _enter(self, job_id: int, pool: Pool, state: str, lo: int, hi: int, ms: int) -> Job:
@@ -1560,6 +1581,9 @@ class Oracle:
         job.attempt, job.errors, job.crashes = info["attempt"], info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = job.is_graced = False
         job.token, job.lease_ms, job.deadline_ms = token, left_ms, lo_ms + left_ms
+        if job.progress not in (NO_PROGRESS, UNKNOWN):
+            self._hit("progress cleared by a hand-out")
+        job.progress = NO_PROGRESS
         job.error = job.facts = job.seen = None
         job.due_ms = job.due_wall_ms = job.due_hi_ms = 0
         job.date = None
@@ -1712,6 +1736,8 @@ class Oracle:
             else:
                 self._move(job, "done", self._lo(request, lsn), lsn, request.lo_ms)
                 result = results[job_id]
+                if job.pool.fields.get("result_ttl_ms") == 0:
+                    result = None  # it is not kept
                 job.result = (result, args.get("encoding", "raw") if result is not None else "raw")
 
     def _acked_once(self, request: Request, job_id: int, job: Job | None) -> None:
@@ -1791,8 +1817,14 @@ class Oracle:
 
     def _on_extend(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         marked = set(_ids_in(body.get("cancel_marked", ())))
+        progress = _progress_said(request.args)
         for job_id, token, code in self._verdicts(request, body):
+            known = self.jobs.get(job_id)
+            is_newest = request.sends == 1 and known is not None and lsn >= known.hi
             job = self._held(request, job_id, token, code, lsn, ms)
+            if known is not None and progress is not None and code == "ok":
+                known.progress = progress if job is not None and is_newest else UNKNOWN
+                known.seen = None
             if job is not None:
                 if request.sends == 1 and lsn >= job.hi:
                     self._see_mark(job, job_id in marked, lsn, str(request))
@@ -2065,6 +2097,112 @@ class Oracle:
                 raise Violation("I11", f"{request} at LSN {lsn} asked for {where!r} and got {info}")
         self._hit("list by a filter's text" if jobs else "nothing found by a filter's text")
 
+    def _on_wait(self, request: Request, body: Args, lsn: int, ms: int) -> None:
+        args = request.args
+        ids = list(_ids_in(args["ids"]))
+        gone = list(_ids_in(body.get("gone", ())))
+        told = [info["job_id"] for info in body["jobs"]] + gone
+        count = len(ids) - body["pending"]
+        is_whole = len(told) == count  # else there was no room for what has ended
+        if len({*told} & {*ids}) != len(told) or len(told) > count or (body["jobs"] and not is_whole):
+            raise Violation("I14", f"{request} for {ids} was answered {body}")
+        is_met = not body["pending"] if args.get("all") else count > 0
+        if not is_met and ms - request.lo_ms < args.get("wait_ms", 0) and not self._is_stopping:
+            raise Violation("I19", f"{request} was answered {body} at {ms} ms, asked at {request.lo_ms} ms")
+        for info in body["jobs"]:
+            self._check_ended(request, info, lsn, ms)
+        for job_id in gone:
+            if job_id in self.jobs:
+                self._is_missing(self.jobs[job_id], lsn, ms, str(request))
+        for job_id in {*ids} - {*told} if is_whole else ():
+            job = self.jobs.get(job_id)
+            if (
+                job is not None
+                and job.state in (*FINISHED, "gone")
+                and job.hi <= request.floor
+                and not job.also
+            ):
+                raise Violation("I19", f"{request} at LSN {lsn} was not told of {job}")
+
+    def _check_ended(self, request: Request, info: Args, lsn: int, ms: int) -> None:
+        """Who waits is told of a job: it must be at its end."""
+        job, state = self.jobs.get(info["job_id"]), info["state"]
+        if state not in ENDED:
+            raise Violation("I19", f"{request} at LSN {lsn} was told of {info}")
+        if job is None:
+            return
+        is_newest = lsn > job.hi or (
+            lsn == job.hi and job.state != "gone"
+        )  # it may go later in the same turn
+        if is_newest and state not in (reach := self._reach(job, ms)):
+            raise Violation(
+                BROKEN_BY_LEAVING[job.state],
+                f"{request} at LSN {lsn} was told that {job} is {state}; it can be {sorted(reach)}",
+            )
+        if state == "done":
+            self._check_result(job, info, lsn, request.lo_ms, ms, str(request))
+
+    def _check_result(self, job: Job, info: Args, lsn: int, lo_ms: int, ms: int, where: object) -> None:
+        """The result of a done job is shown until its time is over, and then never again; both by the engine clock.
+
+        It was acked in since_ms..done_hi_ms, and looked at in lo_ms..ms.
+        """
+        ttl_ms = job.pool.fields.get("result_ttl_ms")
+        result, is_dropped = info.get("result"), info.get("result_expired", False)
+        if is_dropped and (not ttl_ms or result is not None or job.result == (None, "raw")):
+            raise Violation(
+                "I15", f"{where}: {job} says that its result is over: {info}, kept for {ttl_ms} ms"
+            )
+        if ttl_ms == 0 and result is not None:
+            raise Violation("I15", f"{where}: {job} has a result of which none is kept: {info}")
+        if job.state == "done" and job.result is not None and not is_dropped:
+            shown = (result, info.get("result_encoding", "raw"))
+            if shown != job.result:
+                raise Violation("I15", f"{where} with result {shown}, acked with {job.result}")
+        if ttl_ms is None or (result is None and not is_dropped):
+            return
+        is_exact = job.state == "done" and lo_ms == ms and job.since_ms == job.done_hi_ms
+        if is_dropped:
+            if ms - job.since_ms < ttl_ms:
+                raise Violation(
+                    "I15",
+                    f"{where}: the result of {job} is over at {ms} ms, acked at {job.since_ms} for {ttl_ms}",
+                )
+            if is_exact and ms - job.since_ms == ttl_ms:
+                self._hit("result gone at the millisecond of its end")
+            if not job.dropped_lsn and job.state == "done" and job.done_run < self._run:
+                self._hit("result gone over the end of a run")
+            job.dropped_lsn = job.dropped_lsn or lsn
+            return
+        if 0 < job.dropped_lsn < lsn:
+            raise Violation("I15", f"{where}: the result of {job} is back: {info}")
+        if job.state == "done" and lo_ms - job.done_hi_ms >= ttl_ms:
+            raise Violation(
+                "I15",
+                f"{where}: the result of {job} is shown at {lo_ms} ms, acked at {job.done_hi_ms} for {ttl_ms}",
+            )
+        if is_exact and ms - job.since_ms == ttl_ms - 1:
+            self._hit("result shown in its last millisecond")
+
+    def _check_progress(self, job: Job, info: Args, lsn: int, where: "Where") -> None:
+        """What a holder said of its progress is shown until the next hand-out, and nobody else's word."""
+        shown = (info.get("progress_percent"), info.get("progress_text", ""))
+        if shown == job.progress or job.progress is UNKNOWN or job.is_vague or info["attempt"] != job.attempt:
+            return
+        # Where memory is short a job that is tried again keeps nothing of its attempts.
+        if "memory_soft_bytes" in self._limits or "lease" in self._verbs_on(job):
+            return
+        for request, token in self._named.get(job.id, ()):
+            if (
+                _progress_said(request.args) == shown
+                and request.verb == "extend"
+                and request.floor < lsn
+                and not 0 < request.lsn <= job.lo
+                and (not job.token or token >= job.token)
+            ):
+                return
+        raise Violation("I15", f"{where} with progress {shown}, its holder said {job.progress}")
+
     def _is_missing(self, job: Job, lsn: int, ms: int, where: str) -> None:
         """A job is not there: it must be one that may be gone."""
         if job.hi > lsn or job.state == "gone":
@@ -2109,6 +2247,9 @@ class Oracle:
             self._see_mark(job, info.get("cancel_marked", False), lsn, str(where))
         self._check_numbers(job, info, where)
         self._check_facts(job, info, where)
+        self._check_progress(job, info, lsn, where)
+        if state == "done":
+            self._check_result(job, info, lsn, lo_ms, ms, where)
         self._note(job, info, lsn, lo_ms)
 
     def _check_due(self, job: Job, info: Args, lo_ms: int, ms: int, where: "Where") -> None:
@@ -2164,10 +2305,6 @@ class Oracle:
             raise Violation("I15", f"{where}: created at {info['created_wall_ms']}, once at {job.created}")
         if info["state"] != job.state or info["attempt"] != job.attempt:
             return
-        if job.state == "done" and job.result is not None:
-            result = (info.get("result"), info.get("result_encoding", "raw"))
-            if result != job.result:
-                raise Violation("I15", f"{where} with result {result}, acked with {job.result}")
         if (
             job.error is not None
             and job.state in ("delayed", "ready", "dead")
@@ -2177,7 +2314,7 @@ class Oracle:
         ):
             raise Violation("I15", f"{where} with error {info.get('error')!r}, failed with {job.error!r}")
         if job.facts is not None and job.changed == info["changed_wall_ms"]:
-            facts = tuple(map(info.get, FACTS))
+            facts = _facts_shown(job, info)
             if facts != job.facts and not self._edits_on(job):
                 raise Violation("I15", f"{where}: {facts}, once {job.facts}")
 
@@ -2198,7 +2335,13 @@ class Oracle:
         job.created, job.changed = info["created_wall_ms"], info["changed_wall_ms"]
         job.attempt, job.errors, job.crashes = attempt, info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = False
-        job.facts = tuple(map(info.get, FACTS))
+        job.facts = _facts_shown(job, info)
+        job.progress = info.get("progress_percent"), info.get("progress_text", "")
+        has_result = state == "done" and info.get("result") is not None
+        if has_result and job.result is None:
+            job.result = info["result"], info.get("result_encoding", "raw")
+        if info.get("result_expired"):
+            job.dropped_lsn = job.dropped_lsn or lsn
         if state == "leased":
             if not was_held:
                 job.token = 0
@@ -2207,7 +2350,8 @@ class Oracle:
                 job.lease_ms = 1_000  # or more
             job.deadline_ms = lo_ms + info["lease_ms_left"]
         elif state != "delayed":
-            job.seen = info
+            is_timed = has_result and job.pool.fields.get("result_ttl_ms") is not None
+            job.seen = None if is_timed else info
         else:
             left_ms, date_ms = info.get("due_ms_left"), info.get("run_at_ms") or 0
             job.due_ms = lo_ms + left_ms if left_ms is not None else 0
@@ -2441,6 +2585,18 @@ def _edit_of(fields: Args, *, update: bool = False) -> Args:
         "priority": priority,
         "metadata": fields.get("metadata"),
     }
+
+
+def _progress_said(args: Args) -> Progress | None:
+    """Return what an extend says of progress; None: it leaves it."""
+    said = args.get("progress_percent"), args.get("progress_text", "")
+    return None if said == NO_PROGRESS else said
+
+
+def _facts_shown(job: Job, info: Args) -> tuple[object, ...]:
+    """Return what stays the same while a job stays in a state: of a result with a time of its own _check_result knows."""
+    facts = tuple(map(info.get, FACTS))
+    return facts if job.pool.fields.get("result_ttl_ms") is None else facts[:-2]
 
 
 def _acts(verb: str, args: Args) -> tuple[str, ...]:

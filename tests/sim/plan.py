@@ -57,6 +57,17 @@ SEMANTIC_STEPS: Final = {
     "pause": 1.5,
     "queue": 1,
 }
+# What half of all runs have, drawn apart from the others, which stay as they were.
+RESULT_STEPS: Final = {
+    "submit_for_result": 5,
+    "ack_with_result": 4,
+    "report": 5,
+    "wait_for": 5,
+    # --- situations ---
+    "to_result_end": 4,
+    "end_with_results": 0.8,
+    "wait_for_held": 2,
+}
 FLOW_STEPS: Final = {"settle": 34, "up": 8, "down": 6, "turn": 8, "work": 8}
 TIME_STEPS: Final = {"wait": 8, "to_deadline": 6}
 RARE_STEPS: Final = {
@@ -138,6 +149,13 @@ def _settings(dice: Dice) -> Settings:
         share = 0.35 if name in RARE_STEPS else 0.4 if name in SEMANTIC_STEPS else 0.8
         if name in ALWAYS or dice.chance(share):
             weights[name] = weight * dice.pick((0.3, 1.0, 1.0, 3.0))
+    results = dice.child("results")
+    if results.chance(0.5):
+        weights.update(
+            (name, weight * results.pick((0.3, 1.0, 2.0)))
+            for name, weight in RESULT_STEPS.items()
+            if results.chance(0.8)
+        )
     daemon: dict[str, int] = {
         "segment_bytes": dice.pick((700, 3_000, 20_000, 64 << 20)),
         "snapshot_bytes": dice.pick((2_000, 8_000, 40_000, 256 << 20)),
@@ -224,6 +242,8 @@ POLICIES: Final[tuple[dict[str, Any], ...]] = (
     {"kind": "list", "delays_ms": [50]},
 )
 KEY_TTLS_MS: Final = (1_000, 2_000, 10_000)
+RESULT_TTLS_MS: Final = (1_000, 0, 5_000, 1, 300_000, 3_600_001)
+PROGRESS: Final = ((40, ""), (100, "done"), (None, "half"), (0, "begun"), (None, ""))
 EXPIRIES_MS: Final = (1, 500, 1_000, 5_000, 60_000)
 
 

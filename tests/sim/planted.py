@@ -341,6 +341,22 @@ PLANTED: Final = {
         "self._leaving[caller.session] = now.engine_ms",
         200,
     ),
+    # --- results, progress, waits ---
+    "result returned after its time": Planted(
+        "jqd.core.reading:shown_result", "due_ms <= now.engine_ms", "False", 100
+    ),
+    "result returned in the millisecond of its end": Planted(
+        "jqd.core.reading:shown_result", "due_ms <= now.engine_ms", "due_ms < now.engine_ms", 100
+    ),
+    "result gone a millisecond early": Planted(
+        "jqd.core.passing:forget_results", "now.engine_ms, limit", "now.engine_ms + 1, limit", 100
+    ),
+    "progress outlives its attempt": Planted(
+        "jqd.core.state:State.lease_jobs", "self._set_progress(job, None)", "pass", 100
+    ),
+    "who waits is not told": Planted(
+        "jqd.core.state:State._note_ended", "self.ended[job.id] = None", "pass", 100
+    ),
     # --- memory ---
     "memory of a forgotten job is not given back": Planted(
         "jqd.core.state:State.forget", "self._count_bytes(queue, tenant, -size)", "pass", 200

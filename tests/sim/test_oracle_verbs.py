@@ -1,4 +1,4 @@
-"""The oracle believes what can be true of keys, policies, updates, marks, settings and filters, and nothing else.
+"""The oracle believes what can be true of keys, policies, updates, marks, settings, filters, results and waits, no more.
 
 As test_oracle.py, of which it has its stories: each bad history is one that only this rule forbids, and a good one beside
 it differs in what makes it right.
@@ -1011,6 +1011,290 @@ def test_hello_of_before_does_not_say_that_a_client_is_back(story):
     story.tell(hello, {"engine_ms": story.ms})
     story.wait(500)
     story.lease(leased(attempt=2, crashes=1), grant=2)
+
+
+# --- results with a time of their own ------------------------------------------------------------
+
+
+def acked_with_result(ttl_ms: int | None = 1_000, **submitted: Any) -> Story:
+    """A job that was acked with a result at one ms of the engine clock."""
+    story = Story()
+    story.submit(result_ttl_ms=ttl_ms, **submitted)
+    story.lease(leased())
+    story.say("ack", result=b"r")
+    return story
+
+
+def with_result(result: bytes | None = b"r", **fields: Any) -> dict[str, Any]:
+    said: dict[str, Any] = {} if result is None else {"result": result}
+    return shown(state="done", attempt=1, **said, **fields)
+
+
+def without_result(**fields: Any) -> dict[str, Any]:
+    return with_result(None, result_expired=True, **fields)
+
+
+def told(info: dict[str, Any]) -> dict[str, Any]:
+    """A job as who waits is told of it."""
+    names = (
+        "job_id",
+        "state",
+        "changed_wall_ms",
+        "reason",
+        "error",
+        "result",
+        "result_encoding",
+        "result_expired",
+    )
+    return {name: info[name] for name in names if name in info}
+
+
+def waited(story: Story, *infos: dict[str, Any], pending: int = 0, gone: Any = (), **args: Any) -> None:
+    body = {"jobs": [*map(told, infos)], "pending": pending, "gone": [*gone]}
+    story.do("wait", {"ids": [[1, len(infos) + pending + len(gone)]], **args}, body, changes=False)
+
+
+def by_get(story: Story, info: dict[str, Any]) -> None:
+    story.get(info)
+
+
+def by_list(story: Story, info: dict[str, Any]) -> None:
+    story.read_all(info)
+
+
+@pytest.mark.parametrize("look", [by_get, by_list, waited])
+def test_result_is_shown_until_its_time_is_over_and_not_a_millisecond_longer(look):
+    story = acked_with_result()
+    look(story, with_result())
+    story.wait(999)
+    with broken("I15"):
+        look(story, without_result())
+    look(story, with_result())
+    story.wait(1)
+    with broken("I15"):
+        look(story, with_result())
+    look(story, without_result())
+    assert story.marks.counts["result shown in its last millisecond"] == 1
+    assert story.marks.counts["result gone at the millisecond of its end"] == 1
+
+
+@pytest.mark.parametrize("look", [by_get, by_list, waited])
+def test_result_that_is_over_does_not_come_back(look):
+    story = Story()
+    story.submit(result_ttl_ms=1_000)
+    story.lease(leased())
+    request, body = spoken("ack", result=b"r")
+    acked = story.ask("ack", request)
+    story.wait(1_000)  # nobody can tell when in between it was acked
+    story.lsn += 1
+    story.tell(acked, body)
+    look(story, without_result())
+    story.lsn += 1
+    with broken("I15"):
+        look(story, with_result())
+    look(story, without_result())
+
+
+def test_result_may_be_over_or_not_while_nobody_can_tell_when_its_job_was_acked():
+    for info in (with_result(), without_result()):
+        story = Story()
+        story.submit(result_ttl_ms=1_000)
+        story.lease(leased())
+        request, body = spoken("ack", result=b"r")
+        acked = story.ask("ack", request)
+        story.wait(600)
+        story.lsn += 1
+        story.tell(acked, body)
+        story.wait(600)
+        story.get(info)
+
+
+def test_answer_that_was_long_under_way_may_show_a_result_whose_time_is_over():
+    for info in (with_result(), without_result()):
+        story = acked_with_result()
+        story.wait(999)
+        asked = story.ask("get", {"job_id": 1})
+        story.wait(1)
+        story.tell(asked, info)
+
+
+def test_result_is_over_as_soon_after_a_restart_that_has_set_the_clock_back():
+    story = acked_with_result()
+    story.wait(990)
+    story.restart()
+    story.ms -= 500  # what was durable is older than this
+    with broken("I15"):
+        story.get(without_result())
+    story.wait(510)
+    with broken("I15"):
+        story.get(with_result())
+    story.get(without_result())
+    assert story.marks.counts["result gone over the end of a run"] == 1
+
+
+@pytest.mark.parametrize("look", [by_get, by_list, waited])
+def test_result_without_a_time_is_never_over(look):
+    story = acked_with_result(None)
+    story.wait(1_000_000)
+    with broken("I15"):
+        look(story, without_result())
+    look(story, with_result())
+
+
+@pytest.mark.parametrize("look", [by_get, by_list, waited])
+def test_result_of_which_none_is_kept_was_never_there(look):
+    story = acked_with_result(0)
+    for info in (without_result(), with_result()):
+        with broken("I15"):
+            look(story, info)
+    look(story, with_result(None))
+
+
+@pytest.mark.parametrize("look", [by_get, waited])
+def test_job_without_a_result_does_not_say_that_there_was_one(look):
+    story = Story()
+    story.submit(result_ttl_ms=1_000)
+    story.lease(leased())
+    story.say("ack")
+    story.wait(1_000)
+    with broken("I15"):
+        look(story, without_result())
+    look(story, with_result(None))
+
+
+@pytest.mark.parametrize("look", [by_get, by_list, waited])
+def test_result_is_the_one_that_was_acked_with(look):
+    story = acked_with_result()
+    for info in (with_result(b"other"), with_result(None)):
+        with broken("I15"):
+            look(story, info)
+    look(story, with_result())
+
+
+# --- progress ------------------------------------------------------------------------------------
+
+
+def test_progress_is_shown_as_it_was_said_last(story):
+    story.submit()
+    story.lease(leased())
+    story.say("extend", progress_percent=40, progress_text="half")
+    story.say("extend")  # says nothing of it
+    for said in ({}, {"progress_percent": 40}, {"progress_percent": 41, "progress_text": "half"}):
+        with broken("I15"):
+            story.get(shown(state="leased", attempt=1, **said))
+    story.get(shown(state="leased", attempt=1, progress_percent=40, progress_text="half"))
+    story.say("extend", progress_text="more")
+    with broken("I15"):
+        story.get(shown(state="leased", attempt=1, progress_percent=40, progress_text="more"))
+    story.get(shown(state="leased", attempt=1, progress_text="more"))
+
+
+def test_progress_outlives_its_attempt_and_a_restart_until_the_next_hand_out(story):
+    story.submit()
+    story.lease(leased())
+    story.say("extend", progress_percent=40)
+    story.say("fail", error="no", retry_in_ms=0)
+    with broken("I15"):
+        story.get(shown(attempt=1, errors=1, error="no"))
+    story.get(shown(attempt=1, errors=1, error="no", progress_percent=40))
+    story.restart()
+    with broken("I15"):
+        story.read_all(shown(attempt=1, errors=1, error="no"))
+    story.lease(leased(attempt=2, errors=1), grant=2)
+    with broken("I15"):
+        story.get(shown(state="leased", attempt=2, errors=1, error="no", progress_percent=40))
+    story.get(shown(state="leased", attempt=2, errors=1, error="no"))
+    assert story.marks.counts["progress cleared by a hand-out"] == 1
+
+
+def test_progress_of_who_holds_nothing_any_more_is_not_taken(story):
+    story.submit()
+    story.lease(leased())
+    story.say("fail", retry_in_ms=0)
+    story.lease(leased(attempt=2, errors=1), grant=2)
+    story.say("extend", code="lease_lost", progress_percent=40)
+    with broken("I15"):
+        story.get(shown(state="leased", attempt=2, errors=1, progress_percent=40))
+    late = spoken("extend", progress_percent=50)[0]
+    story.ask("extend", late, TWO)  # nobody hears what it was answered
+    with broken("I15"):
+        story.get(shown(state="leased", attempt=2, errors=1, progress_percent=50))
+    story.get(shown(state="leased", attempt=2, errors=1))
+
+
+def test_progress_that_is_not_answered_may_have_been_taken(story):
+    for said in ({}, {"progress_percent": 40}):
+        story = Story()
+        story.submit()
+        story.lease(leased())
+        story.ask("extend", spoken("extend", progress_percent=40)[0], TWO)
+        story.lsn += bool(said)
+        story.get(shown(state="leased", attempt=1, **said))
+
+
+# --- wait ----------------------------------------------------------------------------------------
+
+
+def test_who_waits_is_told_only_of_jobs_that_can_be_at_their_end(story):
+    story.submit()
+    with broken("I15"):
+        waited(story, shown(state="done"))
+    with broken("I19"):
+        waited(story, shown(state="ready"))
+    with broken("I1"):
+        waited(story, gone=[[1, 1]])
+    waited(story, pending=1)
+    story.lease(leased())
+    story.ask("ack", spoken("ack")[0], TWO)
+    waited(story, shown(state="done", attempt=1))
+
+
+@pytest.mark.parametrize("end", ["ack", "cancel", "purge"])
+def test_who_waits_is_told_of_a_job_that_has_ended(story, end):
+    story.submit()
+    if end == "ack":
+        story.lease(leased())
+        story.say("ack")
+    else:
+        story.sweep(end, 1)
+    with broken("I19"):
+        waited(story, pending=1)
+    ends = {"ack": [shown(state="done", attempt=1)], "cancel": [shown(state="cancelled")], "purge": []}
+    waited(story, *ends[end], gone=[] if ends[end] else [[1, 1]])
+
+
+def test_who_waits_is_told_no_sooner_than_something_ends_or_its_time_is_over(story):
+    story.submit(1)
+    story.submit(2)
+    story.lease(leased(1), leased(2), count=2)
+    story.say("ack", 1)
+    half = {"jobs": [told(shown(1, "done"))], "pending": 1, "gone": []}
+    ids = {"ids": [[1, 2]], "wait_ms": 1_000}
+    one, both = story.ask("wait", ids), story.ask("wait", {**ids, "all": True})
+    story.wait(999)
+    with broken("I19"):
+        story.tell(both, half)
+    story.tell(one, half)
+    both = story.ask("wait", {**ids, "all": True})
+    story.wait(1_000)
+    story.tell(both, half)
+
+
+def test_who_waits_may_be_sent_away_by_a_daemon_that_stops(story):
+    story.submit()
+    asked = story.ask("wait", {"ids": [[1, 1]], "wait_ms": 1_000})
+    story.oracle.stops()
+    story.tell(asked, {"jobs": [], "pending": 1})
+    story.restart()
+    asked = story.ask("wait", {"ids": [[1, 1]], "wait_ms": 1_000})
+    with broken("I19"):
+        story.tell(asked, {"jobs": [], "pending": 1})
+
+
+def test_who_reads_too_slowly_may_be_told_only_how_many_have_ended(story):
+    story.submit()
+    story.sweep("cancel", 1)
+    story.do("wait", {"ids": [[1, 1]], "wait_ms": 1_000}, {"jobs": [], "pending": 0}, changes=False)
 
 
 # --- marks ---------------------------------------------------------------------------------------

@@ -805,6 +805,126 @@ class World:
             self.step_submit_again(a, b + number, 1)
         self._through(self.client(a))
 
+    # --- steps: results, progress, waits ------------------------------------------------------
+
+    def step_submit_for_result(self, a: int, b: int, d: int) -> None:
+        """Submit a job whose result has a time of its own: also none, or one that is too long."""
+        ttl_ms = plan.RESULT_TTLS_MS[b % len(plan.RESULT_TTLS_MS)]
+        command = c.Submit(
+            queue=self._queue(a >> 3), task=self._marker(), priority=d % 2, result_ttl_ms=ttl_ms
+        )
+        self.ask(self.client(a), command)
+
+    def step_ack_with_result(self, a: int, b: int, d: int) -> None:
+        client = self.client(a)
+        if (grant := self._grant(client, b)) is not None:
+            items = [(grant.token, ranges_of(self._part(grant, d)), b"r" * (d % 9))]
+            self.ask(client, c.Ack(items=items, encoding="text"))
+
+    def step_report(self, a: int, b: int, d: int) -> None:
+        """A worker says how far it is, one that holds nothing any more too; somebody looks."""
+        client = self.client(a)
+        percent, text = plan.PROGRESS[d % len(plan.PROGRESS)]
+        grant = self._grant(client, b)
+        if b % 5 == 1 and self.stale:
+            token, job_id = self.stale[b // 5 % len(self.stale)]
+            items = [(token, [(job_id, 1)])]
+        elif grant is not None:
+            job_id = grant.ids[0]
+            items = [(grant.token, ranges_of(grant.ids))]
+        else:
+            return
+        self.ask(client, c.Extend(items=items, progress_percent=percent, progress_text=text))
+        if d // 8 % 2:
+            self._through(client)
+        self.ask(self.client(a + d // 16), c.Get(job_id=job_id))
+
+    def step_wait_for(self, a: int, b: int, d: int) -> None:
+        """Wait for some jobs: of any time, not to come back, or not there yet."""
+        newest = self.jobs_seen[-1 - b % len(self.jobs_seen)] if self.jobs_seen else 1
+        ids = [(newest, 1 + d % 3)]
+        if d // 4 % 2:
+            ids.append((newest + 3 + b // 8 % 4, 1))
+        if d // 8 % 4 == 0 and newest > 1:
+            ids.append((1 + b // 32 % (newest - 1), 1))
+        wait_ms = (0, 1, 2_000, 30_000, 30_000)[d // 32 % 5]
+        self.ask(self.client(a), c.Wait(ids=ids, wait_ms=wait_ms, all=bool(d // 256 % 2)))
+
+    def _held(self, a: int, b: int, **fields: Any) -> tuple[Client, Grant | None]:
+        """Have a client hold one more job, a new one if it comes first, and tell it what it holds then."""
+        client = self.client(a)
+        queue = self._queue(b)
+        self.ask(client, c.Submit(queue=queue, task=self._marker(), priority=32_767, **fields))
+        self.ask(client, c.Lease(queues=[queue]))
+        self._through(client)
+        client = self.client(a)
+        return client, client.grants[-1] if client.grants else None
+
+    def _finished(self, a: int, b: int, ttl_ms: int) -> int | None:
+        """Have a job done that has a result; return its id."""
+        client, grant = self._held(a, b, result_ttl_ms=ttl_ms)
+        if grant is None:
+            return None
+        job_id = grant.ids[0]
+        self.ask(client, c.Ack(items=[(grant.token, ranges_of(self._part(grant, 1)), b"result")]))
+        self._through(client)
+        return job_id
+
+    def step_to_result_end(self, a: int, b: int, d: int) -> None:
+        """Move to the end of a result's time, or one ms before or behind it, and look."""
+        if d % 2:
+            self._finished(a, b, (1_000, 5_000)[b // 2 % 2])
+        timers = self.house.engine.state.result_timers
+        left_ms = timers.next_ms() - self.house.clock.now().engine_ms
+        if left_ms > 400_000:
+            return
+        job_id = timers.first()[1]
+        self.wait(max(0, left_ms + (-1, 0, 0, 1)[a % 4]))
+        if b % 4 == 0:
+            self.rest(passes=2)
+        client = self.client(a + d)
+        self.ask(client, (c.Get(job_id=job_id), c.Wait(ids=[(job_id, 1)]))[d // 2 % 2])
+        if d // 4 % 2:
+            self.ask(client, c.ListJobs(filter=c.JobFilter(state="done"), cursor=job_id, limit=3))
+        self._through(client)
+
+    def step_end_with_results(self, a: int, b: int, d: int) -> None:
+        """The daemon ends while a result is shown; its time is over in the next run, or has to be."""
+        job_id = self._finished(a, b, 1_000)
+        self.wait((0, 900, 999, 1_000)[b // 2 % 4])
+        if job_id is None:
+            return
+        self.ask(self.client(a), c.Get(job_id=job_id))
+        self._through(self.client(a))
+        self._end(a, b, d)
+        self.wait((0, 1, 100, 1_000)[d // 8 % 4])
+        self.ask(self.client(a), c.Get(job_id=job_id))
+        self._through(self.client(a))
+
+    def step_wait_for_held(self, a: int, b: int, d: int) -> None:
+        """Somebody waits for a job that another one holds, and that comes to its end, or to none in time."""
+        holder, grant = self._held(a, b)
+        if grant is None:
+            return
+        job_id = grant.ids[0]
+        other = self.client(a + 1)
+        wait_ms = (500, 20_000)[b // 2 % 2]
+        self.ask(other, c.Wait(ids=[(job_id, 1 + b // 4 % 2)], wait_ms=wait_ms, all=bool(b // 8 % 2)))
+        self._through(other)
+        items = [(grant.token, ranges_of(self._part(grant, 1)))]
+        match d % 4:
+            case 0:
+                self.wait((499, 500, 501)[d // 4 % 3])
+            case 1:
+                self.ask(holder, c.Fail(items=items, error="no", dead=True))
+            case 2 if len(items[0][1]) == 1:
+                self.ask(holder, c.Ack(items=[(*items[0], b"r")]))
+            case _:
+                self.ask(holder, c.Release(items=items))
+                self.ask(holder, c.Cancel(ids=[(job_id, 1)]))
+        self._through(holder)
+        self._through(self.client(a + 1))
+
     def step_nonsense(self, a: int, b: int, d: int) -> None:
         """Ask what is refused by its own words."""
         client = self.client(a)
@@ -1141,6 +1261,7 @@ class World:
         self._start()
 
     def _stop(self) -> None:
+        self.oracle.stops()
         self.house.stop()
         self.marks.hit("clean stop")
         for client in self.clients:
@@ -1261,9 +1382,19 @@ class World:
         else:
             raise Violation("I19", "jobs do not come to an end")
         self._settle_all()
+        self._end_waits()
         self.check_all(self.house.engine.state.lsn, final=True)
         self.oracle.finish()
         self.look_inside()
+
+    def _end_waits(self) -> None:
+        """Let the time of all who wait be over: none of them is left without an answer (I19)."""
+        self.wait(model.WAIT_MS_MAX)
+        self._settle_all()
+        for client in self.clients:
+            for request in client.wire._unanswered.values():
+                if request.kind is c.Wait and not request.withdrawn:
+                    raise Violation("I19", f"wait {request.id} of {client.name} has no answer at the end")
 
     def _stay_awake(self) -> None:
         """Let no standstill happen for as long as the last one is forgiven: a leap of time is one itself."""

@@ -290,7 +290,10 @@ class NaiveQueue:
         )
 
     def serve_waits(self, now: model.Now) -> None:
-        for one in [one for one in self.waits if self.is_met(one.command)]:
+        self.answer_waits([one for one in self.waits if self.is_met(one.command)], now)
+
+    def answer_waits(self, waits: list[NaiveWait], now: model.Now) -> None:
+        for one in waits:
             self.waits.remove(one)
             self.outbox.append((one.ticket, one.request_id, self.waited(one.command, now)))
 
@@ -979,9 +982,7 @@ class NaiveQueue:
                 del self.sessions[name]
         self.serve(now)
         self.serve_waits(now)
-        for one in [one for one in self.waits if one.until_ms <= now.engine_ms]:
-            self.waits.remove(one)
-            self.outbox.append((one.ticket, one.request_id, self.waited(one.command, now)))
+        self.answer_waits([one for one in self.waits if one.until_ms <= now.engine_ms], now)
         over_now = [one for one in self.parked if one.until_ms <= now.engine_ms]
         for parked in sorted(over_now, key=lambda one: one.until_ms):
             self.answer(parked, nothing(now))
