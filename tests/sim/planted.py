@@ -357,6 +357,32 @@ PLANTED: Final = {
     "who waits is not told": Planted(
         "jqd.core.state:State._note_ended", "self.ended[job.id] = None", "pass", 100
     ),
+    "progress of who holds nothing is taken": Planted(
+        "jqd.core.holding:extend",
+        "if says_progress and held:\n            emit(ProgressReported(held, ",
+        "told = [run for run in ranges if all(job and job.lease for job in state.run(*run))]\n"
+        "if says_progress and told:\n"
+        "    emit(ProgressReported(told, ",
+        100,
+    ),
+    "progress lost in a snapshot": Planted(
+        "jqd.core.dump:_add",
+        "            job.outcome,\n",
+        "            job.outcome and replace(job.outcome, progress=None),\n",
+        200,
+    ),
+    "who waits for all is told of the first": Planted(
+        "jqd.core.waiting:_is_met", "if command.all:", "if False:", 100
+    ),
+    "who waits is forgotten when its time is over": Planted(
+        "jqd.core.waiting:Waits.expire",
+        "self._answer_as_it_is(self._parked[self.timers.first()[1]], now)",
+        "self._unpark(self._parked[self.timers.first()[1]])",
+        100,
+    ),
+    "who waits is left alone by a stop": Planted(
+        "jqd.core.engine:Engine.stop", "self._waits.answer_all(now)", "pass", 200
+    ),
     # --- memory ---
     "memory of a forgotten job is not given back": Planted(
         "jqd.core.state:State.forget", "self._count_bytes(queue, tenant, -size)", "pass", 200

@@ -1151,6 +1151,18 @@ def test_result_of_which_none_is_kept_was_never_there(look):
 
 
 @pytest.mark.parametrize("look", [by_get, waited])
+def test_result_of_which_none_is_kept_is_not_shown_whatever_the_ack_was_answered(look):
+    story = Story()
+    story.submit(result_ttl_ms=0)
+    story.lease(leased())
+    story.ask("ack", spoken("ack", result=b"r")[0], TWO)
+    story.lsn += 1
+    with broken("I15"):
+        look(story, with_result())
+    look(story, with_result(None))
+
+
+@pytest.mark.parametrize("look", [by_get, waited])
 def test_job_without_a_result_does_not_say_that_there_was_one(look):
     story = Story()
     story.submit(result_ttl_ms=1_000)
@@ -1217,6 +1229,7 @@ def test_progress_of_who_holds_nothing_any_more_is_not_taken(story):
         story.get(shown(state="leased", attempt=2, errors=1, progress_percent=40))
     late = spoken("extend", progress_percent=50)[0]
     story.ask("extend", late, TWO)  # nobody hears what it was answered
+    story.lsn += 1
     with broken("I15"):
         story.get(shown(state="leased", attempt=2, errors=1, progress_percent=50))
     story.get(shown(state="leased", attempt=2, errors=1))
