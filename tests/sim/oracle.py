@@ -2131,9 +2131,8 @@ class Oracle:
             raise Violation("I19", f"{request} at LSN {lsn} was told of {info}")
         if job is None:
             return
-        is_newest = lsn > job.hi or (
-            lsn == job.hi and job.state != "gone"
-        )  # it may go later in the same turn
+        # What has ended may go later in the same turn.
+        is_newest = lsn > job.hi or (lsn == job.hi and job.state != "gone")
         if is_newest and state not in (reach := self._reach(job, ms)):
             raise Violation(
                 BROKEN_BY_LEAVING[job.state],

@@ -1293,6 +1293,16 @@ def test_who_waits_is_told_no_sooner_than_something_ends_or_its_time_is_over(sto
     story.tell(both, half)
 
 
+def test_who_waits_may_be_told_of_the_end_of_a_job_that_went_in_the_same_turn(story):
+    set_queue(story, retention_ms=0)
+    story.submit()
+    asked = story.ask("wait", {"ids": [[1, 1]], "wait_ms": 1_000})
+    story.lease(leased())
+    story.say("ack")
+    story.get_nothing()
+    story.tell(asked, {"jobs": [told(shown(1, "done"))], "pending": 0})
+
+
 def test_who_waits_may_be_sent_away_by_a_daemon_that_stops(story):
     story.submit()
     asked = story.ask("wait", {"ids": [[1, 1]], "wait_ms": 1_000})
