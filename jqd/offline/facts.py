@@ -26,6 +26,8 @@ _STATES: Final[dict[type[Change], str]] = {
     changes.JobsForgotten: "forgotten",
     changes.JobsExpired: "expired",
     changes.JobsCancelMarked: "leased",
+    changes.ProgressReported: "leased",
+    changes.ResultsForgotten: "done",
 }
 
 
@@ -56,6 +58,8 @@ def jobs_of(change: Change) -> list[tuple[int, int, str]]:
             | changes.JobsForgotten()
             | changes.JobsExpired()
             | changes.JobsCancelMarked()
+            | changes.ProgressReported()
+            | changes.ResultsForgotten()
         ):
             state = _STATES[type(change)]
             return [(first, count, state) for first, count in change.ranges]

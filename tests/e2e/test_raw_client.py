@@ -703,6 +703,7 @@ def test_queues_turns_pages(client: RawClient):
         cursor = page["cursor"]
     ages = [shown.pop("ready_age_ms") for shown in seen]
     assert all(0 <= age < 60_000 for age in ages)
+    assert all(shown.pop("memory_bytes") > 0 for shown in seen)
     counts = {**dict.fromkeys(STATES, 0), "ready": 1}
     assert seen == [{"queue": name, **counts, "paused": False} for name in names]
     assert refused(client, "queues", limit=1001) == "invalid_argument"

@@ -38,7 +38,7 @@ EXCUSE_MS: Final = 2_500
 EXCUSE_MS_MAX: Final = 32_500
 # The daemon reads its clocks once a turn, and may stand still in it: what it reads then is judged by an older time.
 CLOCK_SLACK_MS: Final = 1_500
-# Fields of a reply that are times by clocks of the daemon.
+# Fields of a reply that are times by clocks of the daemon, or its estimate of what something takes.
 TIMES: Final = frozenset(
     {
         "wall_ms",
@@ -48,6 +48,7 @@ TIMES: Final = frozenset(
         "due_ms_left",
         "run_at_ms",
         "ready_age_ms",
+        "memory_bytes",
     }
 )
 

@@ -37,6 +37,8 @@ def samples() -> dict[type, changes.Change]:
         changes.KeysForgotten: changes.KeysForgotten(["i/default/k"]),
         changes.JobsExpired: changes.JobsExpired([(1, 2)]),
         changes.JobsCancelMarked: changes.JobsCancelMarked([(1, 2)]),
+        changes.ProgressReported: changes.ProgressReported([(1, 2)], 40),
+        changes.ResultsForgotten: changes.ResultsForgotten([(1, 2)]),
         changes.JobUpdated: changes.JobUpdated(1, JobState.READY),
         changes.QueueSet: changes.QueueSet("q", QueueSettings(paused=True)),
         changes.IdsSkipped: changes.IdsSkipped(9),
