@@ -73,6 +73,8 @@ def _metadata(
 @click.option("--dedupe-key", metavar="NAME", help="One job of this name lives in the queue at a time.")
 @click.option(
     "--dedupe",
+    "--on-duplicate",
+    "dedupe",
     type=click.Choice(("existing", "reject", "replace", "debounce")),
     help="If one does: print its id, refuse this one, replace payload, priority and metadata, or the time too: existing.",
 )
@@ -87,7 +89,12 @@ def _metadata(
     type=DURATION,
     help="Keep its result so long after the ack, 0 is not at all: as long as the job, 1h.",
 )
-@click.option("--at-most-once", is_flag=True, help="Never hand it out twice: a failure is final.")
+@click.option(
+    "--delivery",
+    type=click.Choice(("at-least-once", "at-most-once")),
+    help="at-most-once: never hand it out twice, a failure is final: at-least-once.",
+)
+@click.option("--at-most-once", is_flag=True, help="Short for --delivery at-most-once.")
 @click.option(
     "--meta",
     "metadata",
@@ -103,6 +110,7 @@ def submit(
     queue: str,
     payload: str | None,
     file: BinaryIO | None,
+    delivery: str | None,
     at_most_once: bool,
     **options: object,
 ) -> None:
@@ -127,7 +135,9 @@ def submit(
     """
     from jqd.client import requests
 
-    if at_most_once:
+    if at_most_once and delivery == "at-least-once":
+        raise click.UsageError("--at-most-once and --delivery at-least-once: give one of them")
+    if at_most_once or delivery == "at-most-once":
         options["delivery"] = "at_most_once"
     chosen = cast("JobOptions", {name: value for name, value in options.items() if value is not None})
     if file is not None:

@@ -431,6 +431,25 @@ def test_where_there_are_no_jobs_a_person_is_told(shell):
     assert shell("jobs", "-o", "id") == shell("jobs", "-o", "json") == (0, "", "")
 
 
+def test_a_submit_can_name_what_happens_to_a_duplicate_and_the_delivery_in_other_words(shell):
+    shell.server.answers["submit"] = Submitted(job_id=1)
+    words = (
+        "submit",
+        "q",
+        "p",
+        "--dedupe-key",
+        "k",
+        "--on-duplicate",
+        "reject",
+        "--delivery",
+        "at-most-once",
+    )
+    assert shell(*words)[0] == 0
+    assert (shell.said.dedupe, shell.said.delivery) == ("reject", "at_most_once")
+    code, _, err = shell("submit", "q", "--at-most-once", "--delivery", "at-least-once")
+    assert code == 2 and "give one of them" in err
+
+
 def test_queues_ping_and_stats(shell):
     counts: dict[str, Any] = {
         "delayed": 1,

@@ -411,7 +411,9 @@ class World:
             return
         token, job_id = self.stale[b % len(self.stale)]
         if d % 5 == 0:
-            token += 1 << 20  # nobody's: the next one can be a grant of which nobody has heard yet, and is a bearer
+            token += (
+                1 << 20
+            )  # nobody's: the next one can be a grant of which nobody has heard yet, and is a bearer
         if d % 7 == 0:
             job_id += 1
         ranges = [(job_id, 1)]
