@@ -359,7 +359,8 @@ PLANTED: Final = {
     ),
     "progress of who holds nothing is taken": Planted(
         "jqd.core.holding:extend",
-        "if says_progress and held:\n            emit(ProgressReported(held, ",
+        "if says_progress and held and has_room(state, each_bytes * sum(count for _, count in held)):\n"
+        "            emit(ProgressReported(held, ",
         "told = [run for run in ranges if all(job and job.lease for job in state.run(*run))]\n"
         "if says_progress and told:\n"
         "    emit(ProgressReported(told, ",
