@@ -80,7 +80,6 @@ _ORACLE: Final = {
     "refused: busy": "too much waits for the disk",
     "refused: storage_full": "the disk is nearly full",
     "refused: overloaded": "memory is short",
-    "refused: draining": "the server was on its way out",
     "refused: position_lost": "the answer of a retried request was forgotten",
     "refused: invalid_argument": "by its own words",
     "refused: wrong_state": "a filter meant nothing that the verb takes",

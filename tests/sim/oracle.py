@@ -2451,7 +2451,7 @@ class Oracle:
             if "KEYS_MAX" not in self._limits:
                 raise Violation("I17", f"{request}: refused with {body}")
             self._hit("refused: too many keys")
-        else:
+        elif status != "draining":  # whether a request meets the end of a run is luck
             self._hit(f"refused: {status}")
         if status in ("storage_full", "busy", "queue_full") or "memory_bytes" in about:
             self._full = status
