@@ -124,6 +124,7 @@ PLANTED: Final = {
         "job.lease.deadline_ms <= judged_ms",
         "job.lease.deadline_ms < judged_ms",
         400,
+        begin=60,
     ),
     "epoch does not rise": Planted(
         "jqd.core.leasing:next_epoch",
@@ -246,7 +247,7 @@ PLANTED: Final = {
         "self._take_key(job.id, options, now)",
         "pass",
         400,
-        begin=130,
+        begin=200,
     ),
     # --- time to be started ---
     "expired job handed out": Planted(
