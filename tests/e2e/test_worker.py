@@ -115,10 +115,10 @@ def test_a_killed_workers_job_goes_to_another_one_long_before_its_lease_has_run_
         pytest.param("abusy", "process", marks=pytest.mark.slow),
     ],
 )
-def test_a_handler_that_computes_for_two_leases_keeps_its_lease(program, task, pool):
+def test_a_handler_that_computes_for_three_leases_keeps_its_lease(program, task, pool):
     """A pure-Python loop, in a thread or on the event loop itself, with another worker that waits for the job."""
     with program.worker("-c", "2", "--pool", pool), program.worker("-c", "2"):
-        job_id = program.submit(task, 4.5, lease=2)
+        job_id = program.submit(task, 6.5, lease=2)
         happens(lambda: program.is_done(job_id))
     info = program.client.get(job_id)
     assert (info.attempt, info.crashes, info.result) == (1, 0, b"\x01") and program.notes() == ["begins"]
