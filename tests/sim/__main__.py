@@ -186,7 +186,6 @@ def command_planted(args: argparse.Namespace) -> int:
 
 
 def command_replay(args: argparse.Namespace) -> int:
-    quiet()
     text = sys.stdin.read() if args.plan == "-" else args.plan and Path(args.plan).read_text(encoding="utf-8")
     plan = from_text(text) if text else make_plan(args.seed, args.steps)
     print(f"seed {plan.seed}, commit {commit()}, settings {plan.settings}")
@@ -203,7 +202,6 @@ def command_replay(args: argparse.Namespace) -> int:
 
 
 def command_shrink(args: argparse.Namespace) -> int:
-    quiet()
     small = shrink(make_plan(args.seed, args.steps), lambda plan: attempt(plan, args.planted))
     print(f"{len(small.plan.steps)} steps after {small.runs} runs")
     print(to_text(small.plan))
@@ -211,7 +209,6 @@ def command_shrink(args: argparse.Namespace) -> int:
 
 
 def command_hashes(args: argparse.Namespace) -> int:
-    quiet()
     print(json.dumps({seed: run(make_plan(seed, args.steps)).trace_hash for seed in args.seeds}))
     return 0
 
@@ -256,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     one.add_argument("seeds", type=int, nargs="+")
     one.set_defaults(call=command_hashes)
     args = parser.parse_args(argv)
+    quiet()  # of shrinking too, which is done here
     code: int = args.call(args)
     return code
 
