@@ -108,9 +108,10 @@ def test_failed_call_is_the_last_one_whichever_it_is(tmp_path):
 
 SUBMITS = 1_000
 PAYLOAD_BYTES = 50_000
-# 50 MB are submitted while 1 MiB may wait for the disk. Beside it: what one turn takes before it is counted, and
-# what was read ahead from the socket.
-RSS_GROWTH_MAX = 32 << 20
+# 50 MB are submitted while 1 MiB may wait for the disk. Beside it: what one turn takes before it is counted, once as jobs
+# and once as a record, and what was read ahead from the socket: 11 to 35 MB, by how much the machine lets come at a time.
+# Without a bound all 50 MB are there twice.
+RSS_GROWTH_MAX = 48 << 20
 
 
 def rss_bytes(pid: int) -> int:
