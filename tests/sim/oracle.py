@@ -663,7 +663,11 @@ class Oracle:
             for fields in _groups_of(request):
                 if fields.get("expires_ms"):
                     pool = self._pool(fields, request.lo_ms)
-                    pool.expiry = self._watch(wall_ms + fields["expires_ms"])
+                    at_ms = wall_ms + fields["expires_ms"]
+                    if (
+                        pool.expiry is None or at_ms < pool.expiry.at_ms
+                    ):  # it may have been carried out before
+                        pool.expiry = self._watch(at_ms)
 
     # --- requests that may have been carried out ----------------------------------------------
 
