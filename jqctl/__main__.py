@@ -9,11 +9,11 @@ click and the verbs are imported by the functions: main() keeps the garbage coll
 tenth of the time of a short command.
 """
 
-import contextlib
 import gc
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from jqd.errors import EXIT_IO_ERROR, ConnectionLost, JqdError, RequestTimeout, StorageError, WaitTimeout
 
@@ -46,7 +46,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except PipeClosed:
-        _drop_output()
+        _drop(sys.stdout)
         return PIPE_CLOSED
     except StorageError as error:  # of a data directory that a verb opened itself
         _complain(str(error))
@@ -61,7 +61,7 @@ def run(args: Sequence[str] | None = None) -> int:
         _complain(str(error))
         return EXIT_IO_ERROR
     except OSError as error:  # the client turns those of its socket into ConnectionLost
-        _drop_output()
+        _drop(sys.stdout)
         _complain(f"cannot write the output: {error.strerror or error}")
         return EXIT_IO_ERROR
 
@@ -71,13 +71,15 @@ def _complain(message: str) -> None:
 
     from jqctl.output import clean
 
-    with contextlib.suppress(OSError):  # stderr may be as full as stdout; the exit code says it too
+    try:
         click.echo(f"jqctl: {clean(message)}", err=True)
+    except OSError:  # stderr may be as full as stdout; the exit code says it too
+        _drop(sys.stderr)
 
 
-def _drop_output() -> None:
-    """Keep Python from flushing once more, at its end, what nobody takes."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop(stream: TextIO) -> None:
+    """Keep Python from flushing once more, at its end, what nobody takes: it would exit with a code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _load() -> None:
