@@ -20,7 +20,6 @@ that follow do not prolong a large one, or a machine that stutters would never e
 Sources: reliability.md fault rows 16 and 17.
 """
 
-from operator import itemgetter
 from typing import Final
 
 from jqd.core.model import RESTART_GRACE_MS, SECOND_MS
@@ -36,7 +35,7 @@ class Standstill:
     """See the file's card. All times are those of the engine clock."""
 
     def __init__(self) -> None:
-        # (lag_ms, until_ms) of standstills whose forgiveness is not over: the first is the longest and ends first.
+        # (lag_ms, until_ms) of standstills whose forgiveness may not be over.
         self._forgiven: list[tuple[int, int]] = []
 
     def see(self, now_ms: int, since_ms: int) -> int:
@@ -49,22 +48,15 @@ class Standstill:
             return 0
         lag_ms = stood_ms + SLACK_MS
         until_ms = now_ms + min(lag_ms, RESTART_GRACE_MS)
-        # Of two the one that is forgiven more, for longer, counts; the list stays short, since each has an end.
-        kept = [
-            other for other in self._forgiven if other[1] > now_ms and not covers((lag_ms, until_ms), other)
+        # What forgives no more, and for no longer, than this goes: the list stays short, since each has an end.
+        self._forgiven = [
+            other
+            for other in self._forgiven
+            if other[1] > now_ms and (other[0] > lag_ms or other[1] > until_ms)
         ]
-        if not any(covers(other, (lag_ms, until_ms)) for other in kept):
-            kept.append((lag_ms, until_ms))
-        self._forgiven = sorted(kept, key=itemgetter(1))
+        self._forgiven.append((lag_ms, until_ms))
         return stood_ms
 
     def lag_ms(self, now_ms: int) -> int:
         """Return how far the clock of the leases is behind."""
-        while self._forgiven and self._forgiven[0][1] <= now_ms:
-            del self._forgiven[0]
-        return self._forgiven[0][0] if self._forgiven else 0
-
-
-def covers(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Tell whether one standstill forgives at least as much as another, and for at least as long."""
-    return one[0] >= other[0] and one[1] >= other[1]
+        return max((lag_ms for lag_ms, until_ms in self._forgiven if now_ms < until_ms), default=0)
