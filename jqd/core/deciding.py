@@ -41,28 +41,36 @@ def judged_at_ms(state: State, now: Now) -> int:
     return now.engine_ms - state.lease_lag_ms
 
 
+def has_room(state: State, added_bytes: int) -> bool:
+    """Tell whether so much more stays within the soft limit of memory."""
+    return state.memory.bytes + added_bytes <= state.memory.soft_bytes
+
+
 def check_memory(state: State, added_bytes: int) -> None:
     """Refuse what would add to memory beyond the soft limit.
 
     Args:   added_bytes: that it adds, at least about.
     Raises: Overloaded.
     """
-    memory = state.memory
-    if memory.bytes + added_bytes > memory.soft_bytes:
-        raise Overloaded(
+    if not has_room(state, added_bytes):
+        memory = state.memory
+        raise _overloaded(
+            state,
+            added_bytes,
             f"memory = {memory.bytes} bytes, and {added_bytes} more would come: the limit is {memory.soft_bytes}",
-            retry_after_ms=model.SECOND_MS,
-            details={
-                "memory_bytes": memory.bytes,
-                "added_bytes": added_bytes,
-                "memory_soft_bytes": memory.soft_bytes,
-            },
         )
 
 
-def has_room(state: State, added_bytes: int) -> bool:
-    """Tell whether so much more stays within the soft limit of memory."""
-    return state.memory.bytes + added_bytes <= state.memory.soft_bytes
+def _overloaded(state: State, added_bytes: int, message: str) -> Overloaded:
+    return Overloaded(
+        message,
+        retry_after_ms=model.SECOND_MS,
+        details={
+            "memory_bytes": state.memory.bytes,
+            "added_bytes": added_bytes,
+            "memory_soft_bytes": state.memory.soft_bytes,
+        },
+    )
 
 
 def check_split(items: Sequence[tuple[int, Sequence[tuple[int, int]]]], state: State) -> None:
@@ -100,15 +108,11 @@ def check_held(state: State, added_bytes: int, what: str, advice: str) -> None:
     """
     memory = state.memory
     if memory.bytes + added_bytes > memory.split_bytes:
-        raise Overloaded(
+        raise _overloaded(
+            state,
+            added_bytes,
             f"memory = {memory.bytes} bytes, and {what} would take {added_bytes} more: the limit is "
             f"{memory.split_bytes}; {advice}",
-            retry_after_ms=model.SECOND_MS,
-            details={
-                "memory_bytes": memory.bytes,
-                "added_bytes": added_bytes,
-                "memory_soft_bytes": memory.soft_bytes,
-            },
         )
 
 

@@ -54,7 +54,9 @@ def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) 
         raise InvalidArgument(f"progress_text = {size} bytes: the limit is {model.PROGRESS_TEXT_BYTES_MAX}")
     check_ranges(ranges for _, ranges in command.items)
     check_split(command.items, state)
-    each_bytes = memory.EMPTY_OUTCOME_BYTES + memory.progress_bytes(Progress(percent, text))
+    each_bytes = 0
+    if says_progress:
+        each_bytes = memory.EMPTY_OUTCOME_BYTES + memory.progress_bytes(Progress(percent, text))
     results: list[Verdict] = []
     left_ms: list[int] = []
     marked: list[tuple[int, int]] = []

@@ -38,11 +38,10 @@ def cancel(command: Cancel, state: State, caller: Caller, now: Now, emit: Emit) 
     def act(ranges: list[tuple[int, int]]) -> None:
         jobs = list(jobs_of(ranges, state))
         waiting = [job.id for job in jobs if job.state is not LEASED]
-        held = [job.id for job in jobs if job.state is LEASED and not job.cancel_marked]
+        unmarked = [job for job in jobs if job.state is LEASED and not job.cancel_marked]
+        held = [job.id for job in unmarked]
         if held:
-            added_bytes = EMPTY_OUTCOME_BYTES * sum(
-                state.known_job(job_id).outcome is None for job_id in held
-            )
+            added_bytes = EMPTY_OUTCOME_BYTES * sum(job.outcome is None for job in unmarked)
             check_held(state, added_bytes, "marks", "those that are marked are to end first")
         if waiting:
             emit(JobsCancelled(to_ranges(waiting), caller.principal))

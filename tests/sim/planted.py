@@ -400,9 +400,9 @@ PLANTED: Final = {
         begin=145,
     ),
     "refused although there is memory": Planted(
-        "jqd.core.deciding:check_memory",
-        "memory.bytes + added_bytes > memory.soft_bytes",
-        "memory.bytes + added_bytes > memory.soft_bytes // 8",
+        "jqd.core.deciding:has_room",
+        "<= state.memory.soft_bytes",
+        "<= state.memory.soft_bytes // 8",
         400,
     ),
     "jobs that have ended take more than their share": Planted(
