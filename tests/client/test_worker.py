@@ -17,7 +17,7 @@ import pytest
 
 import jqd
 from jqd.client.aio import AsyncClient
-from jqd.client.app import App
+from jqd.client.app import App, Task
 from jqd.client.outcomes import Outcome
 from jqd.client.requests import HeldJob
 from jqd.client.sync import Client
@@ -89,6 +89,18 @@ def raises(error: BaseException) -> Any:
         raise error
 
     return act
+
+
+def holding(app: App) -> tuple[Task[[], None], threading.Event, threading.Event]:
+    """Return a task that runs until it is told to end, the event that it has begun, and the one that it may end."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    @app.task()
+    def hold() -> None:
+        begun.set()
+        assert may_end.wait(PATIENCE_S)
+
+    return hold, begun, may_end
 
 
 # --- how a job can end --------------------------------------------------------------------------
@@ -561,13 +573,7 @@ def test_a_worker_that_has_ended_holds_nothing(scene):
 
 def test_it_stops_when_what_runs_has_ended(jqd_server):
     app = App(jqd_server.url)
-    begun, may_end = threading.Event(), threading.Event()
-
-    @app.task()
-    def hold() -> None:
-        begun.set()
-        assert may_end.wait(PATIENCE_S)
-
+    hold, begun, may_end = holding(app)
     with app, Client(jqd_server.url) as client:
         hold.submit_sync()
         with worker(app, concurrency=1) as made:
@@ -792,13 +798,7 @@ def test_a_worker_that_is_not_listed_works_all_the_same(scene, monkeypatch, erro
 def test_a_quiet_worker_does_not_begin_anew_for_its_memory(jqd_server):
     """The one that came after it would not be quiet."""
     app = App(jqd_server.url)
-    begun, may_end = threading.Event(), threading.Event()
-
-    @app.task()
-    def hold() -> None:
-        begun.set()
-        assert may_end.wait(PATIENCE_S)
-
+    hold, begun, may_end = holding(app)
     with app, worker(app, max_rss=1) as made, Client(jqd_server.url) as client:
         hold.submit_sync()
         assert begun.wait(PATIENCE_S)
@@ -813,13 +813,7 @@ def test_a_quiet_worker_does_not_begin_anew_for_its_memory(jqd_server):
 
 def test_a_burst_that_is_quiet_leases_nothing_and_ends_when_it_has_resumed_and_done_all(jqd_server):
     app = App(jqd_server.url)
-    begun, may_end = threading.Event(), threading.Event()
-
-    @app.task()
-    def hold() -> None:
-        begun.set()
-        assert may_end.wait(PATIENCE_S)
-
+    hold, begun, may_end = holding(app)
     hold.submit_sync()
     with app, worker(app, burst=True) as made, Client(jqd_server.url) as client:
         assert begun.wait(PATIENCE_S)
@@ -836,13 +830,7 @@ def test_a_burst_that_is_quiet_leases_nothing_and_ends_when_it_has_resumed_and_d
 
 def test_who_says_stop_to_a_worker_that_would_begin_anew_gets_no_other_one(jqd_server):
     app = App(jqd_server.url)
-    begun, may_end = threading.Event(), threading.Event()
-
-    @app.task()
-    def hold() -> None:
-        begun.set()
-        assert may_end.wait(PATIENCE_S)
-
+    hold, begun, may_end = holding(app)
     with app, worker(app, max_jobs=1) as made, Client(jqd_server.url) as client:
         hold.submit_sync()
         assert begun.wait(PATIENCE_S)

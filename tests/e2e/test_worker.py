@@ -7,13 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Daemon
 from tests.support.proxy import Proxy
 from tests.support.until import PATIENCE_S, happens
 from tests.support.workers import Program
@@ -21,30 +19,8 @@ from tests.support.workers import Program
 pytestmark = [pytest.mark.e2e]
 
 
-@pytest.fixture
-def daemon(tmp_path) -> Iterator[Daemon]:
-    with Daemon(tmp_path / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def program(tmp_path, daemon) -> Iterator[Program]:
-    (tmp_path / "program").mkdir()
-    with Program(tmp_path / "program", f"unix://{daemon.socket_path}") as made:
-        yield made
-
-
 def has_more(program: Program, count: int) -> bool:
     return len(program.notes()) > count
-
-
-def has_noted(program: Program, text: str) -> bool:
-    return text in program.notes()
-
-
-def counts(program: Program) -> dict[str, int]:
-    (queue,) = program.client.queues().queues
-    return {state: getattr(queue, state) for state in ("ready", "delayed", "leased", "done", "dead")}
 
 
 # --- signals ------------------------------------------------------------------------------------
@@ -141,8 +117,8 @@ def test_a_restart_of_the_daemon_in_the_middle_loses_and_kills_nothing(program, 
             daemon.start()
             names += [f"{len(names)}"]
             ids.append(program.submit("note", names[-1]))
-        happens(lambda: counts(program)["done"] == len(ids) + 1)
-    assert counts(program) == {"ready": 0, "delayed": 0, "leased": 0, "done": len(ids) + 1, "dead": 0}
+        happens(lambda: program.counts()["done"] == len(ids) + 1)
+    assert program.counts() == {"ready": 0, "delayed": 0, "leased": 0, "done": len(ids) + 1, "dead": 0}
     assert set(names) <= set(program.notes())
     assert program.client.get(slow).attempt == 1
 
@@ -157,7 +133,7 @@ def test_cut_sockets_lose_nothing_and_cost_no_lease_or_attempt(tmp_path, daemon)
             for n in range(20):
                 ids.append(program.submit("note", str(n), 0.01))
                 proxy.cut()
-                happens(partial(has_noted, program, str(n)))
+                happens(partial(program.has_noted, str(n)))
             happens(lambda: all(map(program.is_done, [*ids, slow])))
             assert sorted(map(int, program.notes()[1:])) == list(
                 range(20)

@@ -7,9 +7,7 @@ something restarted.
 import os
 import random
 import signal
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -27,19 +25,6 @@ JOBS = 10_000
 BLOWS = 24  # kills, stops and pauses, spread over the run
 LEASE_S = 2
 RUN_S = 240.0  # patience, not a measure
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[Daemon]:
-    with Daemon(tmp_path / "data") as started:
-        yield started
-
-
-@pytest.fixture
-def program(tmp_path: Path, daemon: Daemon) -> Iterator[Program]:
-    (tmp_path / "program").mkdir()
-    with Program(tmp_path / "program", f"unix://{daemon.socket_path}") as made:
-        yield made
 
 
 class Crew:
@@ -62,25 +47,12 @@ class Crew:
             worker.__exit__()
 
 
-def counts(client: Client) -> dict[str, int]:
-    (queue,) = client.queues().queues
-    return {state: getattr(queue, state) for state in ("ready", "delayed", "leased", "done", "dead")}
+def is_worked_off(program: Program, jobs: int) -> bool:
+    return program.counts()["done"] == jobs
 
 
-def has_noted(program: Program, text: str) -> bool:
-    return text in program.notes()
-
-
-def done_count(client: Client) -> int:
-    return counts(client)["done"]
-
-
-def is_worked_off(client: Client, jobs: int) -> bool:
-    return done_count(client) == jobs
-
-
-def has_done(client: Client, jobs: int) -> bool:
-    return done_count(client) >= jobs
+def has_done(program: Program, jobs: int) -> bool:
+    return program.counts()["done"] >= jobs
 
 
 def holds_nothing(client: Client, name: str) -> bool:
@@ -127,12 +99,12 @@ def test_each_of_ten_thousand_jobs_has_its_effect(program, daemon):
     blows: dict[str, int] = {}
     try:
         for number in range(BLOWS):
-            happens(partial(has_done, client, JOBS * number // (BLOWS + 4)), RUN_S)
+            happens(partial(has_done, program, JOBS * number // (BLOWS + 4)), RUN_S)
             strike(dice, crew, daemon, blows)
-        happens(partial(is_worked_off, client, JOBS), RUN_S)
+        happens(partial(is_worked_off, program, JOBS), RUN_S)
     finally:
         crew.end()
-    assert counts(client) == {"ready": 0, "delayed": 0, "leased": 0, "done": JOBS, "dead": 0}, blows
+    assert program.counts() == {"ready": 0, "delayed": 0, "leased": 0, "done": JOBS, "dead": 0}, blows
     effects = program.notes()
     assert set(map(int, effects)) == set(range(JOBS))
     repeated = 0
@@ -154,11 +126,11 @@ def test_a_rolling_deploy_takes_no_attempt_and_does_nothing_twice(program, daemo
             names.append(f"{generation}-{n}")
             program.submit("note" if n % 2 else "anote", names[-1], *([0.02] if n % 2 else []), lease=LEASE_S)
         new = program.worker("-c", "4", start=False)
-        happens(partial(has_noted, program, f"{generation}-0"))
+        happens(partial(program.has_noted, f"{generation}-0"))
         assert old.stop() == 0
         old = new
     with old:
-        happens(partial(is_worked_off, client, len(names)))
+        happens(partial(is_worked_off, program, len(names)))
     assert sorted(program.notes()) == sorted(names)  # each once
     assert {(job.attempt, job.crashes, job.errors) for job in client.list(limit=1_000).jobs} == {(1, 0, 0)}
 
@@ -173,7 +145,7 @@ def test_a_half_open_line_costs_no_lease_and_the_worker_goes_on(tmp_path, daemon
             through.__dict__.update(program.__dict__, url=proxy.url)
             with through.worker("-c", "4"):
                 slow = program.submit("busy", 8.0, lease=4)
-                happens(partial(has_noted, program, "begins"))
+                happens(partial(program.has_noted, "begins"))
                 proxy.freeze()
                 later = program.submit("note", "later")
                 happens(lambda: program.is_done(slow) and program.is_done(later), RUN_S)

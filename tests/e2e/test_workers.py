@@ -4,30 +4,16 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.daemon import Daemon, environment
+from tests.support.daemon import environment
 from tests.support.until import PATIENCE_S, happens
 from tests.support.workers import Program, WorkerProcess
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-def daemon(tmp_path) -> Iterator[Daemon]:
-    with Daemon(tmp_path / "data") as daemon:
-        yield daemon
-
-
-@pytest.fixture
-def program(tmp_path, daemon) -> Iterator[Program]:
-    (tmp_path / "program").mkdir()
-    with Program(tmp_path / "program", f"unix://{daemon.socket_path}") as program:
-        yield program
 
 
 def jqctl(program: Program, *words: str) -> list[dict[str, Any]]:

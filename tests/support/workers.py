@@ -129,6 +129,14 @@ class Program:
     def notes(self) -> list[str]:
         return self._notes.read_text().splitlines() if self._notes.exists() else []
 
+    def has_noted(self, text: str) -> bool:
+        return text in self.notes()
+
+    def counts(self) -> dict[str, int]:
+        """Return the jobs of its only queue, by state."""
+        (queue,) = self.client.queues().queues
+        return {state: getattr(queue, state) for state in ("ready", "delayed", "leased", "done", "dead")}
+
     def environment(self) -> dict[str, str]:
         return {**environment({"NOTES": str(self._notes)}), "JQD_URL": self.url, "PYTHONPATH": str(ROOT)}
 
