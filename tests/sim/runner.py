@@ -78,7 +78,7 @@ Task = Callable[[], Done]
 def quiet() -> None:
     """The daemon's log is not what is looked at here."""
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=True
+        wrapper_class=structlog.make_filtering_bound_logger(50), cache_logger_on_first_use=False
     )
 
 
