@@ -6,6 +6,7 @@ Must not know:
     what is being counted.
 """
 
+import gc
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -13,7 +14,10 @@ from typing import Any, Self
 
 
 def steps_of(call: Callable[[], object]) -> int:
-    """Return how many bytecode instructions a call takes. What is written in C counts as one."""
+    """Return how many bytecode instructions a call takes. What is written in C counts as one.
+
+    The garbage collector waits meanwhile: the finalizers of what other tests left would be counted too.
+    """
     steps = 0
 
     def tracer(frame: FrameType, event: str, _arg: Any) -> Any:
@@ -23,11 +27,15 @@ def steps_of(call: Callable[[], object]) -> int:
         return tracer
 
     before = sys.gettrace()
+    was_collecting = gc.isenabled()
+    gc.disable()
     sys.settrace(tracer)
     try:
         call()
     finally:
         sys.settrace(before)
+        if was_collecting:
+            gc.enable()
     return steps
 
 
