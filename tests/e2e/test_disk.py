@@ -20,6 +20,8 @@ from tests.support.wire import PATIENCE_S, Wire, request
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 IO_ERROR = 74
+# A disk tries for a while before it gives up: time in which a reply that does not wait for it gets out and is seen.
+FAILS_AFTER_US = 200_000
 
 
 @pytest.fixture
@@ -216,9 +218,8 @@ def failing(data: Path, call: str, error: str, when: int) -> Iterator[Daemon]:
         "-e",
         f"trace={call}",
     ]
-    with Daemon(
-        data, "--unix", "off", wrap=[*wrap, "-e", f"inject={call}:error={error}:when={when}"]
-    ) as daemon:
+    failure = f"inject={call}:error={error}:delay_enter={FAILS_AFTER_US}:when={when}"
+    with Daemon(data, "--unix", "off", wrap=[*wrap, "-e", failure]) as daemon:
         yield daemon
 
 
