@@ -8,6 +8,8 @@ ARGS ?=
 SECONDS ?= 3600
 BIN := .venv/bin
 STAMP := .venv/.setup-done
+# A process per core; ARGS="-n 0" is one, as a debugger wants it.
+PYTEST := $(BIN)/pytest -n auto
 # Made apart from .venv: the tool that writes the locks is not part of what they lock.
 LOCK_TOOL := pip-tools==7.6.2
 LOCK_ENV := .cache/lock-venv
@@ -46,26 +48,26 @@ check: setup ## format, lint, types, house rules
 	$(BIN)/pytest -q -p no:randomly tests/test_architecture.py
 
 test: setup ## the tests that need nothing else (unit, property, golden, house rules, e2e smoke)
-	$(BIN)/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: test test-slow test-faults test-sim test-histories ## `test`, then the slow suites
 
 test-slow: setup ## the slow suites alone: kill -9 loop, installation from the wheel
-	$(BIN)/pytest -m 'slow and not faults and not sim and not history' $(ARGS)
+	$(PYTEST) -m 'slow and not faults and not sim and not history' $(ARGS)
 
 test-faults: setup ## real faults on real daemons (docs/faults.md): needs root, strace and faketime, as CI has them
-	$(BIN)/pytest -m faults $(ARGS)
+	$(PYTEST) -m faults $(ARGS)
 
 test-sim: setup ## the simulator in its full volume: plans, planted bugs, crash images, crash loops (docs/evidence.md)
 	$(BIN)/python -m tests.sim run --min-steps 3000000 --json .cache/sim.json
 	$(BIN)/python -m tests.sim planted
-	$(BIN)/pytest -m sim -rP $(ARGS)
+	$(PYTEST) -m sim -rP $(ARGS)
 
 sim-long: setup ## plans and crash images from a random seed for SECONDS (3600), on all cores: ARGS="--first SEED"
 	$(BIN)/python -u -m tests.sim long --seconds $(SECONDS) --json .cache/sim-long.json $(ARGS)
 
 test-histories: setup ## two histories of real clients whose daemon is killed again and again, judged by both checks
-	$(BIN)/pytest -m history $(ARGS)
+	$(PYTEST) -m history $(ARGS)
 
 histories: setup ## more of them: ARGS="--minutes 30"; what is wrong stays in .cache/histories
 	$(BIN)/python -m tests.history run $(ARGS)

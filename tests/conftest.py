@@ -1,7 +1,7 @@
 """What holds for every test.
 
 The rest stands in pyproject.toml: warnings are errors, strict xfail and markers, a minute for each test.
-Order is random (pytest-randomly); the header of a run shows its seed, `make test ARGS=--randomly-seed=N` repeats it.
+Order is random (pytest-randomly); the header of a run shows its seed, `make test ARGS="-n 0 --randomly-seed=N"` repeats it.
 """
 
 import os
