@@ -90,7 +90,7 @@ def check_split(items: Sequence[tuple[int, Sequence[tuple[int, int]]]], state: S
         if token not in left:
             left[token] = {key: part.live_count for key, part in state.leases.get(token, {}).items()}
         for first, count in ranges:
-            for job in state.run(first, count):
+            for job in state.pages.run(first, count):
                 if job is not None and id(job.lease) in left[token]:
                     left[token][id(job.lease)] -= 1
     for token, counts in left.items():
@@ -128,7 +128,7 @@ def live_jobs(lease: Lease, state: State) -> Iterator[Job]:
     """Yield the jobs that a lease still holds, in the order of its ranges."""
     for first, count in lease.ranges:
         state.work += count
-        for job in state.run(first, count):
+        for job in state.pages.run(first, count):
             if job is not None and job.lease is lease:
                 yield job
 
@@ -136,7 +136,7 @@ def live_jobs(lease: Lease, state: State) -> Iterator[Job]:
 def jobs_of(ranges: Iterable[tuple[int, int]], state: State) -> Iterator[Job]:
     """Yield the jobs of ranges that are there."""
     for first, count in ranges:
-        for job in state.run(first, count):
+        for job in state.pages.run(first, count):
             if job is not None:
                 yield job
 

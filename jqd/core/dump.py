@@ -36,7 +36,8 @@ from jqd.core.changes import (
 )
 from jqd.core.keys import SHARDS, Key, shard_of
 from jqd.core.model import Job, JobState, Lease
-from jqd.core.state import PAGE_JOBS, PAGE_SHIFT, Session, State
+from jqd.core.pages import PAGE_JOBS, PAGE_SHIFT
+from jqd.core.state import Session, State
 
 # What one slice takes at most: ids looked at, and bytes of what has no fixed size. About half a millisecond.
 SLICE_JOBS: Final = 1_024
@@ -60,10 +61,12 @@ class Dump:
         self.lsn = state.lsn
         self.job_count = 0  # taken so far
         self._state = state
-        self._end = StateRestored(state.lsn, state.now, state.epoch, state.grant, state.next_id)
-        self._pages = state.page_numbers()  # that exist now, the lowest last; gone when they were walked over
+        self._end = StateRestored(state.lsn, state.now, state.epoch, state.grant, state.pages.next_id)
+        self._pages = (
+            state.pages.numbers()
+        )  # that exist now, the lowest last; gone when they were walked over
         self._position = 0  # ids below are taken
-        self._limit = state.next_id  # ids from here on came later
+        self._limit = state.pages.next_id  # ids from here on came later
         self._kept: dict[int, Job] = {}  # by id: as they were, of those not taken yet that have changed since
         self._sessions = dict.fromkeys(reversed(state.sessions))  # not taken yet, the oldest last
         self._kept_sessions: dict[bytes, SessionRestored] = {}
@@ -135,7 +138,7 @@ class Dump:
         first = max(self._position, number << PAGE_SHIFT)
         page_end = min((number + 1) << PAGE_SHIFT, self._limit)
         end = min(first + SLICE_JOBS, page_end)
-        jobs = self._state.jobs_between(first, end)
+        jobs = self._state.pages.jobs_between(first, end)
         if self._kept:
             jobs = self._as_they_were(jobs, first, end)
         images: list[Image] = []

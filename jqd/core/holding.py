@@ -81,7 +81,7 @@ def _by_lease_ms(
         return [(lease_ms, held)]
     groups: dict[int, list[int]] = {}
     for first, count in held:
-        for job in state.run(first, count):
+        for job in state.pages.run(first, count):
             assert job is not None
             assert job.lease is not None
             groups.setdefault(job.lease.lease_ms, []).append(job.id)
@@ -218,7 +218,7 @@ def _held(
     judged_ms = judged_at_ms(state, now)
     held: list[tuple[int, int]] = []
     for first, count in ranges:
-        jobs = state.run(first, count)
+        jobs = state.pages.run(first, count)
         lease = jobs[0].lease if jobs[0] is not None else None
         if lease is not None and lease.token == token and lease.deadline_ms > judged_ms:
             for job in jobs:
@@ -247,7 +247,7 @@ def _verdict(job: Job | None, token: int, judged_ms: int) -> str:
 
 def _jobs(state: State, ranges: Sequence[tuple[int, int]]) -> Iterator[Job]:
     for first, count in ranges:
-        for job in state.run(first, count):
+        for job in state.pages.run(first, count):
             assert job is not None
             yield job
 

@@ -64,7 +64,7 @@ def _candidates(command: LeaseCommand, state: State, now: Now) -> list[Job]:
     for name in queues:
         ids = state.ready_ids(name, command.count - len(jobs))
         for first, count in to_ranges(ids):
-            for job in state.run(first, count):
+            for job in state.pages.run(first, count):
                 assert job is not None, "a ready id without a job"
                 assert job.payload is not None, f"job {job.id} has lost its payload"
                 if job.options is not options:

@@ -63,7 +63,7 @@ def scan(
         states = states & where.states
     found: list[Job] = []
     steps = 0
-    for job in state.jobs_from(cursor):
+    for job in state.pages.jobs_from(cursor):
         if len(found) >= limit or steps >= model.SCAN_JOBS_MAX:
             state.work += steps
             return found, job.id

@@ -6,7 +6,7 @@ Must not know: why anything happens (deciding.py says who decides), records, soc
 Who may touch it: decisions read; only the apply() of a change (changes.py) calls the methods below
 "writing". No code outside this file touches a container.
 
-    _pages     page number (id >> 12) -> list of 4,096 slots; a page with few jobs left becomes a dict
+    pages      jobs by id (pages.py), and the next id
     queues     name -> Queue
     tenants    name -> Tenant, as long as it has jobs or keys
     leases     token -> the grant's leases, by id(): one, or up to one a job after parts of it were extended
@@ -19,8 +19,6 @@ Who may touch it: decisions read; only the apply() of a change (changes.py) call
     ended      of those that somebody waits for (watched) the ones that ended or went since the engine last looked; and
     woken      queues in which a job became ready since the engine last looked; a hint, not a fact
 
-Pages because a dict of a million jobs stops the loop for 26 ms when it grows; ids are dense, so a
-slot costs 8 bytes, and a page is a stable place for cursors and for a snapshot that walks by.
 Jobs are Structs without GC header and point to nothing that points back: the collector is off.
 """
 
@@ -53,13 +51,9 @@ from jqd.core.model import (
     QueueSettings,
 )
 from jqd.core.ordered import LINE_BYTES, ReadyLane, TimerHeap
+from jqd.core.pages import Pages
 from jqd.errors import JobNotFound, QueueNotFound
 
-PAGE_SHIFT: Final = 12
-PAGE_JOBS: Final = 1 << PAGE_SHIFT
-_SLOT: Final = PAGE_JOBS - 1
-# Below this many jobs a list of 4,096 slots wastes more than a dict does.
-_SPARSE_JOBS: Final = PAGE_JOBS // 16
 # Fields of submits whose options are remembered. When it is full remembering starts anew.
 _KNOWN_FIELDS_MAX: Final = 4_096
 
@@ -204,11 +198,11 @@ class State:
         self.now = Now(0, 0)  # of the last change applied: the high water of the engine clock
         self.epoch = 0
         self.grant = 0  # last grant number of this epoch
-        self.next_id = 1
         self.result_bytes = 0
         self.lease_lag_ms = (
             0  # leases are judged by a clock that is so far behind now: Engine.forgive(), not a fact
         )
+        self.pages = Pages()
         self.work = 0  # jobs touched or looked at since the start: a measure of effort, not a fact
         self.queues: dict[str, Queue] = {}
         self.set_queues: dict[str, Queue] = {}  # those with settings
@@ -231,9 +225,6 @@ class State:
         self.watched: Mapping[int, object] = {}  # job ids; waiting.py's, not facts
         self.ended: dict[int, None] = {}
         self.progress_count = 0  # jobs that have progress to show, in any state
-        self._pages: dict[int, list[Job | None]] = {}
-        self._page_holes: dict[int, int] = {}  # page number -> slots without a job among those it has
-        self._sparse: dict[int, dict[int, Job]] = {}  # page number -> id -> job
         # Ids of jobs that got a result, the oldest first; some may have lost it since, never the first one.
         self._results: deque[int] = deque()
         self.result_count = 0  # jobs that have one
@@ -248,12 +239,7 @@ class State:
 
     def job(self, job_id: int) -> Job | None:
         """Return a job, or None if there is none of this id."""
-        page = self._pages.get(job_id >> PAGE_SHIFT)
-        if page is not None:
-            slot = job_id & _SLOT
-            return page[slot] if slot < len(page) else None
-        sparse = self._sparse.get(job_id >> PAGE_SHIFT)
-        return sparse.get(job_id) if sparse is not None else None
+        return self.pages.get(job_id)
 
     def known_job(self, job_id: int) -> Job:
         """Return a job. Raises: JobNotFound."""
@@ -268,38 +254,6 @@ class State:
         if queue is None:
             raise QueueNotFound(f"queue = {model.shorten(name)}: it has no jobs and no settings")
         return queue
-
-    def run(self, first: int, count: int) -> list[Job | None]:
-        """Return the jobs of consecutive ids; None where there is no job."""
-        page = self._pages.get(first >> PAGE_SHIFT)
-        start = first & _SLOT
-        if page is not None and start + count <= len(page):
-            return page[start : start + count]
-        return [self.job(job_id) for job_id in range(first, first + count)]
-
-    def jobs_from(self, job_id: int) -> Iterator[Job]:
-        """Yield all jobs with ids from `job_id` on, in order of their ids. Not to be kept over a change."""
-        for number in sorted(self._pages.keys() | self._sparse.keys()):
-            if number < job_id >> PAGE_SHIFT:
-                continue
-            page = self._pages.get(number)
-            jobs = page if page is not None else [job for _, job in sorted(self._sparse[number].items())]
-            for job in jobs:
-                if job is not None and job.id >= job_id:
-                    yield job
-
-    def page_numbers(self) -> list[int]:
-        """Return the numbers of the pages that hold jobs, falling."""
-        return sorted(self._pages.keys() | self._sparse.keys(), reverse=True)
-
-    def jobs_between(self, first: int, end: int) -> list[Job]:
-        """Return the jobs with ids from `first` to below `end`, in order; all ids of one page."""
-        page = self._pages.get(first >> PAGE_SHIFT)
-        if page is not None:
-            slot = first & _SLOT
-            return [job for job in page[slot : slot + end - first] if job is not None]
-        sparse = self._sparse.get(first >> PAGE_SHIFT, {})
-        return [sparse[job_id] for job_id in sorted(sparse) if first <= job_id < end]
 
     def ready_ids(self, queue_name: str, count: int) -> list[int]:
         """Return up to `count` ids in the order in which the queue hands them out."""
@@ -351,7 +305,7 @@ class State:
         self, first_id: int, options: JobOptions, payloads: list[bytes], due: Due | None, now: Now
     ) -> None:
         """Add new jobs with consecutive ids, ready at once or delayed until `due`."""
-        assert first_id == self.next_id, f"ids are dense: {first_id} after {self.next_id - 1}"
+        assert first_id == self.pages.next_id, f"ids are dense: {first_id} after {self.pages.next_id - 1}"
         count = len(payloads)
         kind = self._last_kind
         if kind is None or options is not kind.options:
@@ -368,15 +322,13 @@ class State:
         tenant.bytes += size
         self.memory.bytes += size
         self.work += count
-        self.next_id = first_id + count
         if options.dedupe_key is not None:
             self._take_key(first_id, options, now)
         if options.expires_wall_ms is not None:
             for job_id in range(first_id, first_id + count):
                 self.expiry_timers.push(options.expires_wall_ms, job_id)
-        page = self._pages.get(first_id >> PAGE_SHIFT)
-        if count == 1 and due is None and page is not None:  # a lone submit: what follows, without lists
-            page.append(Job(first_id, options, payloads[0], READY, now, now))
+        if count == 1 and due is None:  # a lone submit: what follows, without lists
+            self.pages.add(Job(first_id, options, payloads[0], READY, now, now))
             queue.counts[READY] += 1
             queue.ready.append(options.priority, first_id)
             self.woken[queue.name] = None
@@ -384,10 +336,7 @@ class State:
         ids = list(range(first_id, first_id + count))
         # Half the time of a comprehension: the loop is in C.
         jobs = list(map(Job, ids, repeat(options), payloads, repeat(READY), repeat(now), repeat(now)))
-        if page is not None and len(page) + count <= PAGE_JOBS:
-            page += jobs
-        else:
-            self._store(first_id, jobs)
+        self.pages.extend(jobs)
         if due is not None:
             self._delay(queue, jobs, due, now)
             return
@@ -446,37 +395,9 @@ class State:
             del self.tenants[tenant.name]
             self.memory.bytes -= memory.tenant_bytes(tenant.name)
 
-    def _store(self, first_id: int, jobs: list[Job]) -> None:
-        """Put jobs into their pages, which may have to be made."""
-        taken = 0
-        while taken < len(jobs):
-            number, slot = (first_id + taken) >> PAGE_SHIFT, (first_id + taken) & _SLOT
-            page = self._pages.get(number)
-            if page is None:
-                page = self._pages[number] = []
-                self._thin_out(number - 1)
-            if slot > len(page):
-                self._note_holes(number, slot - len(page))
-                page.extend([None] * (slot - len(page)))
-            part = jobs[taken : taken + PAGE_JOBS - slot]
-            page.extend(part)
-            taken += len(part)
-
     def skip_ids(self, next_id: int) -> None:
         """Let the next job have this id, and none the ids between."""
-        assert next_id >= self.next_id, f"ids only rise: {next_id} after {self.next_id - 1}"
-        before, self.next_id = self.next_id >> PAGE_SHIFT, next_id
-        self._fill_newest_page()
-        self._thin_out(before)
-
-    def _fill_newest_page(self) -> None:
-        """See to it that the next job stands where it belongs in its page: new jobs are appended."""
-        number = self.next_id >> PAGE_SHIFT
-        page = self._pages.get(number)
-        if page is not None:
-            missing = (self.next_id & _SLOT) - len(page)
-            page += [None] * missing
-            self._note_holes(number, missing)
+        self.pages.skip_to(next_id)
 
     # --- writing: jobs move -------------------------------------------------------------------
 
@@ -812,7 +733,7 @@ class State:
             self._drop_if_idle(tenant)
             if self.watched:
                 self._note_ended(jobs)
-            self._unstore(jobs[0].id, len(jobs))
+            self.pages.remove(jobs[0].id, len(jobs))
             self._rearm_finished(queue)
             self._rearm_dead(queue)
             self._drop_if_empty(queue)
@@ -870,7 +791,7 @@ class State:
             queue, tenant, (JOB_BYTES + memory.own_bytes(options)) * count + sum(map(len, payloads))
         )
         ids = list(range(first_id, first_id + count))
-        self._store(
+        self.pages.put(
             first_id,
             list(map(Job, ids, repeat(options), payloads, repeat(READY), repeat(created), repeat(created))),
         )
@@ -891,7 +812,7 @@ class State:
             if job.state in ENDED:
                 self.memory.ended_bytes += job_size
             if job.id - jobs[begin].id != index - begin:
-                self._store(jobs[begin].id, jobs[begin:index])
+                self.pages.put(jobs[begin].id, jobs[begin:index])
                 begin = index
             state = job.state
             queue.counts[state] += 1
@@ -920,7 +841,7 @@ class State:
                     self.result_count += 1
                     if options.result_ttl_ms is not None:
                         self._time_result(job)
-        self._store(jobs[begin].id, jobs[begin:])
+        self.pages.put(jobs[begin].id, jobs[begin:])
         self._count_bytes(queue, tenant, size)
 
     def _restored(self, options: JobOptions, count: int) -> tuple[JobOptions, Queue, Tenant]:
@@ -960,10 +881,8 @@ class State:
     def finish_restoring(self, lsn: int, now: Now, epoch: int, grant: int, next_id: int) -> None:
         """Set the numbers of a snapshot, and make what follows from its jobs."""
         self.lsn, self.now = lsn, now
-        self.epoch, self.grant, self.next_id = epoch, grant, next_id
-        self._fill_newest_page()
-        for number in list(self._pages):
-            self._thin_out(number)
+        self.epoch, self.grant = epoch, grant
+        self.pages.finish_restoring(next_id)
         for parts in self.leases.values():
             for lease in parts.values():
                 lease.ranges = _packed(lease.ranges)
@@ -1094,7 +1013,7 @@ class State:
 
     def _jobs(self, first: int, count: int) -> list[Job]:
         """Return the jobs of consecutive ids, each of which there must be, for a change."""
-        jobs = self.run(first, count)
+        jobs = self.pages.run(first, count)
         assert None not in jobs, f"a job of {first}+{count} does not exist"
         if self.keeper is not None:
             self.keeper.keep(jobs)  # type: ignore[arg-type]  # asserted above
@@ -1284,47 +1203,13 @@ class State:
         job = self.job(job_id) if job_id is not None else None
         return job.changed.engine_ms + retention_ms if job is not None else None
 
-    def _unstore(self, first: int, count: int) -> None:
-        """Empty the slots of consecutive ids, each of which has a job."""
-        end = first + count
-        while first < end:
-            number, slot = first >> PAGE_SHIFT, first & _SLOT
-            part = min(end - first, PAGE_JOBS - slot)
-            sparse = self._sparse.get(number)
-            if sparse is None:
-                self._pages[number][slot : slot + part] = [None] * part
-                self._note_holes(number, part)
-                self._thin_out(number)
-            else:
-                for job_id in range(first, first + part):
-                    del sparse[job_id]
-                if not sparse:
-                    del self._sparse[number]
-            first += part
-
-    def _note_holes(self, number: int, count: int) -> None:
-        if count:
-            self._page_holes[number] = self._page_holes.get(number, 0) + count
-
-    def _thin_out(self, number: int) -> None:
-        """Turn a page that is complete and nearly empty into a dict. The newest page still fills."""
-        page = self._pages.get(number)
-        if page is None or number == self.next_id >> PAGE_SHIFT:
-            return
-        holes = self._page_holes.get(number, 0)
-        if len(page) - holes >= _SPARSE_JOBS:
-            return
-        self._page_holes.pop(number, None)
-        # Never empty: what makes a page thin is one job that leaves, or comes to the page after it.
-        self._sparse[number] = {job.id: job for job in self._pages.pop(number) if job is not None}
-
     # --- checking -----------------------------------------------------------------------------
 
     def digest(self) -> str:
         """Return a hash of everything that is a fact: equal states, however reached, have equal digests."""
         facts = [
-            (self.lsn, self.now, self.epoch, self.grant, self.next_id, self.result_bytes),
-            [_facts(job) for job in self.jobs_from(0)],
+            (self.lsn, self.now, self.epoch, self.grant, self.pages.next_id, self.result_bytes),
+            [_facts(job) for job in self.pages.jobs_from(0)],
             [
                 # Which of those that ended in one ms stands first is no fact.
                 (
@@ -1343,8 +1228,8 @@ class State:
 
     def check(self) -> None:
         """Assert that every index agrees with the jobs. O(all jobs): for tests and tools."""
-        jobs = list(self.jobs_from(0))
-        assert all(self.job(job.id) is job for job in jobs), "a job stands in another's slot"
+        jobs = list(self.pages.jobs_from(0))
+        self.pages.check()
         by_queue: dict[str, list[Job]] = {name: [] for name in self.queues}
         for job in jobs:
             by_queue[job.options.queue].append(job)  # a KeyError would be a job of a queue that is not there
@@ -1370,8 +1255,6 @@ class State:
         self._check_timers(jobs)
         self._check_keys(jobs)
         self._check_outcomes(jobs)
-        holes = {number: sum(job is None for job in page) for number, page in self._pages.items()}
-        assert self._page_holes == {number: count for number, count in holes.items() if count}
         self._check_memory(jobs)
 
     def _check_memory(self, jobs: list[Job]) -> None:

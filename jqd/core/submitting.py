@@ -38,7 +38,7 @@ def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) 
     size = len(payload)
     if size > model.PAYLOAD_BYTES_MAX:
         raise payload_too_large("payload", payload)
-    job_id = state.next_id
+    job_id = state.pages.next_id
     if command.idempotency_key is not None or options.dedupe_key is not None:
         planned = plan(command, options, [payload], state, caller, now, next_id=job_id)
         if not planned.existing:
@@ -70,7 +70,7 @@ def submit_run(
     changes: list[JobsSubmitted] = []
     change: JobsSubmitted | None = None  # the newest,
     alike: tuple[object, ...] | None = None  # and what its jobs have in common
-    next_id = state.next_id
+    next_id = state.pages.next_id
     room_bytes = state.memory.soft_bytes - state.memory.bytes
     is_near = room_bytes < _RUN_BYTES_MAX  # to the limit of memory, so that each job is measured
     more_bytes = 0  # of each job of the newest, besides its payload
@@ -85,7 +85,7 @@ def submit_run(
                         emit(change)
                     changes, alike = [], None
                     replies.append(submit(command, state, caller, now, emit))
-                    next_id = state.next_id
+                    next_id = state.pages.next_id
                     room_bytes = state.memory.soft_bytes - state.memory.bytes
                     is_near = room_bytes < _RUN_BYTES_MAX
                     continue
@@ -133,7 +133,7 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
         )
     changes: list[Change] = []
     jobs: list[tuple[int, int, bool]] = []
-    next_id = state.next_id
+    next_id = state.pages.next_id
     names: set[str] = set()
     new_keys = added_bytes = 0
     new_jobs: dict[str, int] = {}  # by queue, where a queue is bounded

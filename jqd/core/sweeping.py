@@ -141,7 +141,7 @@ def _by_ids(
     found: list[int] = []
     for first, count in ids:
         state.work += count
-        for job_id, job in enumerate(state.run(first, count), first):
+        for job_id, job in enumerate(state.pages.run(first, count), first):
             if job is None:
                 code = JOB_NOT_FOUND
             elif job.state in accepted:

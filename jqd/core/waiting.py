@@ -192,7 +192,7 @@ def _look(command: Wait, state: State, now: Now) -> Waited:
     pending = size = 0
     for first, count in command.ids:
         state.work += count
-        for job_id, job in enumerate(state.run(first, count), first):
+        for job_id, job in enumerate(state.pages.run(first, count), first):
             if job is None:
                 gone.append(job_id)
             elif job.state not in ENDED:
@@ -209,7 +209,7 @@ def _pending_ids(command: Wait, state: State) -> set[int]:
     return {
         job_id
         for first, count in command.ids
-        for job_id, job in enumerate(state.run(first, count), first)
+        for job_id, job in enumerate(state.pages.run(first, count), first)
         if job is not None and job.state not in ENDED
     }
 

@@ -164,7 +164,7 @@ class _Story:
         self._state = state
         self._was: dict[int, str] = {}
         self._queues: dict[int, str] = {}  # of jobs that the state does not know
-        self.next_id = state.next_id  # above all ids that a fact has named
+        self.next_id = state.pages.next_id  # above all ids that a fact has named
 
     def add(self, changes: Iterable[Change]) -> None:
         """Take in the facts of one record; the order of records counts."""
@@ -179,9 +179,9 @@ class _Story:
 
     def runs(self) -> Iterator[JobRun]:
         """Yield every job that goes or goes back, in order of ids, alike neighbours together."""
-        back = sorted(job_id for job_id in self._was if job_id < self._state.next_id)
+        back = sorted(job_id for job_id in self._was if job_id < self._state.pages.next_id)
         fates = [fate for job_id in back if (fate := self._back(job_id)) is not None]
-        fates += [self._gone(job_id) for job_id in range(self._state.next_id, self.next_id)]
+        fates += [self._gone(job_id) for job_id in range(self._state.pages.next_id, self.next_id)]
         numbered = enumerate(fates)
         for (_, queue, was, becomes), group in groupby(
             numbered, lambda each: (each[1].first_id - each[0], *each[1][2:])

@@ -162,12 +162,12 @@ def _plan(fs: FileSystem, path: str) -> Repair:
         raise UnsupportedFormat(
             f"{path}: behind the damage stands what a newer jqd wrote: repair it with that one"
         )
-    if log.store_id and result.loss.next_id > state.next_id:
+    if log.store_id and result.loss.next_id > state.pages.next_id:
         payload = encode_batch(state.now, [IdsSkipped(result.loss.next_id)])
         skip = Skip(log.store_id, base, Record(base.lsn + 1, 1, payload))
         result.steps = list(_with(skip, result.steps))
         state, _ = _prove(fs, path, result.steps)
-        assert state.next_id == result.loss.next_id, "the plan is wrong"
+        assert state.pages.next_id == result.loss.next_id, "the plan is wrong"
     return result
 
 

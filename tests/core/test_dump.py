@@ -16,7 +16,8 @@ from jqd.core.changes import (
     encode_part,
 )
 from jqd.core.engine import Engine, ReplayFailed
-from jqd.core.state import PAGE_JOBS, State
+from jqd.core.pages import PAGE_JOBS
+from jqd.core.state import State
 from tests.support.core import IDENTITY, Core, parts_of, restored_from
 
 

@@ -95,7 +95,7 @@ def test_restart_at_every_record_gives_a_daemon_that_works():
         cut = Core()
         cut.log, cut.wall_ms = core.log[:count], core.wall_ms
         cut.restart()
-        assert cut.submit() == cut.state.next_id - 1
+        assert cut.submit() == cut.state.pages.next_id - 1
         cut.lease("a", "b", "default", count=100)
         cut.check()
 

@@ -50,7 +50,7 @@ def test_second_submit_is_answered_with_the_job_that_lives(core):
     assert dedupe(core, b"first") == (1, False)
     assert dedupe(core, b"second", priority=7) == (1, True)
     assert (core.get(1).payload, core.get(1).priority, core.get(1).dedupe_key) == (b"first", 0, "k")
-    assert core.state.next_id == 2
+    assert core.state.pages.next_id == 2
 
 
 def test_keys_of_another_tenant_are_other_keys(core):
@@ -289,7 +289,7 @@ def test_run_of_submits_with_keys_is_as_one_after_the_other(core):
 def test_key_is_named_once_in_a_request(core, key):
     with pytest.raises(InvalidArgument, match=rf"groups\[1\].{key} = k: it is named twice in one request"):
         many(core, {key: "k"}, {key: "k"})
-    assert core.state.next_id == 1
+    assert core.state.pages.next_id == 1
 
 
 def test_group_of_several_has_no_dedupe_key(core):
@@ -303,7 +303,7 @@ def test_request_with_one_refused_key_does_nothing(core):
     dedupe(core)
     with pytest.raises(Duplicate):
         many(core, {}, {"dedupe_key": "l"}, {"dedupe_key": "k", "dedupe": "reject"})
-    assert (core.state.next_id, core.state.keys.count) == (2, 1)
+    assert (core.state.pages.next_id, core.state.keys.count) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_state_above_the_limit_is_recovered_and_refuses(core):
     leased = core.lease(count=10)
     core.ack(leased.token, *range(1, 11))
     core.settle()
-    assert not list(core.state.jobs_from(0)), "0.2 of the limit is less than ten jobs that have ended"
+    assert not list(core.state.pages.jobs_from(0)), "0.2 of the limit is less than ten jobs that have ended"
 
 
 def test_histories_do_not_grow_beyond_the_limit(core):

@@ -278,7 +278,7 @@ def test_submit_many_is_taken_whole_or_not_at_all(core):
     ]
     with pytest.raises(QueueFull, match="it holds 0 jobs and would hold 4"):
         core.do(c.SubmitMany(groups=groups))
-    assert core.state.next_id == 1
+    assert core.state.pages.next_id == 1
     core.do(c.SubmitMany(groups=groups[:2]))
     assert core.submit(queue="q") == 4
 

@@ -6,7 +6,8 @@ from jqd.core import model
 from jqd.core.changes import DaemonStarted, IdsSkipped, TimeAdvanced, encode_batch
 from jqd.core.engine import Batch, Engine, ReplayFailed
 from jqd.core.model import Now
-from jqd.core.state import PAGE_JOBS, State
+from jqd.core.pages import PAGE_JOBS
+from jqd.core.state import State
 from tests.support.core import ENGINE_MS, IDENTITY, WALL_MS, Core, replayed
 
 
@@ -165,13 +166,13 @@ def test_everything_is_there_after_a_restart(core):
 def test_ids_that_are_skipped_are_given_to_no_job(core, before, skipped):
     if before:
         core.submit_jobs(before)
-    next_id = core.state.next_id + skipped
+    next_id = core.state.pages.next_id + skipped
     core.log.append(Batch(core.state.lsn + 1, 1, encode_batch(core.now, [IdsSkipped(next_id)])))
     core.restart()
     core.check()
     assert core.submit() == next_id
     assert core.submit_jobs(10)[0] == next_id + 1
-    assert [job.id for job in core.state.jobs_from(before + 1)] == list(range(next_id, next_id + 11))
+    assert [job.id for job in core.state.pages.jobs_from(before + 1)] == list(range(next_id, next_id + 11))
     core.check()
 
 

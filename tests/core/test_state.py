@@ -10,7 +10,8 @@ from jqd.core import commands as c
 from jqd.core import model
 from jqd.core.commands import to_ranges
 from jqd.core.model import JobState
-from jqd.core.state import PAGE_JOBS, State
+from jqd.core.pages import PAGE_JOBS
+from jqd.core.state import State
 from tests.support.core import Core
 
 
@@ -55,7 +56,7 @@ def test_page_that_thins_out_keeps_its_jobs(full):
     forget(full, 4_097, 4_999)
     assert full.states(4_096, 4_097, 8_150) == ["ready", "gone", "ready"]
     full.state.check()
-    assert [job.id for job in full.state.jobs_from(4_090)][:9] == [*range(4_090, 4_097), 8_101, 8_102]
+    assert [job.id for job in full.state.pages.jobs_from(4_090)][:9] == [*range(4_090, 4_097), 8_101, 8_102]
     assert full.do(c.Cancel(ids=[(4_095, 3), (8_190, 4)])).results == [
         (4_095, 2, "ok"),
         (4_097, 1, "job_not_found"),
@@ -68,7 +69,7 @@ def test_page_that_thins_out_keeps_its_jobs(full):
 def test_page_that_is_empty_is_gone_and_its_ids_are_unknown(full):
     forget(full, 4_096, 8_191)
     assert full.states(4_095, 4_096, 8_191, 8_192) == ["ready", "gone", "gone", "ready"]
-    assert [job.id for job in full.state.jobs_from(4_095)][:2] == [4_095, 8_192]
+    assert [job.id for job in full.state.pages.jobs_from(4_095)][:2] == [4_095, 8_192]
     forget(full, 1, 4_095)
     assert full.lease_ids() == [8_192]
 
@@ -113,8 +114,8 @@ def test_jobs_are_what_was_not_forgotten_whatever_the_pages(cuts):
     for first, count in cuts:
         core.do(c.Purge(ids=[(first, count)]))
         left -= set(range(first, first + count))
-    assert [job.id for job in core.state.jobs_from(0)] == sorted(left)
-    assert [job.id for job in core.state.jobs_from(5_000)] == sorted(
+    assert [job.id for job in core.state.pages.jobs_from(0)] == sorted(left)
+    assert [job.id for job in core.state.pages.jobs_from(5_000)] == sorted(
         job_id for job_id in left if job_id >= 5_000
     )
     core.state.check()

@@ -277,7 +277,7 @@ def test_a_request_that_comes_twice_in_one_run_is_carried_out_once(core):
     run = [(7, c.Submit()), (8, c.Submit()), (7, c.Submit())]
     assert core.submit_run(run, caller) == [c.Submitted(job_id=n) for n in (1, 2, 1)]
     core.turn()
-    assert core.state.next_id == 3
+    assert core.state.pages.next_id == 3
 
 
 def test_a_request_of_a_run_too_old_to_be_remembered_is_refused_alone(core, monkeypatch):

@@ -657,9 +657,10 @@ def summary(state: State) -> dict[str, Any]:
     return {
         "lsn": state.lsn,
         "epoch": state.epoch,
-        "next_id": state.next_id,
+        "next_id": state.pages.next_id,
         "jobs": {
-            str(job.id): [job.options.queue, job.state.wire_name, job.attempt] for job in state.jobs_from(0)
+            str(job.id): [job.options.queue, job.state.wire_name, job.attempt]
+            for job in state.pages.jobs_from(0)
         },
         "tokens": sorted(state.leases),
     }

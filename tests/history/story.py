@@ -323,7 +323,7 @@ class _Chance:
         return c.Extend(items=[(token, ranges)], lease_ms=self.random.choice((None, 1_500)))
 
     def read(self) -> c.Command[Any]:
-        newest = self.story.core.state.next_id
+        newest = self.story.core.state.pages.next_id
         match self.random.randrange(4):
             case 0:
                 wanted = c.JobFilter(queue=self.random.choice(QUEUES))
@@ -336,7 +336,7 @@ class _Chance:
         kind = self.random.choice((c.Cancel, c.Requeue, c.Requeue))
         if self.random.random() < 0.3:
             return kind(filter=c.JobFilter(queue=self.random.choice(QUEUES)), limit=2)
-        return kind(ids=[(max(1, self.story.core.state.next_id - self.random.randrange(10)), 2)])
+        return kind(ids=[(max(1, self.story.core.state.pages.next_id - self.random.randrange(10)), 2)])
 
 
 def random_story(seed: int, *, clients: int = 4, steps: int = 60) -> Story:

@@ -46,7 +46,7 @@ def lie(*, witness: str | None, search: str | None) -> Callable[[Make], Make]:
 
 
 def submit(story: Story, client: Client, fate: Fate = Fate.ANSWERED, **fields: Any) -> Operation:
-    marker = {"marker": f"m{story.core.state.next_id}"}
+    marker = {"marker": f"m{story.core.state.pages.next_id}"}
     return story.ask(client, c.Submit(queue="mail", payload=b"x", metadata=marker, **fields), fate)
 
 

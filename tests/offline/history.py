@@ -107,7 +107,7 @@ def applied(state: State, record: Record) -> Iterator[tuple[Any, State]]:
 def signatures(state: State) -> dict[int, tuple[Any, ...]]:
     return {
         job.id: (job.state, job.attempt, job.due, job.lease and (job.lease.token, job.lease.deadline_ms))
-        for job in state.jobs_from(0)
+        for job in state.pages.jobs_from(0)
     }
 
 

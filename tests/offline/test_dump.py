@@ -70,7 +70,7 @@ def test_facts_of_a_queue_are_those_of_its_jobs(queue):
     jobs = {
         job.id
         for count in range(len(HISTORY.records) + 1)
-        for job in HISTORY.state(count).jobs_from(0)
+        for job in HISTORY.state(count).pages.jobs_from(0)
         if job.options.queue == queue
     }
     expected = sorted({fact.lsn for job_id in jobs for fact in dumped(job_id=job_id)})

@@ -111,12 +111,12 @@ def expected_jobs(history: History, kept: int, left: list[Record]) -> dict[int, 
     was: dict[int, str | None] = {}
     for record in left:
         was |= history.touched[history.records.index(record)]
-    for job_id in range(state.next_id, max(was, default=0) + 1):
+    for job_id in range(state.pages.next_id, max(was, default=0) + 1):
         was.setdefault(job_id, None)
     return {
         job_id: (
             word,
-            GONE if job_id >= state.next_id else state.known_job(job_id).state.wire_name,
+            GONE if job_id >= state.pages.next_id else state.known_job(job_id).state.wire_name,
         )
         for job_id, word in was.items()
     }
@@ -151,7 +151,7 @@ def check_report(
     queues = {
         job.id: job.options.queue
         for n in range(len(history.records) + 1)
-        for job in history.state(n).jobs_from(0)
+        for job in history.state(n).pages.jobs_from(0)
     }
     for run in loss.jobs:
         assert run.queue in (None, queues[run.first_id])
@@ -177,7 +177,7 @@ def check_ids(history: History, disk: FaultDisk) -> None:
     for record in load(disk)[0]:
         engine.replay(record.first_lsn, record.count, record.payload)
     engine.state.check()
-    assert engine.state.next_id >= history.state(len(history.records)).next_id
+    assert engine.state.pages.next_id >= history.state(len(history.records)).pages.next_id
 
 
 def check_repaired(history: History, before: dict[str, bytes], disk: FaultDisk, kept: int) -> None:

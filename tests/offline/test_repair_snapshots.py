@@ -60,7 +60,8 @@ def loaded(disk: FaultDisk) -> State:
 def facts_of(state: State) -> str:
     """Return a digest of all but the numbers that a repair raises behind what it leaves: LSN and next id."""
     twin = copy(state)
-    twin.lsn = twin.next_id = 0
+    twin.pages = copy(state.pages)
+    twin.lsn = twin.pages.next_id = 0
     return twin.digest()
 
 
@@ -98,9 +99,9 @@ def test_repair_keeps_the_longest_good_part_and_says_what_goes(history, damage):
         assert done.is_done and done.loss == dry.loss
         disk.power_loss(DROP)
         state = loaded(disk)
-        assert state.next_id >= PLAIN.state(len(PLAIN.records)).next_id
+        assert state.pages.next_id >= PLAIN.state(len(PLAIN.records)).pages.next_id
         kept = states[facts_of(state)]
-        assert done.loss.first_lsn == state.lsn + (state.next_id == PLAIN.state(kept).next_id)
+        assert done.loss.first_lsn == state.lsn + (state.pages.next_id == PLAIN.state(kept).pages.next_id)
         whole = [
             count
             for count, name in zip(

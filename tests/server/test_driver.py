@@ -760,7 +760,7 @@ async def test_draining_server_takes_nothing_new(room, peer):
     room.store.gate.set()
     await drain
     assert [each.status for each in peer.heard()] == ["draining", "draining"]
-    assert room.driver.engine.state.next_id == 1
+    assert room.driver.engine.state.pages.next_id == 1
 
 
 async def test_request_in_the_last_turn_does_not_hold_the_drain_up(room, peer, monkeypatch):

@@ -210,7 +210,7 @@ def test_frame_limit_is_raised_by_hello(peer):
 def test_requests_before_garbage_are_carried_out_and_answered_first(house, peer):
     answers = peer.ask(request(2, "submit", payload=b"x"), b"\x00\x00\x00\x00", request(3, "ping"))
     assert [(each.request_id, each.status) for each in answers] == [(2, "ok"), (0, "bad_frame")]
-    assert house.engine.state.next_id == 2
+    assert house.engine.state.pages.next_id == 2
 
 
 def test_parked_lease_does_not_keep_a_refused_connection(house, peer):
@@ -273,7 +273,7 @@ def test_frame_cut_at_any_byte_changes_nothing():
         peer.say(said[:at])
         assert peer.hear() == []
         peer.session.close(NOW)
-        assert house.engine.state.next_id == 1
+        assert house.engine.state.pages.next_id == 1
 
 
 # --- back-pressure ----------------------------------------------------------------------------
@@ -426,7 +426,7 @@ def test_request_that_the_house_refuses_changes_nothing(house, peer, error):
     assert first.status == error.code and first.body["retryable"]
     assert first.body["retry_after_ms"] == error.retry_after_ms
     assert second.status == "ok"
-    assert house.engine.state.next_id == 1
+    assert house.engine.state.pages.next_id == 1
     assert peer.session.in_flight == 0
 
 
@@ -452,7 +452,7 @@ def test_retry_of_what_went_through_is_answered_and_not_refused(house):
     assert [each.status for each in answers] == ["ok", "ok", "storage_full", "ok", "storage_full"]
     assert [answers[0].body, answers[3].body] == [said[0].body] * 2
     assert answers[1].body["token"] == said[1].body["token"]
-    assert house.engine.state.next_id == 2
+    assert house.engine.state.pages.next_id == 2
 
 
 def test_retry_in_the_same_turn_is_answered_and_not_refused(house):
@@ -461,7 +461,7 @@ def test_retry_in_the_same_turn_is_answered_and_not_refused(house):
     house.refusals[commands.Submit] = Busy("full")
     peer.say(request(2, "submit", payload=b"x") + request(3, "submit"))
     assert [each.status for each in peer.hear()] == ["ok", "ok", "busy"]
-    assert house.engine.state.next_id == 2
+    assert house.engine.state.pages.next_id == 2
 
 
 def test_every_submit_of_a_run_is_asked_about_with_its_size(house, peer):
@@ -597,7 +597,7 @@ def test_lost_reply_of_a_submit_is_answered_again_to_the_same_session(house):
     lost(first)
     (answer,) = house.peer(session=SESSION).ask(request(2, "submit", payload=b"x"))
     assert answer.body == {"job_id": 1}
-    assert house.engine.state.next_id == 2
+    assert house.engine.state.pages.next_id == 2
 
 
 def test_output_counts_are_exact(peer):
@@ -712,7 +712,7 @@ def test_a_run_does_not_pass_the_limit_of_requests_in_flight(peer):
 def test_a_run_ends_with_the_work_of_a_turn(house, peer, monkeypatch):
     monkeypatch.setattr(session_module, "TURN_WORK_MAX", 10)
     peer.say(b"".join(submits(2, 25)))
-    assert house.engine.state.next_id == 11
+    assert house.engine.state.pages.next_id == 11
     assert peer.session.unfinished
 
 
@@ -756,7 +756,7 @@ def late_and_newer(house: House) -> tuple[Peer, Peer]:
 
 
 def states(house: House) -> list[str]:
-    return [job.state.wire_name for job in house.engine.state.jobs_from(0)]
+    return [job.state.wire_name for job in house.engine.state.pages.jobs_from(0)]
 
 
 @pytest.mark.parametrize("error", [Busy("no"), Draining("no"), StorageFull("no")])

@@ -10,7 +10,7 @@ import pytest
 
 from jqd.core import dump
 from jqd.core.commands import ServerStats
-from jqd.core.state import PAGE_JOBS
+from jqd.core.pages import PAGE_JOBS
 from jqd.errors import WriteFailed
 from jqd.server import snapshots
 from jqd.server.watermark import Watermark

@@ -41,7 +41,7 @@ class Listing:
     def of(self, state: State, now: Now) -> list[Shown]:
         """Return every job, in order of their ids. Who gets a description must not change it."""
         known, found = self._shown, []
-        for job in state.jobs_from(0):
+        for job in state.pages.jobs_from(0):
             settings = state.queues[job.options.queue].settings
             shown = known.get(job.id)
             is_timed = job.state in TIMED or job.result_due_ms is not None

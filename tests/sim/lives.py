@@ -280,12 +280,12 @@ class Life(Core):
                 self.wait(dice.below(3_000))
 
     def _some_jobs(self) -> list[int]:
-        ids = [job.id for job in self.state.jobs_from(0)]
+        ids = [job.id for job in self.state.pages.jobs_from(0)]
         return sorted({ids[self.dice.below(len(ids))] for _ in range(2)}) if ids else []
 
     def _let_go(self) -> None:
         """Remove what waits or is dead, and let so much time pass that what has ended is forgotten."""
-        self.purge(*(job.id for job in self.state.jobs_from(0) if job.state in PURGED))
+        self.purge(*(job.id for job in self.state.pages.jobs_from(0) if job.state in PURGED))
         if sum(self.state.counts()) > JOBS_MAX // 2:
             self.wait(FINISHED_RETENTION_MS + 1)
 

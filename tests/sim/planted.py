@@ -362,7 +362,7 @@ PLANTED: Final = {
         "jqd.core.holding:extend",
         "if says_progress and held and has_room(state, each_bytes * sum(count for _, count in held)):\n"
         "            emit(ProgressReported(held, ",
-        "told = [run for run in ranges if all(job and job.lease for job in state.run(*run))]\n"
+        "told = [run for run in ranges if all(job and job.lease for job in state.pages.run(*run))]\n"
         "if says_progress and told:\n"
         "    emit(ProgressReported(told, ",
         100,

@@ -141,9 +141,9 @@ class ShadowedEngine(Engine):
         super().start(now, version)
         self._done(lambda naive: naive.start(now))
         naive = self._shadow.naive
-        if (self.state.epoch, self.state.next_id) != (naive.epoch, naive.next_id):
+        if (self.state.epoch, self.state.pages.next_id) != (naive.epoch, naive.next_id):
             raise wrong(
-                "epoch, next id", (self.state.epoch, self.state.next_id), (naive.epoch, naive.next_id)
+                "epoch, next id", (self.state.epoch, self.state.pages.next_id), (naive.epoch, naive.next_id)
             )
         self.shown = self._shadow.listing.of(self.state, now)
         expected = [naive.info(job, now) for job in naive.jobs.values()]

@@ -128,7 +128,7 @@ class World:
             len(steps),
             self.house.runs,
             self.replies,
-            state.next_id - 1,
+            state.pages.next_id - 1,
         )
 
     def do(self, step: Step) -> None:
@@ -552,7 +552,7 @@ class World:
 
     def waiting(self, d: int) -> int:
         """Return the id of a job that waits, as somebody who has just read all of them would know it."""
-        page = self.house.engine.state.jobs_from(1)
+        page = self.house.engine.state.pages.jobs_from(1)
         ids = [job.id for job in page if job.state.wire_name in ("delayed", "ready")]
         return ids[d % len(ids)] if ids else self.jobs_seen[-1]
 
@@ -670,7 +670,7 @@ class World:
             client.stream.deliver_up(1 << 20)
         self.house.loop.run()
         if d % 2:
-            self.ask(client, c.Get(job_id=max(1, self.house.engine.state.next_id - 1)))
+            self.ask(client, c.Get(job_id=max(1, self.house.engine.state.pages.next_id - 1)))
         else:
             self.step_submit(a, b + 1, d)
         if client.stream is not None:
@@ -1310,7 +1310,7 @@ class World:
 
     def _look_at_memory(self, state: State, soft_bytes: int) -> None:
         """Hold what jobs take at the least, and what is counted of those that ended, against the limit (I17)."""
-        alive = [job for job in state.jobs_from(0) if job.state in (*WAITING, LEASED)]
+        alive = [job for job in state.pages.jobs_from(0) if job.state in (*WAITING, LEASED)]
         least = sum(250 + len(job.payload or b"") for job in alive)
         if least > soft_bytes:
             raise Violation(
