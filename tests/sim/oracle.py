@@ -31,8 +31,8 @@ knew when it was first sent (`floor`) to that LSN. So it is with time: somewhere
 | I18 | a dead job has used up what its reason says, and one that has used it up is dead |
 | I19 | at the end nothing is left that could go on; who waits hears of jobs that are at their end, or that its time is over |
 
-A verb has its rules in five places: `_loosen` and `_settle` (what it may do while nobody has its answer; `_acts` names it
-for `_reach`), `_on_VERB` (what its answer says), `_on_error` (why it may be refused) and `_has_changed`. What is known of
+A verb has its rules in five places: `_loosen` and `_settle` (what it may do while nobody has its answer; `acts` names it
+for `_reach`), `_on_VERB` (what its answer says), `_on_error` (why it may be refused) and `has_changed`. What is known of
 queues, idempotency keys, filters, retry policies and weights has files of its own.
 
 Sources: protocol.md; reliability.md 4.4.
@@ -47,243 +47,59 @@ from tests.sim.backoffs import plain
 from tests.sim.draws import orders
 from tests.sim.idempotency import IdempotencyKey
 from tests.sim.meanings import facts_of, meaning
+from tests.sim.rules.clocks import Date
+from tests.sim.rules.model import (
+    ANY,
+    BROKEN_BY_LEAVING,
+    CONTENT,
+    EDITABLE,
+    ENDED,
+    FINISHED,
+    HANDED_OUT,
+    HOUR_MS,
+    LIMITS,
+    LIVE,
+    NO_PROGRESS,
+    NONE,
+    OF_QUEUE,
+    SHOWN_DEFAULTS,
+    STATES,
+    UNKNOWN,
+    WAITING,
+    Args,
+    Job,
+    Key,
+    Pool,
+    Request,
+    Violation,
+    Where,
+)
+from tests.sim.rules.words import (
+    acts_on_holder,
+    dedupe_of,
+    edit_of,
+    groups_of,
+    has_changed,
+    ids_in,
+    named_by,
+    payloads_of,
+    progress_said,
+    queue_swept,
+)
 from tests.sim.shelves import SETTINGS, Shelf, said_by
 
-Args = dict[str, Any]
-Key = tuple[bytes | None, int]
+__all__ = ["Oracle", "Violation"]
 
-WAITING: Final = ("delayed", "ready")
-FINISHED: Final = ("done", "cancelled", "expired")
-HOUR_MS: Final = 3_600_000
 MINUTE_MS: Final = 60_000
 SESSION_MS: Final = 600_000
 DISCONNECT_GRACE_MS: Final = 500
-# What protocol.md says where a field is left out of a job that is shown.
-SHOWN_DEFAULTS: Final[dict[str, object]] = {
-    "encoding": "raw",
-    "priority": 0,
-    "task": None,
-    "tenant": "default",
-    "group": None,
-    "metadata": None,
-    "delivery": "at_least_once",
-    "max_retries": 3,
-    "max_crashes": 5,
-    "lease_ms": 30_000,
-}
-# Of these the ones that the queue says where the submit does not. SHOWN_DEFAULTS: what holds where neither does.
-OF_QUEUE: Final = ("max_retries", "max_crashes", "lease_ms")
-# What update and a further submit with a dedupe key may change.
-EDITABLE: Final = ("priority", "encoding", "metadata")
-# What stays the same for as long as a job lives, as a list shows it, and a lease.
-HANDED_OUT: Final = ("queue", "priority", "encoding", "task", "tenant", "group", "metadata", "delivery")
-CONTENT: Final = (*HANDED_OUT, *OF_QUEUE)
 # What stays the same while a job stays in a state.
 FACTS: Final = (
     *("payload_bytes", "errors", "crashes", "run_at_ms", "reason", "error", "attempts", "result"),
     "result_encoding",
 )
-LIMITS: Final = {
-    "FINISHED_COUNT_MAX": 100_000,
-    "DEAD_COUNT_MAX": 100_000,
-    "RESULTS_BYTES_MAX": 268_435_456,
-    "EXPIRIES_PER_TICK": 1_000,
-}
 # An error that says nothing about whether an earlier copy of the request was carried out.
 UNKNOWN_OUTCOME: Final = "position_lost"
-# Which rule a job breaks that is in another state than it can have come to from this one.
-BROKEN_BY_LEAVING: Final = {
-    "delayed": "I9",
-    "ready": "I15",
-    "leased": "I4",
-    "done": "I3",
-    "dead": "I18",
-    "cancelled": "I15",
-    "expired": "I15",
-    "gone": "I15",
-}
-
-STATES: Final = frozenset({"delayed", "ready", "leased", "done", "dead", "cancelled", "expired"})
-LIVE: Final = frozenset({"delayed", "ready", "leased"})
-ENDED: Final = (*FINISHED, "dead")
-# What is shown of a job's progress: percent, text. UNKNOWN is compared by identity.
-Progress = tuple[int | None, str]
-NO_PROGRESS: Final[Progress] = (None, "")
-UNKNOWN: Final[Progress] = (-1, "")
-NONE: Final[frozenset[str]] = frozenset()
-ANY: Final = b"any payload"  # of a job of which nobody can tell what it was changed to; compared by identity
-
-
-class Violation(BaseException):
-    """An invariant is broken. Not an Exception: no code under test may catch it and go on.
-
-    Args:
-        invariant: its id, I1 to I20; SHADOW and CODE for what has none.
-    """
-
-    def __init__(self, invariant: str, text: str) -> None:
-        super().__init__(f"{invariant}: {text}")
-        self.invariant = invariant
-        self.text = text
-        self.step = 0  # of the plan; the world sets it
-
-
-class Request:
-    """Something that was asked."""
-
-    __slots__ = (
-        "acts",
-        "again",
-        "args",
-        "floor",
-        "gaps",
-        "is_loose",
-        "key",
-        "lo_ms",
-        "lsn",
-        "run",
-        "run_of_first",
-        "sends",
-        "verb",
-        "wall_ms",
-    )
-
-    def __init__(self, key: Key, verb: str, args: Args, floor: int, ms: int, run: int) -> None:
-        self.key = key
-        self.verb = verb
-        self.args = args
-        self.acts = _acts(verb, args)
-        self.wall_ms = 0  # when it was sent last
-        self.floor = floor  # the LSN that was known when it was first sent
-        self.lo_ms = ms  # the earliest time at which it can have been carried out
-        self.run = self.run_of_first = run  # of the daemon, when it was sent last, and first
-        self.sends = 1
-        self.gaps = 0  # of its session, when it was sent last
-        self.again: tuple[str, object] | None = None  # what it was answered before it was sent once more
-        self.is_loose = False
-        self.lsn = 0  # answered: carried out at this one or before; 0: it may be carried out yet
-
-    def __str__(self) -> str:
-        session, number = self.key
-        return f"{self.verb} {number} of {session.hex()[:4] if session else 'nobody'}"
-
-
-class Job:
-    """What is known of a job for sure: how it stood at one LSN, which lies in lo..hi."""
-
-    __slots__ = (
-        *("attempt", "changed", "crashes", "created", "deadline_ms", "done_by", "due_ms", "due_wall_ms"),
-        *("error", "errors", "facts", "hi", "id", "is_graced", "is_vague", "lease_ms", "lo", "once"),
-        *("payload", "pool", "queue", "rank", "result", "since_ms", "state", "token", "tokens"),
-        *("seen", "was_dead", "was_released"),
-        *("also", "born_hi_ms", "content", "content_lsn", "date", "due_hi_ms", "expires_at_ms", "expiry"),
-        *("mark",),
-        *("right", "said_lsns", "shown_lsn", "was_edited"),
-        *("done_hi_ms", "done_run", "dropped_lsn", "progress"),
-    )
-
-    def __init__(self, job_id: int, pool: "Pool", state: str, lo: int, hi: int, ms: int) -> None:
-        self.id = job_id
-        self.pool = pool
-        self.queue: str = pool.shown["queue"]
-        self.once = pool.shown["delivery"] == "at_most_once"
-        self.rank = (-pool.shown["priority"], job_id)
-        self.payload: bytes | None = pool.payloads[0] if len(pool.payloads) == 1 else None
-        self.state = state
-        self.lo, self.hi = lo, hi
-        self.since_ms = ms  # not in this state before
-        self.attempt = self.errors = self.crashes = 0
-        self.is_vague = False  # these three may have changed before it came into its state
-        self.due_ms = 0  # delayed: not ready before, by the engine clock
-        self.due_wall_ms = 0  # and by the wall clock
-        self.token = 0  # leased: under which one, 0 if nobody has told
-        self.lease_ms = 0
-        self.deadline_ms = 0  # not before does the lease end by itself
-        self.was_dead = self.was_released = False  # since it was handed out last; for marks
-        self.is_graced = False  # leased: since before the start of the run, and not extended
-        self.tokens: list[tuple[int, int]] = []  # (token, LSN of the reply) of its deliveries
-        self.done_by: Key | None = None
-        self.created: int | None = None
-        self.changed: int | None = None
-        self.facts: tuple[object, ...] | None = None  # as shown, when it was shown last
-        self.seen: Args | None = (
-            None  # that, whole, where it has not moved since and nothing in it moves by itself
-        )
-        self.error: str | None = None  # of its last failure, where that was answered
-        self.result: tuple[object, object] | None = None
-        self.also = NONE  # it may be in one of these states instead
-        self.due_hi_ms = 0  # delayed: ready then at the latest, 0: nobody can tell
-        self.date: Date | None = None  # delayed until this
-        self.mark = 0  # leased: the LSN at which it was marked to end for sure; -1: perhaps it was
-        self.content = pool.shown  # as it is now, with what it was changed to
-        self.content_lsn = 0  # since when
-        self.said_lsns: dict[str, int] = {}  # of what was changed: when it surely was
-        self.shown_lsn = 0  # when all of it was shown last
-        self.right = pool.right  # how it was shown before, and rightly so
-        self.expires_at_ms: int | None = pool.shown_expiry_ms  # where that is known exactly
-        self.expiry: Date | None = None  # that, where only the daemon knew it first
-        self.born_hi_ms = ms  # not submitted later
-        self.was_edited = False  # for a mark
-        self.done_hi_ms = ms  # done: acked at this time at the latest, not before since_ms
-        self.done_run = 0  # done: known to be since this run
-        self.dropped_lsn = 0  # where its result was said to be over first
-        self.progress = NO_PROGRESS  # as it was said, since the last hand-out
-
-    def __str__(self) -> str:
-        return f"job {self.id} ({self.state} at LSN {self.hi}, attempt {self.attempt}, token {self.token})"
-
-
-class Where:
-    """What is said of a violation that a look at a job can show: put into words where there is one."""
-
-    __slots__ = ("info", "job", "lsn", "ms")
-
-    def __init__(self, job: Job, info: Args, lsn: int, ms: int) -> None:
-        self.job, self.info, self.lsn, self.ms = job, info, lsn, ms
-
-    def __str__(self) -> str:
-        numbers = ", ".join(f"{self.info.get(name, 0)} {name}" for name in ("errors", "crashes"))
-        shown = f"{self.info['state']}, attempt {self.info['attempt']}, {numbers}"
-        return f"{self.job} is shown at LSN {self.lsn}, {self.ms} ms as {shown}"
-
-
-class Date:
-    """A date that somebody named: has the wall clock stood there, or behind it, since?"""
-
-    __slots__ = ("at_ms", "is_reached")
-
-    def __init__(self, at_ms: int, *, is_reached: bool) -> None:
-        self.at_ms, self.is_reached = at_ms, is_reached
-
-
-class Pool:
-    """Jobs that are alike in all that a list shows of what was submitted.
-
-    shown:    as the list shows it; None: what the queue says.
-    payloads: that one of them may have.
-    right:    as it was shown before, and rightly so.
-    most:     how many of them there can be.
-    """
-
-    __slots__ = (
-        *("delay_ms", "ids", "lo_ms", "most", "payloads", "right", "run_at_ms", "shown"),
-        *("date", "expiry", "fields", "shown_expiry_ms", "version"),
-    )
-
-    def __init__(self, shown: Args, ms: int, fields: Args) -> None:
-        self.shown = shown
-        self.fields = fields  # as submitted
-        self.expiry: Date | None = None  # before that they do not expire
-        self.shown_expiry_ms: int | None = fields.get("expires_at_ms")
-        self.date: Date | None = None
-        self.version = 0  # of what was known of the queue, for `right`
-        self.payloads: list[bytes] = []
-        self.right: list[tuple[object, ...]] = []
-        self.most = 0
-        self.ids: set[int] = set()
-        self.lo_ms = ms
-        self.delay_ms = 0
-        self.run_at_ms = 0
 
 
 class Suspicion:
@@ -391,7 +207,7 @@ class Oracle:
             if known is not None:
                 request.sends = 2
                 request.again = known
-            if known is None or not _has_changed(request, known[1]):
+            if known is None or not has_changed(request, known[1]):
                 self._loosen(request)
         else:
             self._hit("request sent again")
@@ -432,12 +248,12 @@ class Oracle:
         else:
             if request.run_of_first != self._run:
                 self._hit("request answered in a later run than it was sent in")
-            if request.again is not None and _has_changed(request, request.again[1]):
+            if request.again is not None and has_changed(request, request.again[1]):
                 self._same_answer(request, body)
                 return
             self._settle(request)
             getattr(self, f"_on_{request.verb}")(request, body, lsn, engine_ms)
-            changed = _has_changed(request, body)
+            changed = has_changed(request, body)
             if changed:
                 self._clock_floor_ms = max(self._clock_floor_ms, request.lo_ms)
                 if request.sends > 1:
@@ -490,7 +306,7 @@ class Oracle:
         if name != "cancel":
             return
         for token, ranges in body["items"]:
-            for job_id in _ids_in(ranges):
+            for job_id in ids_in(ranges):
                 holder = self._given.get((token, job_id))
                 if holder is not None and holder[0] != session:
                     raise Violation(
@@ -660,7 +476,7 @@ class Oracle:
     def _expire_earlier(self, wall_ms: int) -> None:
         """The wall clock was set back: what was asked before and is carried out now expires by the new one."""
         for request in (*self._open.values(), *self._given_up):
-            for fields in _groups_of(request):
+            for fields in groups_of(request):
                 if fields.get("expires_ms"):
                     pool = self._pool(fields, request.lo_ms)
                     at_ms = wall_ms + fields["expires_ms"]
@@ -675,15 +491,15 @@ class Oracle:
         verb, args = request.verb, request.args
         request.is_loose = True
         if verb in ("submit", "submit_many"):
-            for fields in _groups_of(request):
-                self._expect(request, fields, _payloads_of(fields))
+            for fields in groups_of(request):
+                self._expect(request, fields, payloads_of(fields))
                 if fields.get("idempotency_key") is not None:
                     self._ikey(fields).loose.add(request.key)
                 if fields.get("dedupe_key") is not None:
-                    self._key_submits.setdefault(_dedupe_of(fields), {})[request.key] = request
+                    self._key_submits.setdefault(dedupe_of(fields), {})[request.key] = request
                     if fields.get("dedupe") in ("replace", "debounce"):
-                        given = self._payloads.setdefault(_dedupe_of(fields), [])
-                        given.append((request, _payloads_of(fields)[0]))
+                        given = self._payloads.setdefault(dedupe_of(fields), [])
+                        given.append((request, payloads_of(fields)[0]))
         elif verb == "update":
             self._named.setdefault(args["job_id"], []).append((request, 0))
             if args.get("payload") is not None:
@@ -698,22 +514,22 @@ class Oracle:
             for name in args.get("queues", ("default",)):
                 self._leases.setdefault(name, {})[request.key] = request
         elif verb in ("ack", "fail", "release", "extend"):
-            for job_id, token in _named_by(args):
+            for job_id, token in named_by(args):
                 self._named.setdefault(job_id, []).append((request, token))
             if verb == "ack":
                 self._note_ack(args)
             elif verb == "fail" and args.get("dead"):
-                self._killed.update(job_id for job_id, _ in _named_by(args))
+                self._killed.update(job_id for job_id, _ in named_by(args))
         elif verb in ("cancel", "requeue", "purge") and not args.get("dry_run"):
             if args.get("ids"):
-                for job_id in _ids_in(args["ids"]):
+                for job_id in ids_in(args["ids"]):
                     self._named.setdefault(job_id, []).append((request, 0))
             else:
                 self._sweeps[request.key] = request
 
     def _note_ack(self, args: Args) -> None:
         if args.get("result_error") is not None:
-            self._refused.update(job_id for job_id, _ in _named_by(args))
+            self._refused.update(job_id for job_id, _ in named_by(args))
         for _, ranges, result in args["items"]:
             if result is not None:
                 self._result_bytes += len(result) * sum(count for _, count in ranges)
@@ -774,15 +590,15 @@ class Oracle:
         request.is_loose = False
         verb, args, key = request.verb, request.args, request.key
         if verb in ("submit", "submit_many"):
-            for fields in _groups_of(request):
+            for fields in groups_of(request):
                 if fields.get("idempotency_key") is not None:
                     ikey = self._ikey(fields)
                     ikey.loose.discard(key)
                     if request in self._given_up:  # whatever it did lies at or before what is known now
                         ikey.doubt_lsn = max(ikey.doubt_lsn, self._seen)
                 if fields.get("dedupe_key") is not None:
-                    self._key_submits[_dedupe_of(fields)].pop(key, None)
-                    self._is_known(request, _dedupe_of(fields))
+                    self._key_submits[dedupe_of(fields)].pop(key, None)
+                    self._is_known(request, dedupe_of(fields))
         elif verb == "update":
             self._unname(request, (args["job_id"],))
             self._is_known(request, args["job_id"])
@@ -792,10 +608,10 @@ class Oracle:
             for name in args.get("queues", ("default",)):
                 self._leases[name].pop(key, None)
         elif verb in ("ack", "fail", "release", "extend"):
-            self._unname(request, (job_id for job_id, _ in _named_by(args)))
+            self._unname(request, (job_id for job_id, _ in named_by(args)))
         elif verb in ("cancel", "requeue", "purge"):
             if args.get("ids"):
-                self._unname(request, _ids_in(args["ids"]))
+                self._unname(request, ids_in(args["ids"]))
             else:
                 self._sweeps.pop(key, None)
 
@@ -874,13 +690,13 @@ class Oracle:
                 if not token or not job.token or token >= job.token:
                     verbs.update(request.acts)
                     if request.verb in ("submit", "submit_many"):  # whose key has met the job
-                        verbs.update(_acts_on_holder(request, job))
+                        verbs.update(acts_on_holder(request, job))
         for request in self._sweeps.values():
-            if _queue_swept(request.args) in (None, job.queue) and self._may_mean(request.args, job):
+            if queue_swept(request.args) in (None, job.queue) and self._may_mean(request.args, job):
                 verbs.update(request.acts)
         if job.pool.shown["dedupe_key"] is not None:
             for request in self._key_submits.get((job.queue, job.pool.shown["dedupe_key"]), {}).values():
-                verbs.update(_acts_on_holder(request, job))
+                verbs.update(acts_on_holder(request, job))
         for verb, queue, lsn in self._swept:
             if lsn > job.lo and queue in (None, job.queue):
                 verbs.add(verb)
@@ -1129,7 +945,7 @@ class Oracle:
         at = new[0][0] if new else 0
         added: dict[str, int] = {}
         for fields, first, count, existing in groups:
-            payloads = _payloads_of(fields)
+            payloads = payloads_of(fields)
             if existing:
                 self._pool(fields, request.lo_ms).most -= count
                 self._met(request, fields, first, count, lsn, ms)
@@ -1152,7 +968,7 @@ class Oracle:
 
     def _use(self, request: Request, fields: Args, answer: tuple[int, int], lsn: int, ms: int) -> None:
         """An idempotency key stands for jobs from here on."""
-        content = idempotency.content_of(fields, _payloads_of(fields))
+        content = idempotency.content_of(fields, payloads_of(fields))
         ttl_ms = fields.get("idempotency_ttl_ms") or idempotency.DAY_MS
         self._ikey(fields).add(idempotency.Use(answer, content, request.lo_ms, ms, ttl_ms, lsn))
 
@@ -1167,18 +983,18 @@ class Oracle:
         if fields.get("dedupe_key") is None:
             return
         left = []
-        for job in self._key_jobs.get(_dedupe_of(fields), ()):
+        for job in self._key_jobs.get(dedupe_of(fields), ()):
             if job.pool.fields.get("dedupe_ttl_ms") is None and job.state in (*FINISHED, "gone"):
                 self._hit("dedupe key used again behind the end of its job")
                 continue  # whatever becomes of it, it has no key
             left.append(job)
             if job.hi < lsn and self._has_key(job, request.lo_ms, ms) is True:
                 raise Violation("I10", f"{request} at LSN {lsn} made a job beside {job}, which has its key")
-        self._key_jobs[_dedupe_of(fields)] = left
+        self._key_jobs[dedupe_of(fields)] = left
 
     def _met(self, request: Request, fields: Args, first: int, count: int, lsn: int, ms: int) -> None:
         """A submit was answered with jobs that were there: one of its keys must have stood for them."""
-        content = idempotency.content_of(fields, _payloads_of(fields))
+        content = idempotency.content_of(fields, payloads_of(fields))
         if fields.get("idempotency_key") is not None:
             ikey = self._ikey(fields)
             wrong = ikey.judge_existing(request.key, (first, count), content, lsn, request.lo_ms, ms)
@@ -1205,7 +1021,7 @@ class Oracle:
             if mode in ("replace", "debounce"):
                 self._linger_edit(request, fields, first, lsn)
             return
-        if _dedupe_of(fields) != (job.queue, job.pool.shown["dedupe_key"]):
+        if dedupe_of(fields) != (job.queue, job.pool.shown["dedupe_key"]):
             raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has another key")
         if self._has_key(job, request.lo_ms, ms) is False:
             raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has lost the key")
@@ -1214,7 +1030,7 @@ class Oracle:
         reach = self._reach(job, ms)
         if reach.isdisjoint(WAITING):
             raise Violation("I10", f"{request} at LSN {lsn} changed {job}, which can be {sorted(reach)}")
-        self._edit(job, _edit_of(fields), lsn)
+        self._edit(job, edit_of(fields), lsn)
         state = self._time_of(fields, ms) if mode == "debounce" else None
         self._put_off(job, request, fields, state, reach, lsn, ms)
 
@@ -1239,23 +1055,23 @@ class Oracle:
     def _edits_on(self, job: Job) -> list[tuple[Request, Args]]:
         """Return the loose requests that may change what a job is, each with what it says."""
         found = [
-            (request, _edit_of(request.args, update=True))
+            (request, edit_of(request.args, update=True))
             for request, _ in self._named.get(job.id, ())
             if request.verb == "update" and not (request.lsn and request.lsn <= job.shown_lsn)
         ]
         key = job.pool.shown["dedupe_key"]
         if key is not None:
             found += [
-                (request, _edit_of(fields))
+                (request, edit_of(fields))
                 for request in self._key_submits.get((job.queue, key), {}).values()
-                for fields in _groups_of(request)
+                for fields in groups_of(request)
                 if fields.get("dedupe") in ("replace", "debounce") and fields.get("dedupe_key") == key
             ]
             found += [
-                (request, _edit_of(fields))
+                (request, edit_of(fields))
                 for request, _ in self._named.get(job.id, ())
                 if request.verb in ("submit", "submit_many") and request.lsn > job.shown_lsn
-                for fields in _groups_of(request)
+                for fields in groups_of(request)
                 if fields.get("dedupe") in ("replace", "debounce") and fields.get("dedupe_key") == key
             ]
         return found
@@ -1263,7 +1079,7 @@ class Oracle:
     def _linger_edit(self, request: Request, fields: Args, job_id: int, lsn: int) -> None:
         """A request has changed a job that is not known, or at a moment that is not."""
         self._linger(request, job_id, 0, lsn)
-        payload = _edit_of(fields, update=request.verb == "update")["payload"]
+        payload = edit_of(fields, update=request.verb == "update")["payload"]
         if payload is not None:
             self._payloads.setdefault(job_id, []).append((request, payload))
         job = self.jobs.get(job_id)
@@ -1360,7 +1176,7 @@ class Oracle:
             raise Violation("I9", f"{request} left {job} {state}, which can be {sorted(reach)}")
         if job.state == "ready" and args.get("priority") is not None:
             self._hit("ready job given another priority")
-        self._edit(job, _edit_of(args, update=True), lsn)
+        self._edit(job, edit_of(args, update=True), lsn)
         if "update" in request.acts:
             self._put_off(job, request, args, state, reach, lsn, ms)
         else:
@@ -1466,9 +1282,9 @@ class Oracle:
         """Jobs were refused since their queue is full: it must have been."""
         length, limit = body["details"]["length"], body["details"]["length_max"]
         added: dict[str, int] = {}
-        for fields in _groups_of(request):
+        for fields in groups_of(request):
             name = fields.get("queue", "default")
-            added[name] = added.get(name, 0) + len(_payloads_of(fields))
+            added[name] = added.get(name, 0) + len(payloads_of(fields))
         lo = lsn if request.sends == 1 else request.floor
         for name, count in added.items():
             if limit in self._can_be(name, "length_max", lo, lsn) and length + count > limit:
@@ -1724,7 +1540,7 @@ class Oracle:
 
     def _on_ack(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         args = request.args
-        results = {job_id: result for _, ranges, result in args["items"] for job_id in _ids_in(ranges)}
+        results = {job_id: result for _, ranges, result in args["items"] for job_id in ids_in(ranges)}
         for job_id, token, code in self._verdicts(request, body):
             job = self._held(request, job_id, token, code, lsn, ms)
             if code == "ok":
@@ -1820,8 +1636,8 @@ class Oracle:
             job.also = frozenset(("ready",))
 
     def _on_extend(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        marked = set(_ids_in(body.get("cancel_marked", ())))
-        progress = _progress_said(request.args)
+        marked = set(ids_in(body.get("cancel_marked", ())))
+        progress = progress_said(request.args)
         for job_id, token, code in self._verdicts(request, body):
             known = self.jobs.get(job_id)
             is_newest = request.sends == 1 and known is not None and lsn >= known.hi
@@ -1852,7 +1668,7 @@ class Oracle:
     def _verdicts(self, request: Request, body: Args) -> Iterator[tuple[int, int, str]]:
         """Yield (job id, token, verdict) for each job that was named, in order."""
         codes = {first + i: code for first, count, code in body["results"] for i in range(count)}
-        named = list(_named_by(request.args))
+        named = list(named_by(request.args))
         if list(codes) != [job_id for job_id, _ in named]:
             raise Violation("I14", f"{request} named {named}, and its verdicts are {body['results']}")
         for job_id, token in named:
@@ -1951,7 +1767,7 @@ class Oracle:
         args = request.args
         if not args.get("ids"):
             if body["count"] and not args.get("dry_run"):
-                queue = _queue_swept(args)
+                queue = queue_swept(args)
                 self._swept += [(act, queue, lsn) for act in request.acts]
                 if body.get("marked"):
                     self._hit("running jobs marked by a filter")
@@ -1960,7 +1776,7 @@ class Oracle:
                             job.mark = job.mark or (-1 if job.state == "leased" else 0)
                             job.also |= {"cancelled"}
             return
-        ids = list(_ids_in(args["ids"]))
+        ids = list(ids_in(args["ids"]))
         codes = {first + i: code for first, count, code in body["results"] for i in range(count)}
         if list(codes) != ids or body["count"] != sum(code == "ok" for code in codes.values()):
             raise Violation("I14", f"{request} named {ids}, and its verdicts are {body}")
@@ -2103,8 +1919,8 @@ class Oracle:
 
     def _on_wait(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         args = request.args
-        ids = list(_ids_in(args["ids"]))
-        gone = list(_ids_in(body.get("gone", ())))
+        ids = list(ids_in(args["ids"]))
+        gone = list(ids_in(body.get("gone", ())))
         told = [info["job_id"] for info in body["jobs"]] + gone
         count = len(ids) - body["pending"]
         is_whole = len(told) == count  # else there was no room for what has ended
@@ -2197,7 +2013,7 @@ class Oracle:
             return
         for request, token in self._named.get(job.id, ()):
             if (
-                _progress_said(request.args) == shown
+                progress_said(request.args) == shown
                 and request.verb == "extend"
                 and request.floor < lsn
                 and not 0 < request.lsn <= job.lo
@@ -2467,7 +2283,7 @@ class Oracle:
             self._given_up.append(request)
             self._drop_suspicions(request.key)
             return
-        if request.again is not None and _has_changed(request, request.again[1]):
+        if request.again is not None and has_changed(request, request.again[1]):
             raise Violation("I10", f"{request} was answered {request.again}, and then {status}")
         if request.sends > 1:
             self._given_up.append(request)  # another copy may be carried out yet
@@ -2495,7 +2311,7 @@ class Oracle:
             self._on_full(request, lsn, body)
         elif status == "idempotency_conflict" and request.verb == "submit":
             ikey = self._ikey(request.args)
-            content = idempotency.content_of(request.args, _payloads_of(request.args))
+            content = idempotency.content_of(request.args, payloads_of(request.args))
             if wrong := ikey.judge_conflict(request.key, content, lsn, request.lo_ms, ms):
                 raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
         elif status == "duplicate" and request.verb == "submit":
@@ -2522,8 +2338,8 @@ class Oracle:
 
     def _take_back(self, request: Request) -> None:
         """What a refused submit would have added does not come."""
-        for fields in _groups_of(request):
-            self._pool(fields, request.lo_ms).most -= len(_payloads_of(fields))
+        for fields in groups_of(request):
+            self._pool(fields, request.lo_ms).most -= len(payloads_of(fields))
 
     def _same_answer(self, request: Request, body: Any) -> None:
         """A request that has changed something was sent once more after its answer: that is what it gets again.
@@ -2561,65 +2377,10 @@ def _pool_key(shown: Args) -> tuple[object, ...]:
     )
 
 
-def _groups_of(request: Request) -> Iterable[Args]:
-    """Return what a submit says of its jobs: one map for all that are alike."""
-    if request.verb == "submit":
-        return (request.args,)
-    return request.args["groups"] if request.verb == "submit_many" else ()
-
-
-def _payloads_of(fields: Args) -> list[bytes]:
-    payloads: list[bytes] | None = fields.get("payloads")
-    return [fields.get("payload", b"")] if payloads is None else payloads
-
-
-def _dedupe_of(fields: Args) -> tuple[str, str]:
-    return fields.get("queue", "default"), fields["dedupe_key"]
-
-
-def _edit_of(fields: Args, *, update: bool = False) -> Args:
-    """Return what an update, or a further submit with a dedupe key, makes of a job; what is not said stays."""
-    payload = fields.get("payload") if update else _payloads_of(fields)[0]
-    usual = None if update and payload is None else "raw"
-    priority = fields.get("priority") if update else fields.get("priority", 0)
-    return {
-        "payload": payload,
-        "encoding": fields.get("encoding") or usual,
-        "priority": priority,
-        "metadata": fields.get("metadata"),
-    }
-
-
-def _progress_said(args: Args) -> Progress | None:
-    """Return what an extend says of progress; None: it leaves it."""
-    said = args.get("progress_percent"), args.get("progress_text", "")
-    return None if said == NO_PROGRESS else said
-
-
 def _facts_shown(job: Job, info: Args) -> tuple[object, ...]:
     """Return what stays the same while a job stays in a state: of a result with a time of its own _check_result knows."""
     facts = tuple(map(info.get, FACTS))
     return facts if job.pool.fields.get("result_ttl_ms") is None else facts[:-2]
-
-
-def _acts(verb: str, args: Args) -> tuple[str, ...]:
-    """Return what a request can do to a job, in the words of `Oracle._reach`."""
-    if verb == "update":
-        is_moved = args.get("delay_ms") is not None or args.get("run_at_ms") is not None
-        return ("update",) if is_moved else ("edit",)
-    if verb == "cancel" and args.get("running"):
-        return ("cancel", "mark")
-    return (verb,)
-
-
-def _acts_on_holder(request: Request, job: Job) -> Iterator[str]:
-    """Yield what a submit can do to a job that has one of its dedupe keys."""
-    for fields in _groups_of(request):
-        if fields.get("dedupe_key") == job.pool.shown["dedupe_key"]:
-            if fields.get("dedupe") == "debounce":
-                yield "update"
-            elif fields.get("dedupe") == "replace":
-                yield "edit"
 
 
 def _set_or_default(setting: str, value: Any) -> Any:
@@ -2628,43 +2389,3 @@ def _set_or_default(setting: str, value: Any) -> Any:
         return value
     usual: Args = {"retry": {}, "retention_ms": HOUR_MS, "dead_retention_ms": 720 * HOUR_MS, "length_max": 0}
     return usual[setting] if setting in usual else SHOWN_DEFAULTS[setting]
-
-
-def _ids_in(ranges: Iterable[Any]) -> Iterator[int]:
-    for first, count in ranges:
-        yield from range(first, first + count)
-
-
-def _named_by(args: Args) -> Iterator[tuple[int, int]]:
-    """Yield (job id, token) for each job that ack, fail, release or extend names."""
-    for item in args["items"]:
-        for job_id in _ids_in(item[1]):
-            yield job_id, item[0]
-
-
-def _queue_swept(args: Args) -> str | None:
-    """Return the queue that a filter means; None: all of them."""
-    queue: str | None = (args.get("filter") or {}).get("queue")
-    return queue
-
-
-def _has_changed(request: Request, body: Any) -> bool:
-    """Tell whether a request with this answer has changed something."""
-    verb = request.verb
-    if verb == "submit":
-        if body.get("existing") and request.args.get("idempotency_key") is None:
-            return request.args.get("dedupe") in ("replace", "debounce")
-        return "job_id" in body and not body.get("existing")
-    if verb == "submit_many":
-        return any(not existing for _, _, existing in body.get("jobs", ()))
-    if verb == "update":
-        return "state" in body
-    if verb == "lease":
-        return bool(body.get("jobs"))
-    if verb in ("ack", "fail", "release", "extend"):
-        return any(code == "ok" for _, _, code in body.get("results", ()))
-    return (
-        verb in ("cancel", "requeue", "purge")
-        and body.get("count", 0) > body.get("marked", 0)  # a mark may have been there before
-        and not request.args.get("dry_run")
-    )
