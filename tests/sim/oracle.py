@@ -38,7 +38,6 @@ queues, idempotency keys, filters, retry policies and weights has files of its o
 Sources: protocol.md; reliability.md 4.4.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -47,7 +46,7 @@ from tests.sim.backoffs import plain
 from tests.sim.draws import orders
 from tests.sim.idempotency import IdempotencyKey
 from tests.sim.meanings import facts_of, meaning
-from tests.sim.rules.clocks import Date
+from tests.sim.rules.book import Book
 from tests.sim.rules.model import (
     ANY,
     BROKEN_BY_LEAVING,
@@ -60,7 +59,6 @@ from tests.sim.rules.model import (
     LIMITS,
     LIVE,
     NO_PROGRESS,
-    NONE,
     OF_QUEUE,
     SHOWN_DEFAULTS,
     STATES,
@@ -69,11 +67,12 @@ from tests.sim.rules.model import (
     Args,
     Job,
     Key,
-    Pool,
+    Known,
     Request,
     Violation,
     Where,
 )
+from tests.sim.rules.pools import Pools
 from tests.sim.rules.words import (
     acts_on_holder,
     dedupe_of,
@@ -90,7 +89,6 @@ from tests.sim.shelves import SETTINGS, Shelf, said_by
 
 __all__ = ["Oracle", "Violation"]
 
-MINUTE_MS: Final = 60_000
 SESSION_MS: Final = 600_000
 DISCONNECT_GRACE_MS: Final = 500
 # What stays the same while a job stays in a state.
@@ -119,13 +117,11 @@ class Oracle:
     """
 
     def __init__(self, marks: Any) -> None:
-        self._hit = marks.hit
-        self._limits = dict(LIMITS)
-        self.jobs: dict[int, Job] = {}
-        self._pools: dict[tuple[object, ...], Pool] = {}
-        self._ready: dict[
-            str, list[tuple[tuple[int, int], Job]]
-        ] = {}  # surely ready, in order of handing out
+        self._known = Known(marks)
+        self._hit = self._known.hit
+        self._clocks = self._known.clocks
+        self._pools = Pools(self._known)
+        self._book = Book(self._known, self._pools)
         self._open: dict[Key, Request] = {}  # not answered yet
         self._given_up: list[Request] = []  # never to be answered, and yet perhaps carried out
         self._closed: dict[Key, tuple[str, object]] = {}  # what was answered: status, body
@@ -144,42 +140,26 @@ class Oracle:
         # Session -> run and time of the last word that surely came, and how often it was silent for so long that it may be forgotten.
         self._heard: dict[bytes | None, tuple[int, int, int]] = {}
         self._result_bytes = 0  # of all results that were sent
-        self._odd_leases: set[str] = set()  # queues with jobs that ask for a lease time of their own
-        self._queue_jobs: dict[str, int] = {}  # jobs that there can have been
-        self._seen = 0  # the highest LSN that a client knows
         self._id_max = self._id_lsn = 0
-        self._run = 0
         self._epoch = 0  # of the run, 0 before its first welcome
         self._epoch_max = 0
         self._store_id: str | None = None
         self._full = ""  # why a submit was refused last, until one is taken
         self._clock_floor_ms = 0  # a durable fact is as new as this
         self._start_ms = 0  # of the run: not later than this
-        self._now_ms = self._now_wall_ms = self._wall_max_ms = 0
-        self._dates: list[tuple[int, int, Date]] = []  # (ms, number, date): the wall clock was not there yet
-        self._date_count = 0
-        self._dates_by_ms: dict[int, Date] = {}  # the newest of each
         self._shelves: dict[str, Shelf] = {}  # by queue: of those that somebody has set or paused
         self._ikeys: dict[str, IdempotencyKey] = {}
-        self._key_jobs: dict[
-            tuple[str, str], list[Job]
-        ] = {}  # (queue, dedupe key) -> jobs that were given it
         self._key_submits: dict[tuple[str, str], dict[Key, Request]] = {}  # loose, that may change who has it
         self._releasing: set[bytes] = set()  # sessions that have said on_disconnect=release
         # Session -> [begin, end or None] of times without a connection, as its client sees it, long enough to matter.
         self._gone: dict[bytes, list[tuple[int, int | None]]] = {}
-        # By job id, or queue and dedupe key: payloads that jobs may have been given. A list of everything shows none, so
-        # requests of which nobody knows whether they were carried out stay until one is read.
-        self._payloads: dict[object, list[tuple[Request, bytes]]] = {}
-        self._expiring: set[str] = set()  # queues with jobs that may expire
-        self._is_rolled_back = False  # and nobody has seen yet what is there
         self._hello_ids: dict[bytes, int] = {}  # of the newest that was sent
         self._lost_ids: dict[bytes, int] = {}  # the newest when the connection was lost
         self._is_stopping = False  # who waits is sent away
 
     def rules(self, **limits: int) -> None:
         """Take over limits that a run has made smaller, by their names in protocol.md."""
-        self._limits.update(limits)
+        self._known.limits.update(limits)
 
     @property
     def knows_settings(self) -> bool:
@@ -201,7 +181,7 @@ class Oracle:
             if args.get("on_disconnect") == "release":
                 self._releasing.add(session)
         if request is None:
-            request = self._open[key] = Request(key, verb, args, self._seen, engine_ms, self._run)
+            request = self._open[key] = Request(key, verb, args, self._known.seen, engine_ms, self._known.run)
             request.wall_ms = wall_ms
             known = self._closed.get(key)
             if known is not None:
@@ -212,10 +192,10 @@ class Oracle:
         else:
             self._hit("request sent again")
             request.sends += 1
-            request.run = self._run
+            request.run = self._known.run
             if engine_ms < request.lo_ms:  # a crash has set the engine clock back
                 request.lo_ms = engine_ms
-                self._set_back(request)
+                self._pools.set_back(request)
             if session is None or gaps > request.gaps:
                 self._double(request)
         request.gaps = gaps
@@ -242,11 +222,11 @@ class Oracle:
         )
         if lsn < request.floor:
             raise Violation("I14", f"{request} was answered at LSN {lsn}, and LSN {request.floor} was known")
-        self._seen = max(self._seen, lsn)
+        self._known.seen = max(self._known.seen, lsn)
         if status != "ok":
             self._on_error(request, status, lsn, body, engine_ms)
         else:
-            if request.run_of_first != self._run:
+            if request.run_of_first != self._known.run:
                 self._hit("request answered in a later run than it was sent in")
             if request.again is not None and has_changed(request, request.again[1]):
                 self._same_answer(request, body)
@@ -302,7 +282,7 @@ class Oracle:
 
     def event(self, session: bytes, name: str, lsn: int, body: Args) -> None:
         """A client was told something unasked."""
-        self._seen = max(self._seen, lsn)
+        self._known.seen = max(self._known.seen, lsn)
         if name != "cancel":
             return
         for token, ranges in body["items"]:
@@ -312,7 +292,7 @@ class Oracle:
                     raise Violation(
                         "I16", f"{session.hex()[:4]} was told of job {job_id}, which {holder} holds"
                     )
-                job = self.jobs.get(job_id)
+                job = self._book.jobs.get(job_id)
                 if job is None:
                     continue
                 if job.lo < lsn and job.hi <= lsn and not job.mark and "mark" not in self._verbs_on(job):
@@ -327,15 +307,18 @@ class Oracle:
 
     def crashed(self) -> None:
         """The daemon's run has ended, in whatever way."""
-        self._run += 1
+        self._known.run += 1
         self._is_stopping = False
         self._epoch = 0
         self._suspicions.clear()
         for session in self._gone:
-            self._came_back(session, self._now_ms)
-        if any(job.mark > 0 and job.state == "leased" for job in self.jobs.values()):
+            self._came_back(session, self._clocks.ms)
+        if any(job.mark > 0 and job.state == "leased" for job in self._book.jobs.values()):
             self._hit("marked job held over the end of a run")
-        if any(True in shelf.can_be("paused", self._seen, self._seen) for shelf in self._shelves.values()):
+        if any(
+            True in shelf.can_be("paused", self._known.seen, self._known.seen)
+            for shelf in self._shelves.values()
+        ):
             self._hit("queue paused over the end of a run")
 
     def started(self, welcome: Args, engine_ms: int, wall_ms: int) -> None:
@@ -357,7 +340,7 @@ class Oracle:
         self._store_id = welcome["store_id"]
         self._epoch = self._epoch_max = epoch
         self._start_ms = begun_ms
-        for job in self.jobs.values():
+        for job in self._book.jobs.values():
             # Of a lease that cannot have run out before the start it is known that it got its grace.
             if job.state == "leased" and begun_ms < job.deadline_ms:
                 grace_ms = min(job.lease_ms, 30_000)
@@ -365,24 +348,24 @@ class Oracle:
 
     def rolled_back(self) -> None:
         """An older copy of the store was put back: jobs and LSNs went back, tokens must not."""
-        self.jobs.clear()
-        self._ready.clear()
+        self._book.jobs.clear()
+        self._book.ready.clear()
         self._suspicions.clear()
         self._swept.clear()
-        self._is_rolled_back = True
-        self._key_jobs.clear()
+        self._book.is_rolled_back = True
+        self._book.key_jobs.clear()
         for ikey in self._ikeys.values():
             ikey.uses, ikey.doubt_lsn = [], 0.5  # anything of the copy, and nothing behind it
         for shelf in self._shelves.values():
             shelf.forget()
-        for pool in self._pools.values():
+        for pool in self._pools.by_key.values():
             pool.ids.clear()
             pool.lo_ms = 0
-        self._seen = self._id_max = self._id_lsn = self._clock_floor_ms = 0
+        self._known.seen = self._id_max = self._id_lsn = self._clock_floor_ms = 0
         for request in self._open.values():
             request.floor = request.lo_ms = 0
             request.sends += 1  # in the copy it may have been carried out already
-        if self._now_wall_ms // 1_000 <= self._epoch_max:
+        if self._clocks.wall_ms // 1_000 <= self._epoch_max:
             self._epoch_max = 0  # the clock was set back too: nothing is left that could keep tokens apart
             self._owners.clear()
             self._given.clear()
@@ -408,9 +391,9 @@ class Oracle:
             settings: of all queues, as `queue` shows them; not asked for before anybody has set something.
         """
         self.clocks(engine_ms, wall_ms)
-        if lsn < self._seen:
-            raise Violation("I15", f"everything is read at LSN {lsn}, and LSN {self._seen} was known")
-        self._seen = lsn
+        if lsn < self._known.seen:
+            raise Violation("I15", f"everything is read at LSN {lsn}, and LSN {self._known.seen} was known")
+        self._known.seen = lsn
         if self._shelves:
             self._see_settings(settings, lsn)
         counts: dict[tuple[str, str], int] = {}
@@ -425,10 +408,10 @@ class Oracle:
             if fresh and info["state"] == "leased":
                 self._note_held(info)
             elif fresh:
-                self.jobs[info["job_id"]].is_graced = False
+                self._book.jobs[info["job_id"]].is_graced = False
             if final:
                 self._must_have_ended(info)
-        for job in self.jobs.values():
+        for job in self._book.jobs.values():
             if job.id not in listed and job.state != "gone":
                 self._is_missing(job, lsn, engine_ms, "a list of everything")
         shown = {
@@ -440,7 +423,7 @@ class Oracle:
         if shown != counts:
             raise Violation("I11", f"the queues say {shown}, the jobs are {counts}")
         self._clear_up(lsn)
-        self._is_rolled_back = False
+        self._book.is_rolled_back = False
 
     def finish(self) -> None:
         """The run is over."""
@@ -449,41 +432,14 @@ class Oracle:
             raise Violation("I7", one.text)
 
     def clocks(self, engine_ms: int, wall_ms: int) -> None:
-        self._now_ms = engine_ms
+        self._clocks.ms = engine_ms
         self.tick(wall_ms)
 
     def tick(self, wall_ms: int) -> None:
         """Note what the wall clock says; to be told before and after each jump."""
-        if wall_ms < self._now_wall_ms:
-            self._expire_earlier(wall_ms)
-        elif wall_ms > self._wall_max_ms:
-            self._wall_max_ms = wall_ms
-        self._now_wall_ms = wall_ms
-        dates = self._dates
-        if dates and wall_ms >= dates[0][0] + MINUTE_MS:
-            self._hit("wall clock jumped over a date")
-        while dates and dates[0][0] <= wall_ms:
-            dates.pop(0)[2].is_reached = True
-
-    def _watch(self, at_ms: int) -> Date:
-        """Return a date of which is known from now on whether the wall clock has come to it."""
-        date = self._dates_by_ms[at_ms] = Date(at_ms, is_reached=at_ms <= self._now_wall_ms)
-        if not date.is_reached:
-            self._date_count += 1
-            insort(self._dates, (at_ms, self._date_count, date))
-        return date
-
-    def _expire_earlier(self, wall_ms: int) -> None:
-        """The wall clock was set back: what was asked before and is carried out now expires by the new one."""
-        for request in (*self._open.values(), *self._given_up):
-            for fields in groups_of(request):
-                if fields.get("expires_ms"):
-                    pool = self._pool(fields, request.lo_ms)
-                    at_ms = wall_ms + fields["expires_ms"]
-                    if (
-                        pool.expiry is None or at_ms < pool.expiry.at_ms
-                    ):  # it may have been carried out before
-                        pool.expiry = self._watch(at_ms)
+        if wall_ms < self._clocks.wall_ms:
+            self._pools.expire_earlier((*self._open.values(), *self._given_up), wall_ms)
+        self._clocks.tick(wall_ms)
 
     # --- requests that may have been carried out ----------------------------------------------
 
@@ -492,24 +448,24 @@ class Oracle:
         request.is_loose = True
         if verb in ("submit", "submit_many"):
             for fields in groups_of(request):
-                self._expect(request, fields, payloads_of(fields))
+                self._pools.expect(request, fields, payloads_of(fields))
                 if fields.get("idempotency_key") is not None:
                     self._ikey(fields).loose.add(request.key)
                 if fields.get("dedupe_key") is not None:
                     self._key_submits.setdefault(dedupe_of(fields), {})[request.key] = request
                     if fields.get("dedupe") in ("replace", "debounce"):
-                        given = self._payloads.setdefault(dedupe_of(fields), [])
+                        given = self._book.payloads.setdefault(dedupe_of(fields), [])
                         given.append((request, payloads_of(fields)[0]))
         elif verb == "update":
             self._named.setdefault(args["job_id"], []).append((request, 0))
             if args.get("payload") is not None:
-                self._payloads.setdefault(args["job_id"], []).append((request, args["payload"]))
+                self._book.payloads.setdefault(args["job_id"], []).append((request, args["payload"]))
             if args.get("run_at_ms"):
-                self._watch(args["run_at_ms"])
+                self._clocks.watch(args["run_at_ms"])
         elif verb in ("set_queue", "pause", "resume"):
             self._shelf(args["queue"]).loosen(request)
             if args.get("lease_ms") is not None:
-                self._odd_leases.add(args["queue"])
+                self._pools.odd_leases.add(args["queue"])
         elif verb == "lease":
             for name in args.get("queues", ("default",)):
                 self._leases.setdefault(name, {})[request.key] = request
@@ -534,49 +490,6 @@ class Oracle:
             if result is not None:
                 self._result_bytes += len(result) * sum(count for _, count in ranges)
 
-    def _expect(self, request: Request, fields: Args, payloads: list[bytes]) -> None:
-        pool = self._pool(fields, request.lo_ms)
-        pool.most += len(payloads)
-        pool.payloads += [payload for payload in payloads if payload not in pool.payloads]
-        pool.delay_ms = fields.get("delay_ms") or 0
-        if fields.get("run_at_ms") and not pool.run_at_ms:
-            pool.run_at_ms = fields["run_at_ms"]
-            pool.date = self._watch(pool.run_at_ms)
-        if fields.get("expires_at_ms") or fields.get("expires_ms"):
-            at_ms = fields.get("expires_at_ms") or self._now_wall_ms + fields["expires_ms"]
-            if pool.expiry is None or at_ms < pool.expiry.at_ms:
-                pool.expiry = self._watch(at_ms)
-            self._expiring.add(pool.shown["queue"])
-        name = pool.shown["queue"]
-        if pool.shown["lease_ms"] not in (None, SHOWN_DEFAULTS["lease_ms"]):
-            self._odd_leases.add(name)
-        self._queue_jobs[name] = self._queue_jobs.get(name, 0) + len(payloads)
-
-    def _set_back(self, request: Request) -> None:
-        """The jobs of a submit may be as old as the time that its request has now."""
-        groups = {"submit": [request.args], "submit_many": request.args.get("groups", ())}.get(
-            request.verb, ()
-        )
-        for fields in groups:
-            pool = self._pool(fields, request.lo_ms)
-            pool.lo_ms = min(pool.lo_ms, request.lo_ms)
-
-    def _pool(self, fields: Args, ms: int) -> Pool:
-        shown = {name: fields.get(name) for name in SHOWN_DEFAULTS}
-        for name, usual in SHOWN_DEFAULTS.items():
-            if shown[name] is None and name not in OF_QUEUE:
-                shown[name] = usual
-        if shown["delivery"] == "at_most_once":
-            shown["max_retries"] = 0
-        shown["queue"] = fields.get("queue", "default")
-        shown["dedupe_key"] = fields.get("dedupe_key")
-        shown["retry"] = plain(fields.get("retry"))
-        key = _pool_key(shown)
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = Pool(shown, ms, fields)
-        return pool
-
     def _shelf(self, queue: str) -> Shelf:
         return self._shelves.setdefault(queue, Shelf())
 
@@ -595,7 +508,7 @@ class Oracle:
                     ikey = self._ikey(fields)
                     ikey.loose.discard(key)
                     if request in self._given_up:  # whatever it did lies at or before what is known now
-                        ikey.doubt_lsn = max(ikey.doubt_lsn, self._seen)
+                        ikey.doubt_lsn = max(ikey.doubt_lsn, self._known.seen)
                 if fields.get("dedupe_key") is not None:
                     self._key_submits[dedupe_of(fields)].pop(key, None)
                     self._is_known(request, dedupe_of(fields))
@@ -603,7 +516,7 @@ class Oracle:
             self._unname(request, (args["job_id"],))
             self._is_known(request, args["job_id"])
         elif verb in ("set_queue", "pause", "resume"):
-            self._shelf(args["queue"]).settle(request, self._seen if request in self._given_up else 0)
+            self._shelf(args["queue"]).settle(request, self._known.seen if request in self._given_up else 0)
         elif verb == "lease":
             for name in args.get("queues", ("default",)):
                 self._leases[name].pop(key, None)
@@ -617,8 +530,10 @@ class Oracle:
 
     def _is_known(self, request: Request, place: object) -> None:
         """What has become of a request is known, if it was sent once and answered: so is the payload that it gave."""
-        if place in self._payloads and request.sends == 1 and request not in self._given_up:
-            self._payloads[place] = [each for each in self._payloads[place] if each[0] is not request]
+        if place in self._book.payloads and request.sends == 1 and request not in self._given_up:
+            self._book.payloads[place] = [
+                each for each in self._book.payloads[place] if each[0] is not request
+            ]
 
     def _unname(self, request: Request, ids: Iterable[int]) -> None:
         for job_id in ids:
@@ -635,25 +550,25 @@ class Oracle:
 
     def _double(self, request: Request) -> None:
         """A copy of a request was sent that the daemon need not recognise: both may be carried out."""
-        twin = Request(request.key, request.verb, request.args, request.floor, request.lo_ms, self._run)
-        twin.key = (b"twin", len(self._given_up) << 20 | self._run)
+        twin = Request(request.key, request.verb, request.args, request.floor, request.lo_ms, self._known.run)
+        twin.key = (b"twin", len(self._given_up) << 20 | self._known.run)
         self._loosen(twin)
         self._given_up.append(twin)
 
     def _hear(self, session: bytes | None, ms: int) -> None:
         """Note that the daemon has heard of a session, not before a time."""
-        run, heard_ms, gaps = self._heard.get(session, (self._run, ms, 0))
-        self._heard[session] = (self._run, ms if run != self._run else max(ms, heard_ms), gaps)
+        run, heard_ms, gaps = self._heard.get(session, (self._known.run, ms, 0))
+        self._heard[session] = (self._known.run, ms if run != self._known.run else max(ms, heard_ms), gaps)
 
     def _gaps(self, session: bytes | None, ms: int) -> int:
         """Return how often a session may have been forgotten so far, for want of a word of it."""
-        run, heard_ms, gaps = self._heard.get(session, (self._run, ms, 0))
-        if run != self._run:
+        run, heard_ms, gaps = self._heard.get(session, (self._known.run, ms, 0))
+        if run != self._known.run:
             heard_ms = min(self._start_ms, ms)  # a start of the daemon begins to count anew
         if ms - heard_ms >= SESSION_MS:
             self._hit("session silent for so long that it may be forgotten")
             gaps += 1
-        self._heard[session] = (self._run, heard_ms, gaps)
+        self._heard[session] = (self._known.run, heard_ms, gaps)
         return gaps
 
     def _clear_up(self, lsn: int) -> None:
@@ -665,7 +580,7 @@ class Oracle:
             request.floor for request in self._open.values() if request.verb in ("submit", "submit_many")
         ]
         for request in self._given_up:
-            if request.run < self._run and not (submits and request.verb == "purge"):
+            if request.run < self._known.run and not (submits and request.verb == "purge"):
                 self._settle(request)
         lsn = min([lsn, *submits])
         self._given_up = [request for request in self._given_up if request.is_loose]
@@ -792,7 +707,7 @@ class Oracle:
 
     def _may_be_forgotten(self, job: Job, states: set[str], ms: int) -> bool:
         """Tell whether retention can have ended a job that is in one of these states."""
-        if "memory_soft_bytes" in self._limits and not states.isdisjoint((*FINISHED, "dead")):
+        if "memory_soft_bytes" in self._known.limits and not states.isdisjoint((*FINISHED, "dead")):
             return True  # they have a share of memory that others use too
         shelf = self._shelves.get(job.queue)
         if shelf is not None:
@@ -806,104 +721,48 @@ class Oracle:
         if not states.isdisjoint(FINISHED):
             if ms - job.since_ms >= HOUR_MS:
                 return True
-            if self._queue_jobs[job.queue] > self._limits["FINISHED_COUNT_MAX"]:
+            if self._pools.queue_jobs[job.queue] > self._known.limits["FINISHED_COUNT_MAX"]:
                 return True
-            if "done" in states and self._result_bytes > self._limits["RESULTS_BYTES_MAX"]:
+            if "done" in states and self._result_bytes > self._known.limits["RESULTS_BYTES_MAX"]:
                 return True
         if "dead" in states:
-            too_many = self._queue_jobs[job.queue] > self._limits["DEAD_COUNT_MAX"]
+            too_many = self._pools.queue_jobs[job.queue] > self._known.limits["DEAD_COUNT_MAX"]
             return too_many or ms - job.since_ms >= 720 * HOUR_MS
         return False
 
-    def _move(self, job: Job, state: str, lo: int, hi: int, ms: int) -> None:
-        """A job is known to be in a state at lo..hi, not before a time."""
-        if state != job.state:
-            if state == "dead":
-                job.was_dead = True
-            if job.state == "ready":
-                lane = self._ready[job.queue]
-                lane.pop(bisect_left(lane, job.rank, key=_rank_of))
-            if state == "ready":
-                insort(self._ready.setdefault(job.queue, []), (job.rank, job), key=_rank_of)
-            job.state = state
-            job.since_ms = ms
-            job.facts = job.seen = None
-            job.mark = 0
-            if state == "done":
-                job.done_hi_ms, job.done_run = self._now_ms, self._run
-        job.also = NONE
-        job.lo, job.hi = lo, max(hi, job.hi)
-
     # --- jobs come to be known ----------------------------------------------------------------
-
-    def _discover(self, info: Args, lsn: int) -> Job:
-        """Enter a job that no reply to a submit has named yet."""
-        if "state" in info:
-            self._hit("unanswered submit found in a list")
-        pool = self._pools.get(_pool_key({**SHOWN_DEFAULTS, **info}))
-        if pool is None:
-            raise Violation("I2", f"nobody submitted job {info['job_id']}: {info}")
-        job = self._enter(info["job_id"], pool, info.get("state", "ready"), lsn, lsn, pool.lo_ms)
-        if self._is_rolled_back:  # it may have been changed by somebody before
-            self._edit(job, {name: info.get(name, SHOWN_DEFAULTS[name]) for name in EDITABLE}, 0)
-            job.payload = ANY
-        job.attempt = info["attempt"] if "state" in info else info["attempt"] - 1
-        job.errors, job.crashes = info.get("errors", 0), info.get("crashes", 0)
-        job.progress = UNKNOWN
-        job.done_hi_ms, job.done_run = self._now_ms, self._run
-        return job
-
-    def _enter(self, job_id: int, pool: Pool, state: str, lo: int, hi: int, ms: int) -> Job:
-        if len(pool.ids) >= pool.most:
-            raise Violation(
-                "I2", f"job {job_id} is one too many of those with {pool.shown}: {sorted(pool.ids)}"
-            )
-        pool.ids.add(job_id)
-        job = self.jobs[job_id] = Job(job_id, pool, state, lo, hi, ms)
-        if state == "ready":
-            insort(self._ready.setdefault(job.queue, []), (job.rank, job), key=_rank_of)
-        if state == "delayed":
-            job.due_ms = pool.delay_ms and pool.lo_ms + pool.delay_ms
-            job.due_wall_ms = pool.run_at_ms
-            job.date = pool.date
-        if pool.shown["dedupe_key"] is not None:
-            self._key_jobs.setdefault((job.queue, pool.shown["dedupe_key"]), []).append(job)
-            job.born_hi_ms = self._now_ms
-        return job
 
     def _submitted(
         self, request: Request, fields: Args, ids: Iterable[int], payloads: list[bytes], lsn: int
     ) -> None:
-        pool = self._pool(fields, request.lo_ms)
+        pool = self._pools.of(fields, request.lo_ms)
         delay_ms, run_at_ms = fields.get("delay_ms"), fields.get("run_at_ms")
         state = "delayed" if delay_ms or run_at_ms else "ready"
         lo = lsn if request.sends == 1 else request.floor
         for job_id, payload in zip(ids, payloads, strict=True):
-            job = self.jobs.get(job_id)
+            job = self._book.jobs.get(job_id)
             if job is None:
-                job = self._enter(job_id, pool, state, lo, lsn, request.lo_ms)
+                job = self._book.enter(job_id, pool, state, lo, lsn, request.lo_ms)
                 if delay_ms:
-                    job.due_hi_ms = self._now_ms + delay_ms
+                    job.due_hi_ms = self._clocks.ms + delay_ms
                 if self._is_instant(request) and fields.get("expires_ms"):
-                    self._expires_at(job, self._now_wall_ms + fields["expires_ms"])
+                    self._book.expires_at(job, self._clocks.wall_ms + fields["expires_ms"])
             elif job.pool is not pool:
                 raise Violation("I2", f"{request} was answered with {job}, which is somebody else's")
             if not job.content_lsn:
                 job.payload = payload
 
-    def _expires_at(self, job: Job, at_ms: int) -> None:
-        """The date of a job that said how long it may wait is known; the wall clock may have been there already."""
-        job.expires_at_ms = at_ms
-        job.expiry = self._watch(at_ms)
-        job.expiry.is_reached = at_ms <= self._wall_max_ms
-
     def _is_instant(self, request: Request) -> bool:
         """Tell whether a request was sent once, and answered in the same ms by both clocks."""
-        return request.sends == 1 and request.lo_ms == self._now_ms and request.wall_ms == self._now_wall_ms
+        return (
+            request.sends == 1
+            and request.lo_ms == self._clocks.ms
+            and request.wall_ms == self._clocks.wall_ms
+        )
 
     def _check_grace(self, info: Args) -> None:
         """A lease that a start of the daemon found is worth a while from then on."""
-        job = self.jobs.get(info["job_id"])
+        job = self._book.jobs.get(info["job_id"])
         if job is None or job.state != "leased" or not job.token or self._named.get(job.id):
             return
         if info["attempt"] == job.attempt and info["lease_ms_left"] < min(job.lease_ms, 30_000):
@@ -913,7 +772,7 @@ class Oracle:
 
     def _note_held(self, info: Args) -> None:
         """A start has found a job in somebody's hands."""
-        job = self.jobs[info["job_id"]]
+        job = self._book.jobs[info["job_id"]]
         job.is_graced = True
         if job.once:
             self._hit("at-most-once job lives through a crash")
@@ -947,7 +806,7 @@ class Oracle:
         for fields, first, count, existing in groups:
             payloads = payloads_of(fields)
             if existing:
-                self._pool(fields, request.lo_ms).most -= count
+                self._pools.of(fields, request.lo_ms).most -= count
                 self._met(request, fields, first, count, lsn, ms)
                 continue
             if first != at:
@@ -983,14 +842,14 @@ class Oracle:
         if fields.get("dedupe_key") is None:
             return
         left = []
-        for job in self._key_jobs.get(dedupe_of(fields), ()):
+        for job in self._book.key_jobs.get(dedupe_of(fields), ()):
             if job.pool.fields.get("dedupe_ttl_ms") is None and job.state in (*FINISHED, "gone"):
                 self._hit("dedupe key used again behind the end of its job")
                 continue  # whatever becomes of it, it has no key
             left.append(job)
             if job.hi < lsn and self._has_key(job, request.lo_ms, ms) is True:
                 raise Violation("I10", f"{request} at LSN {lsn} made a job beside {job}, which has its key")
-        self._key_jobs[dedupe_of(fields)] = left
+        self._book.key_jobs[dedupe_of(fields)] = left
 
     def _met(self, request: Request, fields: Args, first: int, count: int, lsn: int, ms: int) -> None:
         """A submit was answered with jobs that were there: one of its keys must have stood for them."""
@@ -1013,7 +872,7 @@ class Oracle:
         elif fields.get("dedupe_key") is None:
             raise Violation("I10", f"{request} has no key, and was answered with job {first} as there before")
         mode = fields.get("dedupe", "existing")
-        job = self.jobs.get(first)
+        job = self._book.jobs.get(first)
         if mode == "reject":
             raise Violation("I10", f"{request} at LSN {lsn} was to be refused, and got job {first}")
         self._hit(f"dedupe key met: {mode}")
@@ -1030,7 +889,7 @@ class Oracle:
         reach = self._reach(job, ms)
         if reach.isdisjoint(WAITING):
             raise Violation("I10", f"{request} at LSN {lsn} changed {job}, which can be {sorted(reach)}")
-        self._edit(job, edit_of(fields), lsn)
+        self._book.edit(job, edit_of(fields), lsn)
         state = self._time_of(fields, ms) if mode == "debounce" else None
         self._put_off(job, request, fields, state, reach, lsn, ms)
 
@@ -1081,8 +940,8 @@ class Oracle:
         self._linger(request, job_id, 0, lsn)
         payload = edit_of(fields, update=request.verb == "update")["payload"]
         if payload is not None:
-            self._payloads.setdefault(job_id, []).append((request, payload))
-        job = self.jobs.get(job_id)
+            self._book.payloads.setdefault(job_id, []).append((request, payload))
+        job = self._book.jobs.get(job_id)
         if job is not None:
             job.facts = job.seen = None
             is_moved = "update" in request.acts or fields.get("dedupe") == "debounce"
@@ -1091,35 +950,12 @@ class Oracle:
                 job.due_ms = job.due_hi_ms = 0
                 job.date = None
 
-    def _edit(self, job: Job, edit: Args, lsn: int) -> None:
-        """A job is something else from here on."""
-        if edit.get("payload") is not None:
-            job.payload = edit["payload"]
-            if job.id in self._payloads:
-                self._payloads[job.id] = [
-                    each for each in self._payloads[job.id] if each[0].is_loose or each[0].lsn > lsn
-                ]
-        said = {name: edit[name] for name in EDITABLE if edit.get(name) is not None}
-        job.content = {**job.content, **said}  # metadata is never taken away, but it may become {}
-        job.said_lsns = {**job.said_lsns, **dict.fromkeys(said, lsn)}
-        job.content_lsn = max(job.content_lsn, lsn)
-        job.right = []
-        job.facts = job.seen = None
-        job.was_edited = True
-        rank = (-job.content["priority"], job.id)
-        if rank != job.rank:
-            if job.state == "ready":
-                lane = self._ready[job.queue]
-                lane.pop(bisect_left(lane, job.rank, key=_rank_of))
-                insort(lane, (rank, job), key=_rank_of)
-            job.rank = rank
-
     def _time_of(self, fields: Args, ms: int) -> str | None:
         """Return the state that a new time means for a waiting job; None: nothing is said of its time."""
         if fields.get("delay_ms") is not None:
             return "delayed" if fields["delay_ms"] else "ready"
         if fields.get("run_at_ms") is not None:
-            return "delayed" if fields["run_at_ms"] > self._now_wall_ms else "ready"
+            return "delayed" if fields["run_at_ms"] > self._clocks.wall_ms else "ready"
         return None
 
     def _put_off(
@@ -1135,10 +971,10 @@ class Oracle:
                 job.due_ms = job.due_hi_ms = 0
                 job.date = None
             state = was if was in may_be else min(may_be)
-            self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+            self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
             job.also = frozenset(may_be - {state})
             return
-        self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+        self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
         delay_ms = fields.get("delay_ms")
         job.due_ms = job.due_hi_ms = 0
         job.due_wall_ms, job.date = 0, None
@@ -1146,7 +982,7 @@ class Oracle:
             job.due_ms, job.due_hi_ms = request.lo_ms + delay_ms, ms + delay_ms
         elif state == "delayed":
             job.due_wall_ms = fields["run_at_ms"]
-            job.date = self._dates_by_ms.get(job.due_wall_ms) or self._watch(job.due_wall_ms)
+            job.date = self._clocks.dates_by_ms.get(job.due_wall_ms) or self._clocks.watch(job.due_wall_ms)
         if was == "delayed" and state == "ready":
             self._hit("delayed job made ready by an update")
         job.facts = job.seen = None
@@ -1155,7 +991,7 @@ class Oracle:
 
     def _on_update(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         args = request.args
-        job = self.jobs.get(args["job_id"])
+        job = self._book.jobs.get(args["job_id"])
         state = body["state"]
         if body["job_id"] != args["job_id"] or state not in WAITING:
             raise Violation("I14", f"{request} was answered {body}")
@@ -1176,7 +1012,7 @@ class Oracle:
             raise Violation("I9", f"{request} left {job} {state}, which can be {sorted(reach)}")
         if job.state == "ready" and args.get("priority") is not None:
             self._hit("ready job given another priority")
-        self._edit(job, edit_of(args, update=True), lsn)
+        self._book.edit(job, edit_of(args, update=True), lsn)
         if "update" in request.acts:
             self._put_off(job, request, args, state, reach, lsn, ms)
         else:
@@ -1264,7 +1100,7 @@ class Oracle:
         if None in limits:
             return
         new = range(self._id_max - count + 1, self._id_max + 1)
-        mine = [job for job in self.jobs.values() if job.queue == queue and job.state in LIVE]
+        mine = [job for job in self._book.jobs.values() if job.queue == queue and job.state in LIVE]
         if len(mine) <= max(limits):
             return
         before = [
@@ -1288,8 +1124,8 @@ class Oracle:
         lo = lsn if request.sends == 1 else request.floor
         for name, count in added.items():
             if limit in self._can_be(name, "length_max", lo, lsn) and length + count > limit:
-                known = sum(job.queue == name for job in self.jobs.values())
-                loose = self._queue_jobs.get(name, 0)
+                known = sum(job.queue == name for job in self._book.jobs.values())
+                loose = self._pools.queue_jobs.get(name, 0)
                 if length <= max(known, loose):
                     return
         raise Violation("I11", f"{request} at LSN {lsn} was refused: {body['details']}, it adds {added}")
@@ -1337,7 +1173,7 @@ class Oracle:
 
     def _check_expiry(self, request: Request, info: Args, wall_ms: int) -> None:
         """A job that was never started is not handed out from its expiry on, by the clock that the reply shows."""
-        at_ms = self.jobs[info["job_id"]].expires_at_ms
+        at_ms = self._book.jobs[info["job_id"]].expires_at_ms
         if at_ms is None:
             return
         if at_ms <= wall_ms:
@@ -1372,9 +1208,9 @@ class Oracle:
         self, request: Request, info: Args, token: int, left_ms: int, lsn: int, lo_ms: int, ms: int
     ) -> None:
         job_id = info["job_id"]
-        job = self.jobs.get(job_id)
+        job = self._book.jobs.get(job_id)
         if job is None:
-            job = self._discover(info, lsn - 1)  # as it stood before
+            job = self._book.discover(info, lsn - 1)  # as it stood before
         lo = lsn if request.sends == 1 and not request.args.get("wait_ms") else request.floor
         self._check_content(job, info, lo, lsn)
         self._check_rising(job, token, lsn)
@@ -1396,7 +1232,7 @@ class Oracle:
             job.mark = 0
         self._check_delivery(job, info, token, lsn, ms)
         self._note_delivery(job, info, ms)
-        self._move(job, "leased", lo, lsn, lo_ms)
+        self._book.move(job, "leased", lo, lsn, lo_ms)
         job.mark = mark
         job.attempt, job.errors, job.crashes = info["attempt"], info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = job.is_graced = False
@@ -1446,7 +1282,7 @@ class Oracle:
         if job.state == "delayed":
             if job.due_ms == ms:
                 self._hit("job handed out at the millisecond of its time")
-            if job.due_wall_ms > self._now_wall_ms:
+            if job.due_wall_ms > self._clocks.wall_ms:
                 self._hit("dated job handed out though the wall clock is behind its date")
         elif job.state == "leased" and job.deadline_ms == ms:
             self._hit("job handed out in the millisecond in which a lease ran out")
@@ -1469,7 +1305,7 @@ class Oracle:
             names = got + [name for name in names if name not in got]
         at, worst = 0, None
         for info in jobs:
-            job = self.jobs[info["job_id"]]
+            job = self._book.jobs[info["job_id"]]
             if job.queue not in names[at:]:
                 raise Violation("I7", f"{request} got {job} out of the order of its queues {names}")
             if job.queue != names[at]:
@@ -1480,18 +1316,18 @@ class Oracle:
             worst = rank
         is_full = len(jobs) >= args.get("count", 1)
         # A job that asks for another lease time than the first one ends the reply, even one that nobody knows is ready.
-        odd = self._odd_leases
+        odd = self._pools.odd_leases
         may_be_cut = bool(jobs) and args.get("lease_ms") is None and not odd.isdisjoint(names)
-        if self._limits["EXPIRIES_PER_TICK"] < LIMITS["EXPIRIES_PER_TICK"] and not self._expiring.isdisjoint(
-            names
-        ):
+        if self._known.limits["EXPIRIES_PER_TICK"] < LIMITS[
+            "EXPIRIES_PER_TICK"
+        ] and not self._pools.expiring.isdisjoint(names):
             return  # so does one that has expired and was not ended yet
         # Parked, it may have been served before its reply's LSN.
         known = request.floor if args.get("wait_ms") else lsn - bool(jobs)
         for number, name in enumerate(names[: at + 1] if is_full else names):
             if self._shelves and any(self._can_be(name, "paused", min(known, lsn), lsn)):
                 continue
-            for rank, job in self._ready.get(name, ()):
+            for rank, job in self._book.ready.get(name, ()):
                 if number == at and worst is not None and rank > worst and is_full:
                     break
                 if job.attempt == 0 and self._may_expire(job, set()):
@@ -1552,9 +1388,9 @@ class Oracle:
             if args.get("result_error") is not None:
                 job.errors += 1
                 job.error = args["result_error"]
-                self._move(job, "dead", self._lo(request, lsn), lsn, request.lo_ms)
+                self._book.move(job, "dead", self._lo(request, lsn), lsn, request.lo_ms)
             else:
-                self._move(job, "done", self._lo(request, lsn), lsn, request.lo_ms)
+                self._book.move(job, "done", self._lo(request, lsn), lsn, request.lo_ms)
                 result = results[job_id]
                 if job.pool.fields.get("result_ttl_ms") == 0:
                     result = None  # it is not kept
@@ -1563,7 +1399,7 @@ class Oracle:
     def _acked_once(self, request: Request, job_id: int, job: Job | None) -> None:
         if request.args.get("result_error") is not None:
             return
-        known = job or self.jobs.get(job_id)
+        known = job or self._book.jobs.get(job_id)
         if known is None:
             return
         if known.done_by not in (None, request.key):
@@ -1586,7 +1422,7 @@ class Oracle:
             lo = self._lo(request, lsn)
             least, most = self._bounds(job, "max_retries", lsn if request.sends == 1 else None)
             if args.get("dead") or job.errors > most:
-                self._move(job, "dead", lo, lsn, request.lo_ms)
+                self._book.move(job, "dead", lo, lsn, request.lo_ms)
             elif delay_ms is not None:
                 self._wait(job, delay_ms, delay_ms, request, lsn, ms)
             else:
@@ -1606,7 +1442,7 @@ class Oracle:
     def _end_marked(self, job: Job, request: Request, lsn: int) -> None:
         """A marked job was given back: that is its end."""
         self._hit(f"marked job ended by its holder: {request.verb}")
-        self._move(job, "cancelled", self._lo(request, lsn), lsn, request.lo_ms)
+        self._book.move(job, "cancelled", self._lo(request, lsn), lsn, request.lo_ms)
 
     def _on_release(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         for job_id, token, code in self._verdicts(request, body):
@@ -1628,7 +1464,7 @@ class Oracle:
     def _wait(self, job: Job, least_ms: int, most_ms: int, request: Request, lsn: int, ms: int) -> None:
         """A job goes back to wait, for so long."""
         state = "delayed" if most_ms else "ready"
-        self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+        self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
         job.due_ms = request.lo_ms + least_ms if most_ms else 0
         job.due_hi_ms = ms + most_ms if most_ms else 0
         job.due_wall_ms, job.date = 0, None
@@ -1639,7 +1475,7 @@ class Oracle:
         marked = set(ids_in(body.get("cancel_marked", ())))
         progress = progress_said(request.args)
         for job_id, token, code in self._verdicts(request, body):
-            known = self.jobs.get(job_id)
+            known = self._book.jobs.get(job_id)
             is_newest = request.sends == 1 and known is not None and lsn >= known.hi
             job = self._held(request, job_id, token, code, lsn, ms)
             if known is not None and progress is not None and code == "ok":
@@ -1676,7 +1512,7 @@ class Oracle:
 
     def _held(self, request: Request, job_id: int, token: int, code: str, lsn: int, ms: int) -> Job | None:
         """Judge a verdict on a lease; return the job if it was current and the verdict is the newest word on it."""
-        job = self.jobs.get(job_id)
+        job = self._book.jobs.get(job_id)
         if code == "ok":
             return self._heard_as_holder(request, job_id, job, token, lsn, ms)
         if job is None:
@@ -1771,7 +1607,7 @@ class Oracle:
                 self._swept += [(act, queue, lsn) for act in request.acts]
                 if body.get("marked"):
                     self._hit("running jobs marked by a filter")
-                    for job in self.jobs.values():  # of those that are known better since
+                    for job in self._book.jobs.values():  # of those that are known better since
                         if job.hi > lsn and queue in (None, job.queue) and job.state in (*LIVE, "dead"):
                             job.mark = job.mark or (-1 if job.state == "leased" else 0)
                             job.also |= {"cancelled"}
@@ -1781,7 +1617,7 @@ class Oracle:
         if list(codes) != ids or body["count"] != sum(code == "ok" for code in codes.values()):
             raise Violation("I14", f"{request} named {ids}, and its verdicts are {body}")
         for job_id in ids:
-            job = self.jobs.get(job_id)
+            job = self._book.jobs.get(job_id)
             code = codes[job_id]
             if job is None and code == "ok" and not args.get("dry_run"):
                 self._linger(request, job_id, 0, lsn)  # its submit has not been answered yet
@@ -1803,7 +1639,7 @@ class Oracle:
                     if request.verb == "requeue":
                         self._linger(request, job_id, 0, lsn)
                     else:
-                        self._move(job, state, job.lo, lsn, request.lo_ms)
+                        self._book.move(job, state, job.lo, lsn, request.lo_ms)
                         job.is_vague = True
                 continue
             if code == "job_not_found":
@@ -1818,7 +1654,7 @@ class Oracle:
             if code == "wrong_state" and reach <= set(accepted):
                 raise Violation("I15", f"{request} left {job} at LSN {lsn}, which can be {sorted(reach)}")
             if code == "ok" and not args.get("dry_run"):
-                self._move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+                self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
                 job.is_vague = True
 
     def _cancelled_running(self, request: Request, job: Job, body: Args, lsn: int, ms: int) -> None:
@@ -1843,7 +1679,7 @@ class Oracle:
         if not was_held and not waited:
             raise Violation("I4", f"{request} at LSN {lsn} was answered {body}; {job} can be {sorted(reach)}")
         if waited and not was_held:
-            self._move(job, "cancelled", lsn, lsn, request.lo_ms)
+            self._book.move(job, "cancelled", lsn, lsn, request.lo_ms)
             job.is_vague = True
         elif waited:
             self._linger(request, job.id, 0, lsn)
@@ -1852,7 +1688,7 @@ class Oracle:
             job.is_vague = True
         else:
             if job.state != "leased":
-                self._move(job, "leased", lsn, lsn, request.lo_ms)
+                self._book.move(job, "leased", lsn, lsn, request.lo_ms)
                 job.token = job.deadline_ms = 0
                 job.is_vague = True
             job.mark = job.mark if job.mark > 0 else lsn
@@ -1896,7 +1732,7 @@ class Oracle:
             self._check_where(request, where, body["jobs"], lsn)
         if wanted.get("state") is not None:
             return
-        for job in self.jobs.values():
+        for job in self._book.jobs.values():
             if job.id < begin or (end is not None and job.id >= end) or job.id in listed:
                 continue
             if where is not None and (
@@ -1932,10 +1768,10 @@ class Oracle:
         for info in body["jobs"]:
             self._check_ended(request, info, lsn, ms)
         for job_id in gone:
-            if job_id in self.jobs:
-                self._is_missing(self.jobs[job_id], lsn, ms, str(request))
+            if job_id in self._book.jobs:
+                self._is_missing(self._book.jobs[job_id], lsn, ms, str(request))
         for job_id in {*ids} - {*told} if is_whole else ():
-            job = self.jobs.get(job_id)
+            job = self._book.jobs.get(job_id)
             if (
                 job is not None
                 and job.state in (*FINISHED, "gone")
@@ -1946,7 +1782,7 @@ class Oracle:
 
     def _check_ended(self, request: Request, info: Args, lsn: int, ms: int) -> None:
         """Who waits is told of a job: it must be at its end."""
-        job, state = self.jobs.get(info["job_id"]), info["state"]
+        job, state = self._book.jobs.get(info["job_id"]), info["state"]
         if state not in ENDED:
             raise Violation("I19", f"{request} at LSN {lsn} was told of {info}")
         if job is None:
@@ -1989,7 +1825,7 @@ class Oracle:
                 )
             if is_exact and ms - job.since_ms == ttl_ms:
                 self._hit("result gone at the millisecond of its end")
-            if not job.dropped_lsn and job.state == "done" and job.done_run < self._run:
+            if not job.dropped_lsn and job.state == "done" and job.done_run < self._known.run:
                 self._hit("result gone over the end of a run")
             job.dropped_lsn = job.dropped_lsn or lsn
             return
@@ -2009,7 +1845,7 @@ class Oracle:
         if shown == job.progress or job.progress is UNKNOWN or job.is_vague or info["attempt"] != job.attempt:
             return
         # Where memory is short a job that is tried again keeps nothing of its attempts.
-        if "memory_soft_bytes" in self._limits or "lease" in self._verbs_on(job):
+        if "memory_soft_bytes" in self._known.limits or "lease" in self._verbs_on(job):
             return
         for request, token in self._named.get(job.id, ()):
             if (
@@ -2031,13 +1867,13 @@ class Oracle:
             raise Violation("I1", f"{where} at LSN {lsn}: {job} is missing, and can be {sorted(reach)}")
         if "purge" not in self._verbs_on(job):
             self._hit("job forgotten")
-        self._move(job, "gone", lsn, lsn, ms)
+        self._book.move(job, "gone", lsn, lsn, ms)
 
     def _see(self, info: Args, lsn: int, lo_ms: int, ms: int) -> None:
         """A job is shown as it stands at an LSN."""
-        job = self.jobs.get(info["job_id"])
+        job = self._book.jobs.get(info["job_id"])
         if job is None:
-            job = self._discover(info, lsn)
+            job = self._book.discover(info, lsn)
             self._check_content(job, info, lsn, lsn)  # somebody may have changed it already
             self._note(job, info, lsn, lo_ms)
             return
@@ -2129,7 +1965,9 @@ class Oracle:
             and job.state in ("delayed", "ready", "dead")
             and info.get("error", "") != job.error
             # Where memory is short a job that is tried again keeps no history.
-            and not ("memory_soft_bytes" in self._limits and job.state != "dead" and not info.get("error"))
+            and not (
+                "memory_soft_bytes" in self._known.limits and job.state != "dead" and not info.get("error")
+            )
         ):
             raise Violation("I15", f"{where} with error {info.get('error')!r}, failed with {job.error!r}")
         if job.facts is not None and job.changed == info["changed_wall_ms"]:
@@ -2147,10 +1985,10 @@ class Oracle:
         if state != job.state or attempt != job.attempt:
             job.error = job.result = None
             job.due_hi_ms = 0
-        self._move(job, state, lsn, lsn, job.since_ms)  # when it came there nobody said
+        self._book.move(job, state, lsn, lsn, job.since_ms)  # when it came there nobody said
         job.mark = lsn if info.get("cancel_marked") else 0
         if info.get("expires_at_ms") is not None and job.expires_at_ms is None:
-            self._expires_at(job, info["expires_at_ms"])
+            self._book.expires_at(job, info["expires_at_ms"])
         job.created, job.changed = info["created_wall_ms"], info["changed_wall_ms"]
         job.attempt, job.errors, job.crashes = attempt, info.get("errors", 0), info.get("crashes", 0)
         job.is_vague = False
@@ -2175,7 +2013,11 @@ class Oracle:
             left_ms, date_ms = info.get("due_ms_left"), info.get("run_at_ms") or 0
             job.due_ms = lo_ms + left_ms if left_ms is not None else 0
             if date_ms != job.due_wall_ms or not date_ms or job.date is None:
-                job.date = (self._dates_by_ms.get(date_ms) or self._watch(date_ms)) if date_ms else None
+                job.date = (
+                    (self._clocks.dates_by_ms.get(date_ms) or self._clocks.watch(date_ms))
+                    if date_ms
+                    else None
+                )
             job.due_wall_ms = date_ms
 
     def _check_content(self, job: Job, info: Args, lo: int, lsn: int) -> None:
@@ -2199,13 +2041,13 @@ class Oracle:
             elif any(
                 said == payload and request.floor < lsn
                 for place in (job.id, (job.queue, job.pool.shown["dedupe_key"]))
-                for request, said in self._payloads.get(place, ())
+                for request, said in self._book.payloads.get(place, ())
             ):
                 edit["payload"] = payload
             else:
                 raise Violation("I15", f"{job} has payload {payload!r}, submitted with {job.payload!r}")
         if edit:
-            self._edit(job, edit, lsn)
+            self._book.edit(job, edit, lsn)
         job.shown_lsn = max(job.shown_lsn, lsn)
 
     def _compare_content(self, job: Job, info: Args, lsn: int) -> Args:
@@ -2251,12 +2093,12 @@ class Oracle:
             raise Violation("I19", f"at the end job {info['job_id']} is {state}")
         expires_at_ms = info.get("expires_at_ms")
         is_waiting = state == "delayed" and not info["attempt"]
-        if is_waiting and expires_at_ms is not None and expires_at_ms <= self._now_wall_ms:
+        if is_waiting and expires_at_ms is not None and expires_at_ms <= self._clocks.wall_ms:
             raise Violation("I19", f"at the end job {info['job_id']} is delayed, and should have expired")
         if state == "delayed":
             left_ms, date_ms = info.get("due_ms_left"), info.get("run_at_ms")
             if left_ms == 0 or (
-                left_ms is None and date_ms is not None and date_ms + 1_000 <= self._now_wall_ms
+                left_ms is None and date_ms is not None and date_ms + 1_000 <= self._clocks.wall_ms
             ):
                 raise Violation("I19", f"at the end job {info['job_id']} is delayed, and its time has come")
 
@@ -2268,7 +2110,7 @@ class Oracle:
             raise Violation("CODE", f"{request}: {body}")
         about = body.get("details") or {}
         if status == "overloaded" and "memory_bytes" not in about:
-            if "KEYS_MAX" not in self._limits:
+            if "KEYS_MAX" not in self._known.limits:
                 raise Violation("I17", f"{request}: refused with {body}")
             self._hit("refused: too many keys")
         elif status != "draining":  # whether a request meets the end of a run is luck
@@ -2276,7 +2118,7 @@ class Oracle:
         if status in ("storage_full", "busy", "queue_full") or "memory_bytes" in about:
             self._full = status
         if "memory_bytes" in about:
-            limit = self._limits.get("memory_soft_bytes")
+            limit = self._known.limits.get("memory_soft_bytes")
             if limit is None or about["memory_bytes"] + about["added_bytes"] <= limit:
                 raise Violation("I17", f"{request}: refused with {about}, limit {limit}")
         if status == UNKNOWN_OUTCOME:
@@ -2290,16 +2132,16 @@ class Oracle:
             self._drop_suspicions(request.key)
         else:
             self._settle(request)
-            self._take_back(request)
+            self._pools.take_back(request)
             self._check_refusal(request, status, lsn, body, ms)
         self._closed[request.key] = (status, body)
         if request.verb == "get" and status == "job_not_found":
-            job = self.jobs.get(request.args["job_id"])
+            job = self._book.jobs.get(request.args["job_id"])
             if job is not None:
                 self._is_missing(job, lsn, ms, str(request))
         if status == "queue_not_found":
             name = request.args.get("queue") or request.args["filter"]["queue"]
-            for job in self.jobs.values():
+            for job in self._book.jobs.values():
                 if job.queue == name and job.state != "gone" and job.hi <= lsn:
                     self._is_missing(job, lsn, ms, str(request))
             if name in self._shelves:
@@ -2316,8 +2158,8 @@ class Oracle:
                 raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
         elif status == "duplicate" and request.verb == "submit":
             self._on_duplicate(request, request.args, body["details"]["job_id"], lsn, ms)
-        elif request.verb == "update" and request.args["job_id"] in self.jobs:
-            job = self.jobs[request.args["job_id"]]
+        elif request.verb == "update" and request.args["job_id"] in self._book.jobs:
+            job = self._book.jobs[request.args["job_id"]]
             if status == "job_not_found":
                 self._is_missing(job, lsn, ms, str(request))
             elif status == "wrong_state" and job.hi <= lsn and self._reach(job, ms) <= {*WAITING}:
@@ -2326,7 +2168,7 @@ class Oracle:
     def _on_duplicate(self, request: Request, fields: Args, job_id: int, lsn: int, ms: int) -> None:
         """A submit was refused since a job has its dedupe key."""
         mode = fields.get("dedupe", "existing")
-        job = self.jobs.get(job_id)
+        job = self._book.jobs.get(job_id)
         if mode == "existing":
             raise Violation("I10", f"{request} at LSN {lsn} was refused, and asked for what there is")
         if job is None or job.hi > lsn:
@@ -2335,11 +2177,6 @@ class Oracle:
             raise Violation("I10", f"{request} at LSN {lsn} was refused: {job} has lost the key")
         if mode != "reject" and self._reach(job, ms) <= {*WAITING}:
             raise Violation("I10", f"{request} at LSN {lsn} was refused, and {job} could be changed")
-
-    def _take_back(self, request: Request) -> None:
-        """What a refused submit would have added does not come."""
-        for fields in groups_of(request):
-            self._pool(fields, request.lo_ms).most -= len(payloads_of(fields))
 
     def _same_answer(self, request: Request, body: Any) -> None:
         """A request that has changed something was sent once more after its answer: that is what it gets again.
@@ -2354,27 +2191,11 @@ class Oracle:
             return
         known = {info["job_id"] for info in before["jobs"]}
         for info in body["jobs"]:
-            job = self.jobs.get(info["job_id"])
+            job = self._book.jobs.get(info["job_id"])
             if job is not None and job.once:
                 raise Violation("I6", f"{job} was sent twice to {request}")
             if body["token"] != before["token"] or info["job_id"] not in known:
                 raise Violation("I10", f"{request} was answered {before}, and then {body}")
-
-
-def _rank_of(entry: tuple[tuple[int, int], Job]) -> tuple[int, int]:
-    return entry[0]
-
-
-def _pool_key(shown: Args) -> tuple[object, ...]:
-    """Return what jobs are told apart by: their task, which never changes; where they have none by all that is shown."""
-    if shown["task"] is not None:
-        return shown["queue"], shown["task"], shown["delivery"]
-    metadata = shown["metadata"]
-    return (
-        shown["queue"],
-        *(shown[name] for name in ("priority", "encoding", "task", "tenant", "group", "delivery")),
-        None if metadata is None else tuple(sorted(metadata.items())),
-    )
 
 
 def _facts_shown(job: Job, info: Args) -> tuple[object, ...]:

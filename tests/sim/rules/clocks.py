@@ -1,8 +1,14 @@
 """What the clocks have said, and the dates that somebody named: has the wall clock come to them?
 
 Knows:         protocol.md "Clocks": a date is reached once the wall clock stands there, and stays so when it is set back.
-Must not know: anything of jqd; what follows for jobs (oracle.py).
+Must not know: anything of jqd; what follows for jobs (reach.py).
 """
+
+from bisect import insort
+from collections.abc import Callable
+from typing import Final
+
+MINUTE_MS: Final = 60_000
 
 
 class Date:
@@ -12,3 +18,37 @@ class Date:
 
     def __init__(self, at_ms: int, *, is_reached: bool) -> None:
         self.at_ms, self.is_reached = at_ms, is_reached
+
+
+class Clocks:
+    """Both clocks, as they stood when something was last told.
+
+    ms:          by the engine clock.
+    wall_max_ms: the latest that the wall clock has shown.
+    dates_by_ms: the newest of each.
+    """
+
+    def __init__(self, hit: Callable[[str], object]) -> None:
+        self._hit = hit
+        self.ms = self.wall_ms = self.wall_max_ms = 0
+        self._dates: list[tuple[int, int, Date]] = []  # (ms, number, date): the wall clock was not there yet
+        self._date_count = 0
+        self.dates_by_ms: dict[int, Date] = {}  # the newest of each
+
+    def tick(self, wall_ms: int) -> None:
+        """Note what the wall clock says; to be told before and after each jump."""
+        self.wall_max_ms = max(self.wall_max_ms, wall_ms)
+        self.wall_ms = wall_ms
+        dates = self._dates
+        if dates and wall_ms >= dates[0][0] + MINUTE_MS:
+            self._hit("wall clock jumped over a date")
+        while dates and dates[0][0] <= wall_ms:
+            dates.pop(0)[2].is_reached = True
+
+    def watch(self, at_ms: int) -> Date:
+        """Return a date of which is known from now on whether the wall clock has come to it."""
+        date = self.dates_by_ms[at_ms] = Date(at_ms, is_reached=at_ms <= self.wall_ms)
+        if not date.is_reached:
+            self._date_count += 1
+            insort(self._dates, (at_ms, self._date_count, date))
+        return date

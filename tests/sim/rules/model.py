@@ -5,9 +5,10 @@ Knows:         the fields of a job as protocol.md "Jobs" and "get" show them, an
 Must not know: anything of jqd; what is right (the other files here).
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
-from tests.sim.rules.clocks import Date
+from tests.sim.rules.clocks import Clocks, Date
 
 Args = dict[str, Any]
 Key = tuple[bytes | None, int]
@@ -233,3 +234,22 @@ class Pool:
         self.lo_ms = ms
         self.delay_ms = 0
         self.run_at_ms = 0
+
+
+class Known:
+    """What all rules share.
+
+    Args:
+        marks: what is told of rare situations.
+
+    limits: by their names in protocol.md; a run may have made them smaller.
+    seen:   the highest LSN that a client knows.
+    run:    of the daemon, from 0.
+    """
+
+    def __init__(self, marks: Any) -> None:
+        self.hit: Callable[[str], object] = marks.hit
+        self.clocks = Clocks(self.hit)
+        self.limits: dict[str, int] = dict(LIMITS)
+        self.seen = 0
+        self.run = 0
