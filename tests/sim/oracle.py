@@ -38,11 +38,10 @@ queues, idempotency keys, filters, retry policies and weights has files of its o
 Sources: protocol.md; reliability.md 4.4.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from tests.sim import backoffs, idempotency
-from tests.sim.backoffs import plain
 from tests.sim.draws import orders
 from tests.sim.idempotency import IdempotencyKey
 from tests.sim.meanings import facts_of, meaning
@@ -73,6 +72,8 @@ from tests.sim.rules.model import (
     Where,
 )
 from tests.sim.rules.pools import Pools
+from tests.sim.rules.queues import Queues
+from tests.sim.rules.sessions import Sessions
 from tests.sim.rules.words import (
     acts_on_holder,
     dedupe_of,
@@ -85,12 +86,11 @@ from tests.sim.rules.words import (
     progress_said,
     queue_swept,
 )
-from tests.sim.shelves import SETTINGS, Shelf, said_by
 
 __all__ = ["Oracle", "Violation"]
 
-SESSION_MS: Final = 600_000
-DISCONNECT_GRACE_MS: Final = 500
+# Verbs whose answers say nothing of jobs or queues that could be wrong.
+SILENT: Final = frozenset({"ping", "stats", "snapshot"})
 # What stays the same while a job stays in a state.
 FACTS: Final = (
     *("payload_bytes", "errors", "crashes", "run_at_ms", "reason", "error", "attempts", "result"),
@@ -122,6 +122,31 @@ class Oracle:
         self._clocks = self._known.clocks
         self._pools = Pools(self._known)
         self._book = Book(self._known, self._pools)
+        self._sessions = Sessions(self._known, self._book)
+        self._queues = Queues()
+        # What the answer to each verb says. Arguments: the request, the answer, its LSN, its time by the engine clock.
+        self._rules: dict[str, Callable[[Request, Any, int, int], None]] = {
+            "hello": self._sessions.on_hello,
+            "submit": self._on_submit,
+            "submit_many": self._on_submit_many,
+            "update": self._on_update,
+            "lease": self._on_lease,
+            "ack": self._on_ack,
+            "fail": self._on_fail,
+            "release": self._on_release,
+            "extend": self._on_extend,
+            "cancel": self._on_cancel,
+            "requeue": self._on_requeue,
+            "purge": self._on_purge,
+            "get": self._on_get,
+            "list": self._on_list,
+            "wait": self._on_wait,
+            "set_queue": self._queues.on_set_queue,
+            "pause": self._queues.on_set_queue,
+            "resume": self._queues.on_set_queue,
+            "queue": self._queues.on_queue,
+            "queues": self._queues.on_queues,
+        }
         self._open: dict[Key, Request] = {}  # not answered yet
         self._given_up: list[Request] = []  # never to be answered, and yet perhaps carried out
         self._closed: dict[Key, tuple[str, object]] = {}  # what was answered: status, body
@@ -133,29 +158,13 @@ class Oracle:
         # Answered, but not for which jobs: verb, queue, and the LSN at or before which it was carried out.
         self._swept: list[tuple[str, str | None, int]] = []
         self._suspicions: list[Suspicion] = []
-        self._given: dict[tuple[int, int], Key] = {}  # (token, job id) -> who got it
-        self._owners: dict[int, Key] = {}  # token -> the lease that was answered with it
         self._refused: set[int] = set()  # jobs that somebody wanted to ack with an error
         self._killed: set[int] = set()  # or to fail for good
-        # Session -> run and time of the last word that surely came, and how often it was silent for so long that it may be forgotten.
-        self._heard: dict[bytes | None, tuple[int, int, int]] = {}
         self._result_bytes = 0  # of all results that were sent
         self._id_max = self._id_lsn = 0
-        self._epoch = 0  # of the run, 0 before its first welcome
-        self._epoch_max = 0
-        self._store_id: str | None = None
         self._full = ""  # why a submit was refused last, until one is taken
-        self._clock_floor_ms = 0  # a durable fact is as new as this
-        self._start_ms = 0  # of the run: not later than this
-        self._shelves: dict[str, Shelf] = {}  # by queue: of those that somebody has set or paused
         self._ikeys: dict[str, IdempotencyKey] = {}
         self._key_submits: dict[tuple[str, str], dict[Key, Request]] = {}  # loose, that may change who has it
-        self._releasing: set[bytes] = set()  # sessions that have said on_disconnect=release
-        # Session -> [begin, end or None] of times without a connection, as its client sees it, long enough to matter.
-        self._gone: dict[bytes, list[tuple[int, int | None]]] = {}
-        self._hello_ids: dict[bytes, int] = {}  # of the newest that was sent
-        self._lost_ids: dict[bytes, int] = {}  # the newest when the connection was lost
-        self._is_stopping = False  # who waits is sent away
 
     def rules(self, **limits: int) -> None:
         """Take over limits that a run has made smaller, by their names in protocol.md."""
@@ -164,7 +173,7 @@ class Oracle:
     @property
     def knows_settings(self) -> bool:
         """Whether anything was asked about what holds in queues."""
-        return bool(self._shelves)
+        return bool(self._queues.shelves)
 
     # --- what the world tells -----------------------------------------------------------------
 
@@ -173,13 +182,11 @@ class Oracle:
     ) -> None:
         """A client sends a request, for the first time or again."""
         self.clocks(engine_ms, wall_ms)
-        gaps = self._gaps(session, engine_ms)
+        gaps = self._sessions.gaps(session, engine_ms)
         key = (session, request_id)
         request = self._open.get(key)
         if verb == "hello" and session is not None:
-            self._hello_ids[session] = request_id
-            if args.get("on_disconnect") == "release":
-                self._releasing.add(session)
+            self._sessions.greets(session, request_id, args)
         if request is None:
             request = self._open[key] = Request(key, verb, args, self._known.seen, engine_ms, self._known.run)
             request.wall_ms = wall_ms
@@ -217,7 +224,7 @@ class Oracle:
         if request is None:
             return
         # The daemon has heard it some time after it was sent, and the reply may have been under way for long.
-        self._hear(
+        self._sessions.hear(
             session, body["engine_ms"] if status == "ok" and request.verb == "hello" else request.lo_ms
         )
         if lsn < request.floor:
@@ -232,10 +239,11 @@ class Oracle:
                 self._same_answer(request, body)
                 return
             self._settle(request)
-            getattr(self, f"_on_{request.verb}")(request, body, lsn, engine_ms)
+            if request.verb not in SILENT:
+                self._rules[request.verb](request, body, lsn, engine_ms)
             changed = has_changed(request, body)
             if changed:
-                self._clock_floor_ms = max(self._clock_floor_ms, request.lo_ms)
+                self._sessions.clock_floor_ms = max(self._sessions.clock_floor_ms, request.lo_ms)
                 if request.sends > 1:
                     self._hit("answer to a request sent again came from one of its tries")
                 elif lsn <= request.floor:
@@ -264,21 +272,7 @@ class Oracle:
 
     def lost(self, session: bytes, engine_ms: int) -> None:
         """A client has no connection any more, or has said that it will send nothing over the one that it has."""
-        if session in self._releasing:
-            gone = self._gone.setdefault(session, [])
-            if not gone or gone[-1][1] is not None:
-                gone.append((engine_ms, None))
-            self._lost_ids[session] = self._hello_ids.get(session, 0)
-
-    def _came_back(self, session: bytes, engine_ms: int, hello_id: float = float("inf")) -> None:
-        """A session is connected, or its daemon is gone: its leases do not end for want of a connection."""
-        gone = self._gone.get(session)
-        if gone and gone[-1][1] is None and hello_id > self._lost_ids[session]:
-            begin_ms = gone.pop()[0]
-            if engine_ms - begin_ms >= DISCONNECT_GRACE_MS:
-                gone.append((begin_ms, engine_ms))
-            else:
-                self._hit("client that is to lose its leases came back in time")
+        self._sessions.lost(session, engine_ms)
 
     def event(self, session: bytes, name: str, lsn: int, body: Args) -> None:
         """A client was told something unasked."""
@@ -287,7 +281,7 @@ class Oracle:
             return
         for token, ranges in body["items"]:
             for job_id in ids_in(ranges):
-                holder = self._given.get((token, job_id))
+                holder = self._sessions.given.get((token, job_id))
                 if holder is not None and holder[0] != session:
                     raise Violation(
                         "I16", f"{session.hex()[:4]} was told of job {job_id}, which {holder} holds"
@@ -303,48 +297,24 @@ class Oracle:
 
     def stops(self) -> None:
         """The daemon is told to stop."""
-        self._is_stopping = True
+        self._sessions.is_stopping = True
 
     def crashed(self) -> None:
         """The daemon's run has ended, in whatever way."""
-        self._known.run += 1
-        self._is_stopping = False
-        self._epoch = 0
         self._suspicions.clear()
-        for session in self._gone:
-            self._came_back(session, self._clocks.ms)
+        self._sessions.crashed()
         if any(job.mark > 0 and job.state == "leased" for job in self._book.jobs.values()):
             self._hit("marked job held over the end of a run")
         if any(
             True in shelf.can_be("paused", self._known.seen, self._known.seen)
-            for shelf in self._shelves.values()
+            for shelf in self._queues.shelves.values()
         ):
             self._hit("queue paused over the end of a run")
 
     def started(self, welcome: Args, engine_ms: int, wall_ms: int) -> None:
         """A client was welcomed by a run; may be told of each."""
         self.clocks(engine_ms, wall_ms)
-        epoch, begun_ms = welcome["epoch"], welcome["engine_ms"]
-        if self._epoch:
-            if epoch != self._epoch:
-                raise Violation("I4", f"epoch {self._epoch} became {epoch} without a restart")
-            return
-        if epoch <= self._epoch_max:
-            raise Violation("I4", f"epoch {epoch} after epoch {self._epoch_max}")
-        if self._store_id not in (None, welcome["store_id"]):
-            raise Violation("I15", f"store {self._store_id} became {welcome['store_id']}")
-        if begun_ms < self._clock_floor_ms:
-            raise Violation(
-                "I15", f"the engine clock says {begun_ms}, and a durable fact {self._clock_floor_ms}"
-            )
-        self._store_id = welcome["store_id"]
-        self._epoch = self._epoch_max = epoch
-        self._start_ms = begun_ms
-        for job in self._book.jobs.values():
-            # Of a lease that cannot have run out before the start it is known that it got its grace.
-            if job.state == "leased" and begun_ms < job.deadline_ms:
-                grace_ms = min(job.lease_ms, 30_000)
-                job.deadline_ms = max(job.deadline_ms, self._clock_floor_ms + grace_ms)
+        self._sessions.started(welcome)
 
     def rolled_back(self) -> None:
         """An older copy of the store was put back: jobs and LSNs went back, tokens must not."""
@@ -356,19 +326,15 @@ class Oracle:
         self._book.key_jobs.clear()
         for ikey in self._ikeys.values():
             ikey.uses, ikey.doubt_lsn = [], 0.5  # anything of the copy, and nothing behind it
-        for shelf in self._shelves.values():
-            shelf.forget()
+        self._queues.rolled_back()
         for pool in self._pools.by_key.values():
             pool.ids.clear()
             pool.lo_ms = 0
-        self._known.seen = self._id_max = self._id_lsn = self._clock_floor_ms = 0
+        self._known.seen = self._id_max = self._id_lsn = 0
         for request in self._open.values():
             request.floor = request.lo_ms = 0
             request.sends += 1  # in the copy it may have been carried out already
-        if self._clocks.wall_ms // 1_000 <= self._epoch_max:
-            self._epoch_max = 0  # the clock was set back too: nothing is left that could keep tokens apart
-            self._owners.clear()
-            self._given.clear()
+        self._sessions.rolled_back()
 
     def check_listing(
         self,
@@ -394,8 +360,8 @@ class Oracle:
         if lsn < self._known.seen:
             raise Violation("I15", f"everything is read at LSN {lsn}, and LSN {self._known.seen} was known")
         self._known.seen = lsn
-        if self._shelves:
-            self._see_settings(settings, lsn)
+        if self._queues.shelves:
+            self._queues.see_all(settings, lsn)
         counts: dict[tuple[str, str], int] = {}
         listed: set[int] = set()
         for info in jobs:
@@ -463,7 +429,7 @@ class Oracle:
             if args.get("run_at_ms"):
                 self._clocks.watch(args["run_at_ms"])
         elif verb in ("set_queue", "pause", "resume"):
-            self._shelf(args["queue"]).loosen(request)
+            self._queues.of(args["queue"]).loosen(request)
             if args.get("lease_ms") is not None:
                 self._pools.odd_leases.add(args["queue"])
         elif verb == "lease":
@@ -490,9 +456,6 @@ class Oracle:
             if result is not None:
                 self._result_bytes += len(result) * sum(count for _, count in ranges)
 
-    def _shelf(self, queue: str) -> Shelf:
-        return self._shelves.setdefault(queue, Shelf())
-
     def _ikey(self, fields: Args) -> IdempotencyKey:
         return self._ikeys.setdefault(fields["idempotency_key"], IdempotencyKey())
 
@@ -516,7 +479,9 @@ class Oracle:
             self._unname(request, (args["job_id"],))
             self._is_known(request, args["job_id"])
         elif verb in ("set_queue", "pause", "resume"):
-            self._shelf(args["queue"]).settle(request, self._known.seen if request in self._given_up else 0)
+            self._queues.of(args["queue"]).settle(
+                request, self._known.seen if request in self._given_up else 0
+            )
         elif verb == "lease":
             for name in args.get("queues", ("default",)):
                 self._leases[name].pop(key, None)
@@ -554,22 +519,6 @@ class Oracle:
         twin.key = (b"twin", len(self._given_up) << 20 | self._known.run)
         self._loosen(twin)
         self._given_up.append(twin)
-
-    def _hear(self, session: bytes | None, ms: int) -> None:
-        """Note that the daemon has heard of a session, not before a time."""
-        run, heard_ms, gaps = self._heard.get(session, (self._known.run, ms, 0))
-        self._heard[session] = (self._known.run, ms if run != self._known.run else max(ms, heard_ms), gaps)
-
-    def _gaps(self, session: bytes | None, ms: int) -> int:
-        """Return how often a session may have been forgotten so far, for want of a word of it."""
-        run, heard_ms, gaps = self._heard.get(session, (self._known.run, ms, 0))
-        if run != self._known.run:
-            heard_ms = min(self._start_ms, ms)  # a start of the daemon begins to count anew
-        if ms - heard_ms >= SESSION_MS:
-            self._hit("session silent for so long that it may be forgotten")
-            gaps += 1
-        self._heard[session] = (self._known.run, heard_ms, gaps)
-        return gaps
 
     def _clear_up(self, lsn: int) -> None:
         """All is known at an LSN: what runs that have ended may have done is in it.
@@ -641,7 +590,7 @@ class Oracle:
             or ms >= job.deadline_ms
             or "extend" in verbs
             or (leased and not verbs.isdisjoint(("release", "fail")))
-            or self._is_released(job, ms)
+            or self._sessions.is_released(job, ms)
         )
         may_expire = self._may_expire(job, verbs)
         count = 0
@@ -693,23 +642,11 @@ class Oracle:
         # A lease that was loose may have been taken back, and a release gives the attempt back.
         return job.attempt == 0 or job.is_vague or not verbs.isdisjoint(("lease", "release"))
 
-    def _is_released(self, job: Job, ms: int) -> bool:
-        """Tell whether a lease can have ended because the session that holds it had no connection."""
-        if not self._gone or job.state != "leased":
-            return False
-        holder = self._given.get((job.token, job.id))
-        if holder is None or holder[0] is None:
-            return bool(self._releasing)
-        return any(
-            ms >= begin_ms + DISCONNECT_GRACE_MS and (end_ms is None or end_ms >= job.since_ms)
-            for begin_ms, end_ms in self._gone.get(holder[0], ())
-        )
-
     def _may_be_forgotten(self, job: Job, states: set[str], ms: int) -> bool:
         """Tell whether retention can have ended a job that is in one of these states."""
         if "memory_soft_bytes" in self._known.limits and not states.isdisjoint((*FINISHED, "dead")):
             return True  # they have a share of memory that others use too
-        shelf = self._shelves.get(job.queue)
+        shelf = self._queues.shelves.get(job.queue)
         if shelf is not None:
             kept_ms = [
                 shelf.ever(name)
@@ -1020,70 +957,12 @@ class Oracle:
 
     # --- replies: queues ----------------------------------------------------------------------
 
-    def _on_set_queue(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        shelf = self._shelf(request.args["queue"])
-        if request.sends > 1:
-            return  # as loose as before: the daemon does not remember what changed nothing
-        shelf.learned(said_by(request.verb, request.args), lsn)
-        possible = [bool(each) for each in shelf.can_be("paused", lsn, lsn)]
-        if body["paused"] not in possible:
-            raise Violation("I15", f"{request} at LSN {lsn} found the queue paused: {body['paused']}")
-
-    _on_pause = _on_resume = _on_set_queue
-
-    def _on_queue(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        self._check_settings(body, lsn, str(request))
-
-    def _check_settings(self, details: Args, lsn: int, where: str) -> None:
-        """What is shown of a queue's settings is what was set."""
-        name = details["info"]["queue"]
-        shelf = self._shelves.get(name) or Shelf()
-        for setting in SETTINGS:
-            shown = plain(details[setting]) if setting == "retry" else details[setting]
-            possible = [_set_or_default(setting, each) for each in shelf.can_be(setting, lsn, lsn)]
-            if shown not in possible:
-                raise Violation(
-                    "I15", f"{where} at LSN {lsn}: {setting} of {name} is {shown}, not of {possible}"
-                )
-        paused = [bool(each) for each in shelf.can_be("paused", lsn, lsn)]
-        if details["info"]["paused"] not in paused:
-            raise Violation("I15", f"{where} at LSN {lsn}: {name} paused: {details['info']['paused']}")
-
-    def _see_settings(self, settings: Iterable[Args], lsn: int) -> None:
-        """All queues are shown with their settings."""
-        there = set()
-        for details in settings:
-            name = details["info"]["queue"]
-            there.add(name)
-            self._check_settings(details, lsn, "a look at everything")
-            said: Args = {"paused": details["info"]["paused"]}
-            for setting in SETTINGS:
-                value = plain(details[setting]) if setting == "retry" else details[setting]
-                said[setting] = None if value == _set_or_default(setting, None) else value
-            if name in self._shelves:
-                self._shelves[name].learned(said, lsn, all_heard=True)
-        for name, shelf in self._shelves.items():
-            if name not in there:
-                self._not_there(name, shelf, lsn, "a look at everything")
-                shelf.learned({**dict.fromkeys(SETTINGS), "paused": False, "kept": None}, lsn, all_heard=True)
-
-    def _not_there(self, name: str, shelf: Shelf, lsn: int, where: str) -> None:
-        """A queue is not there: nothing can be set of it."""
-        for setting in ("kept", "paused"):
-            if all(shelf.can_be(setting, lsn, lsn)):
-                raise Violation("I15", f"{where} at LSN {lsn}: queue {name} is not there; it is {setting}")
-
-    def _can_be(self, queue: str, setting: str, lo: int, hi: int) -> list[Any]:
-        """Return the values that a setting may have had at an LSN in lo..hi; None: the default."""
-        shelf = self._shelves.get(queue)
-        return [None] if shelf is None else shelf.can_be(setting, lo, hi)
-
     def _bounds(self, job: Job, setting: str, lsn: int | None = None) -> tuple[int, int]:
         """Return the least and the greatest that max_retries or max_crashes can be for a job, now or ever (None)."""
         own = job.pool.shown[setting]
         if own is not None:
             return own, own
-        shelf = self._shelves.get(job.queue)
+        shelf = self._queues.shelves.get(job.queue)
         usual: int = SHOWN_DEFAULTS[setting]  # type: ignore[assignment]
         if shelf is None:
             return usual, usual
@@ -1093,7 +972,7 @@ class Oracle:
 
     def _check_room(self, request: Request, queue: str, count: int, lsn: int, ms: int) -> None:
         """Jobs were taken: there must have been room for them."""
-        shelf = self._shelves.get(queue)
+        shelf = self._queues.shelves.get(queue)
         if shelf is None:
             return
         limits = shelf.can_be("length_max", lsn, lsn)
@@ -1123,7 +1002,7 @@ class Oracle:
             added[name] = added.get(name, 0) + len(payloads_of(fields))
         lo = lsn if request.sends == 1 else request.floor
         for name, count in added.items():
-            if limit in self._can_be(name, "length_max", lo, lsn) and length + count > limit:
+            if limit in self._queues.can_be(name, "length_max", lo, lsn) and length + count > limit:
                 known = sum(job.queue == name for job in self._book.jobs.values())
                 loose = self._pools.queue_jobs.get(name, 0)
                 if length <= max(known, loose):
@@ -1146,11 +1025,11 @@ class Oracle:
         if bool(jobs) != bool(token):
             raise Violation("I4", f"{request} got token {token} for {len(jobs)} jobs")
         if jobs:
-            self._check_token(request, token, lsn)
+            self._sessions.check_token(request, token, lsn)
         if request.args.get("wait_ms"):
             self._hit("parked lease served" if jobs else "parked lease gave up")
         first_ms = request.lo_ms
-        if self._shelves and jobs:
+        if self._queues.shelves and jobs:
             self._check_paused(request, jobs, lsn)
         for info in jobs:
             self._deliver(request, info, token, body["lease_ms_left"], lsn, first_ms, ms)
@@ -1168,7 +1047,7 @@ class Oracle:
         """Nothing was handed out of a queue that was paused all the time in which the lease can have been served."""
         lo = lsn if request.sends == 1 and not request.args.get("wait_ms") else request.floor
         for name in {info["queue"] for info in jobs}:
-            if all(self._can_be(name, "paused", lo, lsn)):
+            if all(self._queues.can_be(name, "paused", lo, lsn)):
                 raise Violation("I9", f"{request} at LSN {lsn} got jobs of {name}, which is paused")
 
     def _check_expiry(self, request: Request, info: Args, wall_ms: int) -> None:
@@ -1196,14 +1075,6 @@ class Oracle:
                 return
         raise Violation("I7", f"{request} got jobs of {got}, which grant {token & 0xFFFFFFFF} does not draw")
 
-    def _check_token(self, request: Request, token: int, lsn: int) -> None:
-        owner = self._owners.get(token)
-        if owner is None:
-            self._owners[token] = request.key
-        elif owner != request.key:
-            raise Violation("I4", f"token {token} of {request} at LSN {lsn} is another request's")
-        self._epoch_max = max(self._epoch_max, token >> 32)
-
     def _deliver(
         self, request: Request, info: Args, token: int, left_ms: int, lsn: int, lo_ms: int, ms: int
     ) -> None:
@@ -1214,9 +1085,9 @@ class Oracle:
         lo = lsn if request.sends == 1 and not request.args.get("wait_ms") else request.floor
         self._check_content(job, info, lo, lsn)
         self._check_rising(job, token, lsn)
-        if (token, job_id) in self._given:
+        if (token, job_id) in self._sessions.given:
             raise Violation("I6" if job.once else "I4", f"{job} was sent twice under token {token}")
-        self._given[token, job_id] = request.key
+        self._sessions.given[token, job_id] = request.key
         # A purge that was sent twice tells only between which LSNs a job went.
         may_be_newer = job.lo < lsn and token > job.token and job.state != "gone"
         if lsn <= job.hi and not may_be_newer:
@@ -1325,7 +1196,7 @@ class Oracle:
         # Parked, it may have been served before its reply's LSN.
         known = request.floor if args.get("wait_ms") else lsn - bool(jobs)
         for number, name in enumerate(names[: at + 1] if is_full else names):
-            if self._shelves and any(self._can_be(name, "paused", min(known, lsn), lsn)):
+            if self._queues.shelves and any(self._queues.can_be(name, "paused", min(known, lsn), lsn)):
                 continue
             for rank, job in self._book.ready.get(name, ()):
                 if number == at and worst is not None and rank > worst and is_full:
@@ -1435,7 +1306,7 @@ class Oracle:
     def _backoff(self, job: Job, args: Args, failures: int, lo: int, hi: int) -> tuple[int, int]:
         """Return the shortest and the longest delay behind a failure, whichever policy held."""
         own = args.get("retry") or job.pool.shown["retry"]
-        known = [own] if own is not None else self._can_be(job.queue, "retry", lo, hi)
+        known = [own] if own is not None else self._queues.can_be(job.queue, "retry", lo, hi)
         windows = [backoffs.window_ms(policy, failures) for policy in known]
         return min(low for low, _ in windows), max(high for _, high in windows)
 
@@ -1528,7 +1399,7 @@ class Oracle:
 
     def _note_word(self, request: Request, job: Job, ms: int) -> None:
         """Tell what is rare in a word of who holds a job."""
-        if job.token >> 32 < self._epoch:
+        if job.token >> 32 < self._sessions.epoch:
             self._hit("token of an earlier run accepted")
         if request.lo_ms == ms and not self._named.get(job.id):
             if ms == job.deadline_ms - 1:
@@ -1574,7 +1445,7 @@ class Oracle:
             if ms == job.deadline_ms == request.lo_ms:
                 self._hit("refused at the millisecond of the deadline")
             return
-        if self._is_released(job, ms):
+        if self._sessions.is_released(job, ms):
             self._hit("lease ended with the connections of its holder")
             return
         if job.hi > (lsn if request.sends == 1 else request.floor) or self._named.get(job.id):
@@ -1697,21 +1568,6 @@ class Oracle:
 
     # --- replies: reads -----------------------------------------------------------------------
 
-    def _on_hello(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        session = request.key[0]
-        if session is not None:
-            self._came_back(session, ms, request.key[1])
-
-    def _on_ping(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        pass
-
-    _on_stats = _on_snapshot = _on_ping
-
-    def _on_queues(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        for queue in body["queues"] if self._shelves else ():
-            if queue["paused"] not in map(bool, self._can_be(queue["queue"], "paused", lsn, lsn)):
-                raise Violation("I15", f"{request} at LSN {lsn}: {queue['queue']} paused: {queue['paused']}")
-
     def _on_get(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         self._see(body, lsn, request.lo_ms, ms)
 
@@ -1763,7 +1619,7 @@ class Oracle:
         if len({*told} & {*ids}) != len(told) or len(told) > count or (body["jobs"] and not is_whole):
             raise Violation("I14", f"{request} for {ids} was answered {body}")
         is_met = not body["pending"] if args.get("all") else count > 0
-        if not is_met and ms - request.lo_ms < args.get("wait_ms", 0) and not self._is_stopping:
+        if not is_met and ms - request.lo_ms < args.get("wait_ms", 0) and not self._sessions.is_stopping:
             raise Violation("I19", f"{request} was answered {body} at {ms} ms, asked at {request.lo_ms} ms")
         for info in body["jobs"]:
             self._check_ended(request, info, lsn, ms)
@@ -1877,7 +1733,7 @@ class Oracle:
             self._check_content(job, info, lsn, lsn)  # somebody may have changed it already
             self._note(job, info, lsn, lo_ms)
             return
-        shelf = self._shelves.get(job.queue) if self._shelves else None
+        shelf = self._queues.shelves.get(job.queue) if self._queues.shelves else None
         same = info is job.seen or info == job.seen
         known = shelf is None or job.pool.version == shelf.version
         if same and known and not job.is_vague and not job.also:
@@ -2025,7 +1881,7 @@ class Oracle:
         if lo < job.content_lsn:
             return  # it was changed since, or perhaps
         content = tuple(map(info.get, CONTENT)) if "state" in info else tuple(map(info.get, HANDED_OUT))
-        shelf = self._shelves.get(job.queue)
+        shelf = self._queues.shelves.get(job.queue)
         if shelf is not None and job.pool.version != shelf.version:
             job.pool.version = shelf.version
             job.pool.right.clear()
@@ -2059,7 +1915,7 @@ class Oracle:
             if shown == said:
                 continue
             if name in OF_QUEUE and said is None:
-                possible = self._can_be(job.queue, name, lsn, lsn)
+                possible = self._queues.can_be(job.queue, name, lsn, lsn)
                 if shown in [SHOWN_DEFAULTS[name] if each is None else each for each in possible]:
                     continue
             if name in EDITABLE and any(
@@ -2144,8 +2000,8 @@ class Oracle:
             for job in self._book.jobs.values():
                 if job.queue == name and job.state != "gone" and job.hi <= lsn:
                     self._is_missing(job, lsn, ms, str(request))
-            if name in self._shelves:
-                self._not_there(name, self._shelves[name], lsn, str(request))
+            if name in self._queues.shelves:
+                self._queues.not_there(name, self._queues.shelves[name], lsn, str(request))
 
     def _check_refusal(self, request: Request, status: str, lsn: int, body: Any, ms: int) -> None:
         """A request that was sent once was refused: was there a reason?"""
@@ -2202,11 +2058,3 @@ def _facts_shown(job: Job, info: Args) -> tuple[object, ...]:
     """Return what stays the same while a job stays in a state: of a result with a time of its own _check_result knows."""
     facts = tuple(map(info.get, FACTS))
     return facts if job.pool.fields.get("result_ttl_ms") is None else facts[:-2]
-
-
-def _set_or_default(setting: str, value: Any) -> Any:
-    """Return what holds for a setting of a queue."""
-    if value is not None:
-        return value
-    usual: Args = {"retry": {}, "retention_ms": HOUR_MS, "dead_retention_ms": 720 * HOUR_MS, "length_max": 0}
-    return usual[setting] if setting in usual else SHOWN_DEFAULTS[setting]
