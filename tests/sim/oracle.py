@@ -43,9 +43,9 @@ from typing import Any, Final
 
 from tests.sim import backoffs, idempotency
 from tests.sim.draws import orders
-from tests.sim.idempotency import IdempotencyKey
 from tests.sim.meanings import facts_of, meaning
 from tests.sim.rules.book import Book
+from tests.sim.rules.loose import Loose
 from tests.sim.rules.model import (
     ANY,
     BROKEN_BY_LEAVING,
@@ -54,7 +54,6 @@ from tests.sim.rules.model import (
     ENDED,
     FINISHED,
     HANDED_OUT,
-    HOUR_MS,
     LIMITS,
     LIVE,
     NO_PROGRESS,
@@ -73,9 +72,9 @@ from tests.sim.rules.model import (
 )
 from tests.sim.rules.pools import Pools
 from tests.sim.rules.queues import Queues
+from tests.sim.rules.reach import Reach
 from tests.sim.rules.sessions import Sessions
 from tests.sim.rules.words import (
-    acts_on_holder,
     dedupe_of,
     edit_of,
     groups_of,
@@ -124,6 +123,8 @@ class Oracle:
         self._book = Book(self._known, self._pools)
         self._sessions = Sessions(self._known, self._book)
         self._queues = Queues()
+        self._loose = Loose(self._known, self._pools, self._book, self._queues)
+        self._reach = Reach(self._known, self._pools, self._book, self._sessions, self._queues, self._loose)
         # What the answer to each verb says. Arguments: the request, the answer, its LSN, its time by the engine clock.
         self._rules: dict[str, Callable[[Request, Any, int, int], None]] = {
             "hello": self._sessions.on_hello,
@@ -147,24 +148,9 @@ class Oracle:
             "queue": self._queues.on_queue,
             "queues": self._queues.on_queues,
         }
-        self._open: dict[Key, Request] = {}  # not answered yet
-        self._given_up: list[Request] = []  # never to be answered, and yet perhaps carried out
-        self._closed: dict[Key, tuple[str, object]] = {}  # what was answered: status, body
-        self._named: dict[
-            int, list[tuple[Request, int]]
-        ] = {}  # loose: by job id, with the token that they show
-        self._leases: dict[str, dict[Key, Request]] = {}  # loose: by queue
-        self._sweeps: dict[Key, Request] = {}  # loose: by filter
-        # Answered, but not for which jobs: verb, queue, and the LSN at or before which it was carried out.
-        self._swept: list[tuple[str, str | None, int]] = []
         self._suspicions: list[Suspicion] = []
-        self._refused: set[int] = set()  # jobs that somebody wanted to ack with an error
-        self._killed: set[int] = set()  # or to fail for good
-        self._result_bytes = 0  # of all results that were sent
         self._id_max = self._id_lsn = 0
         self._full = ""  # why a submit was refused last, until one is taken
-        self._ikeys: dict[str, IdempotencyKey] = {}
-        self._key_submits: dict[tuple[str, str], dict[Key, Request]] = {}  # loose, that may change who has it
 
     def rules(self, **limits: int) -> None:
         """Take over limits that a run has made smaller, by their names in protocol.md."""
@@ -184,18 +170,20 @@ class Oracle:
         self.clocks(engine_ms, wall_ms)
         gaps = self._sessions.gaps(session, engine_ms)
         key = (session, request_id)
-        request = self._open.get(key)
+        request = self._loose.open.get(key)
         if verb == "hello" and session is not None:
             self._sessions.greets(session, request_id, args)
         if request is None:
-            request = self._open[key] = Request(key, verb, args, self._known.seen, engine_ms, self._known.run)
+            request = self._loose.open[key] = Request(
+                key, verb, args, self._known.seen, engine_ms, self._known.run
+            )
             request.wall_ms = wall_ms
-            known = self._closed.get(key)
+            known = self._loose.closed.get(key)
             if known is not None:
                 request.sends = 2
                 request.again = known
             if known is None or not has_changed(request, known[1]):
-                self._loosen(request)
+                self._loose.loosen(request)
         else:
             self._hit("request sent again")
             request.sends += 1
@@ -204,7 +192,7 @@ class Oracle:
                 request.lo_ms = engine_ms
                 self._pools.set_back(request)
             if session is None or gaps > request.gaps:
-                self._double(request)
+                self._loose.double(request)
         request.gaps = gaps
 
     def answered(
@@ -220,7 +208,7 @@ class Oracle:
         """A reply reached its client whole."""
         self.clocks(engine_ms, wall_ms)
         key = (session, request_id)
-        request = self._open.pop(key, None)
+        request = self._loose.open.pop(key, None)
         if request is None:
             return
         # The daemon has heard it some time after it was sent, and the reply may have been under way for long.
@@ -238,7 +226,7 @@ class Oracle:
             if request.again is not None and has_changed(request, request.again[1]):
                 self._same_answer(request, body)
                 return
-            self._settle(request)
+            self._loose.settle(request)
             if request.verb not in SILENT:
                 self._rules[request.verb](request, body, lsn, engine_ms)
             changed = has_changed(request, body)
@@ -251,9 +239,9 @@ class Oracle:
                         "I14", f"{request} changed something at LSN {lsn}, which was known before"
                     )
             elif request.sends > 1:
-                self._loosen(request)  # nothing was remembered: another copy may still be carried out
-                self._given_up.append(request)
-            self._closed[key] = (status, body)
+                self._loose.loosen(request)  # nothing was remembered: another copy may still be carried out
+                self._loose.given_up.append(request)
+            self._loose.closed[key] = (status, body)
         if self._suspicions:
             if request.sends > 1 or (
                 status == "ok" and "filter" in request.args
@@ -264,10 +252,10 @@ class Oracle:
 
     def unknown(self, session: bytes | None, request_id: int) -> None:
         """A client has given up a request: what became of it only later reads can tell."""
-        request = self._open.pop((session, request_id), None)
+        request = self._loose.open.pop((session, request_id), None)
         if request is not None:
             self._hit("outcome unknown for ever")
-            self._given_up.append(request)
+            self._loose.given_up.append(request)
             self._drop_suspicions(request.key)
 
     def lost(self, session: bytes, engine_ms: int) -> None:
@@ -289,7 +277,12 @@ class Oracle:
                 job = self._book.jobs.get(job_id)
                 if job is None:
                     continue
-                if job.lo < lsn and job.hi <= lsn and not job.mark and "mark" not in self._verbs_on(job):
+                if (
+                    job.lo < lsn
+                    and job.hi <= lsn
+                    and not job.mark
+                    and "mark" not in self._loose.verbs_on(job)
+                ):
                     raise Violation(
                         "I5", f"{job} is to end by an event at LSN {lsn}, and nobody wanted it to"
                     )
@@ -321,19 +314,14 @@ class Oracle:
         self._book.jobs.clear()
         self._book.ready.clear()
         self._suspicions.clear()
-        self._swept.clear()
         self._book.is_rolled_back = True
         self._book.key_jobs.clear()
-        for ikey in self._ikeys.values():
-            ikey.uses, ikey.doubt_lsn = [], 0.5  # anything of the copy, and nothing behind it
         self._queues.rolled_back()
         for pool in self._pools.by_key.values():
             pool.ids.clear()
             pool.lo_ms = 0
         self._known.seen = self._id_max = self._id_lsn = 0
-        for request in self._open.values():
-            request.floor = request.lo_ms = 0
-            request.sends += 1  # in the copy it may have been carried out already
+        self._loose.rolled_back()
         self._sessions.rolled_back()
 
     def check_listing(
@@ -379,7 +367,7 @@ class Oracle:
                 self._must_have_ended(info)
         for job in self._book.jobs.values():
             if job.id not in listed and job.state != "gone":
-                self._is_missing(job, lsn, engine_ms, "a list of everything")
+                self._reach.is_missing(job, lsn, engine_ms, "a list of everything")
         shown = {
             (queue["queue"], state): count
             for queue in queues
@@ -388,12 +376,12 @@ class Oracle:
         }
         if shown != counts:
             raise Violation("I11", f"the queues say {shown}, the jobs are {counts}")
-        self._clear_up(lsn)
+        self._loose.clear_up(lsn)
         self._book.is_rolled_back = False
 
     def finish(self) -> None:
         """The run is over."""
-        if self._suspicions and not self._open:
+        if self._suspicions and not self._loose.open:
             one = self._suspicions[0]
             raise Violation("I7", one.text)
 
@@ -404,268 +392,12 @@ class Oracle:
     def tick(self, wall_ms: int) -> None:
         """Note what the wall clock says; to be told before and after each jump."""
         if wall_ms < self._clocks.wall_ms:
-            self._pools.expire_earlier((*self._open.values(), *self._given_up), wall_ms)
+            self._pools.expire_earlier((*self._loose.open.values(), *self._loose.given_up), wall_ms)
         self._clocks.tick(wall_ms)
 
     # --- requests that may have been carried out ----------------------------------------------
 
-    def _loosen(self, request: Request) -> None:
-        verb, args = request.verb, request.args
-        request.is_loose = True
-        if verb in ("submit", "submit_many"):
-            for fields in groups_of(request):
-                self._pools.expect(request, fields, payloads_of(fields))
-                if fields.get("idempotency_key") is not None:
-                    self._ikey(fields).loose.add(request.key)
-                if fields.get("dedupe_key") is not None:
-                    self._key_submits.setdefault(dedupe_of(fields), {})[request.key] = request
-                    if fields.get("dedupe") in ("replace", "debounce"):
-                        given = self._book.payloads.setdefault(dedupe_of(fields), [])
-                        given.append((request, payloads_of(fields)[0]))
-        elif verb == "update":
-            self._named.setdefault(args["job_id"], []).append((request, 0))
-            if args.get("payload") is not None:
-                self._book.payloads.setdefault(args["job_id"], []).append((request, args["payload"]))
-            if args.get("run_at_ms"):
-                self._clocks.watch(args["run_at_ms"])
-        elif verb in ("set_queue", "pause", "resume"):
-            self._queues.of(args["queue"]).loosen(request)
-            if args.get("lease_ms") is not None:
-                self._pools.odd_leases.add(args["queue"])
-        elif verb == "lease":
-            for name in args.get("queues", ("default",)):
-                self._leases.setdefault(name, {})[request.key] = request
-        elif verb in ("ack", "fail", "release", "extend"):
-            for job_id, token in named_by(args):
-                self._named.setdefault(job_id, []).append((request, token))
-            if verb == "ack":
-                self._note_ack(args)
-            elif verb == "fail" and args.get("dead"):
-                self._killed.update(job_id for job_id, _ in named_by(args))
-        elif verb in ("cancel", "requeue", "purge") and not args.get("dry_run"):
-            if args.get("ids"):
-                for job_id in ids_in(args["ids"]):
-                    self._named.setdefault(job_id, []).append((request, 0))
-            else:
-                self._sweeps[request.key] = request
-
-    def _note_ack(self, args: Args) -> None:
-        if args.get("result_error") is not None:
-            self._refused.update(job_id for job_id, _ in named_by(args))
-        for _, ranges, result in args["items"]:
-            if result is not None:
-                self._result_bytes += len(result) * sum(count for _, count in ranges)
-
-    def _ikey(self, fields: Args) -> IdempotencyKey:
-        return self._ikeys.setdefault(fields["idempotency_key"], IdempotencyKey())
-
-    def _settle(self, request: Request) -> None:
-        """A request is loose no longer."""
-        if not request.is_loose:
-            return
-        request.is_loose = False
-        verb, args, key = request.verb, request.args, request.key
-        if verb in ("submit", "submit_many"):
-            for fields in groups_of(request):
-                if fields.get("idempotency_key") is not None:
-                    ikey = self._ikey(fields)
-                    ikey.loose.discard(key)
-                    if request in self._given_up:  # whatever it did lies at or before what is known now
-                        ikey.doubt_lsn = max(ikey.doubt_lsn, self._known.seen)
-                if fields.get("dedupe_key") is not None:
-                    self._key_submits[dedupe_of(fields)].pop(key, None)
-                    self._is_known(request, dedupe_of(fields))
-        elif verb == "update":
-            self._unname(request, (args["job_id"],))
-            self._is_known(request, args["job_id"])
-        elif verb in ("set_queue", "pause", "resume"):
-            self._queues.of(args["queue"]).settle(
-                request, self._known.seen if request in self._given_up else 0
-            )
-        elif verb == "lease":
-            for name in args.get("queues", ("default",)):
-                self._leases[name].pop(key, None)
-        elif verb in ("ack", "fail", "release", "extend"):
-            self._unname(request, (job_id for job_id, _ in named_by(args)))
-        elif verb in ("cancel", "requeue", "purge"):
-            if args.get("ids"):
-                self._unname(request, ids_in(args["ids"]))
-            else:
-                self._sweeps.pop(key, None)
-
-    def _is_known(self, request: Request, place: object) -> None:
-        """What has become of a request is known, if it was sent once and answered: so is the payload that it gave."""
-        if place in self._book.payloads and request.sends == 1 and request not in self._given_up:
-            self._book.payloads[place] = [
-                each for each in self._book.payloads[place] if each[0] is not request
-            ]
-
-    def _unname(self, request: Request, ids: Iterable[int]) -> None:
-        for job_id in ids:
-            left = [each for each in self._named.get(job_id, ()) if each[0] is not request]
-            if left:
-                self._named[job_id] = left
-            else:
-                self._named.pop(job_id, None)
-
-    def _linger(self, request: Request, job_id: int, token: int, lsn: int) -> None:
-        """An answered request acted on a job, before or after what else is known of it."""
-        request.lsn = lsn
-        self._named.setdefault(job_id, []).append((request, token))
-
-    def _double(self, request: Request) -> None:
-        """A copy of a request was sent that the daemon need not recognise: both may be carried out."""
-        twin = Request(request.key, request.verb, request.args, request.floor, request.lo_ms, self._known.run)
-        twin.key = (b"twin", len(self._given_up) << 20 | self._known.run)
-        self._loosen(twin)
-        self._given_up.append(twin)
-
-    def _clear_up(self, lsn: int) -> None:
-        """All is known at an LSN: what runs that have ended may have done is in it.
-
-        But for jobs of a submit that is still to be answered: they may have come and been purged before.
-        """
-        submits = [
-            request.floor for request in self._open.values() if request.verb in ("submit", "submit_many")
-        ]
-        for request in self._given_up:
-            if request.run < self._known.run and not (submits and request.verb == "purge"):
-                self._settle(request)
-        lsn = min([lsn, *submits])
-        self._given_up = [request for request in self._given_up if request.is_loose]
-        self._swept = [each for each in self._swept if each[2] > lsn]
-        for job_id, named in list(self._named.items()):
-            left = [each for each in named if not 0 < each[0].lsn <= lsn]
-            if left:
-                self._named[job_id] = left
-            else:
-                del self._named[job_id]
-
     # --- what may have become of a job --------------------------------------------------------
-
-    def _verbs_on(self, job: Job) -> set[str]:
-        """Return the verbs of loose requests that may have acted on a job since it was seen."""
-        verbs: set[str] = set()
-        named = self._named.get(job.id)
-        if named is not None:
-            for request, token in named:
-                if request.lsn and request.lsn <= job.lo:
-                    continue
-                if not token or not job.token or token >= job.token:
-                    verbs.update(request.acts)
-                    if request.verb in ("submit", "submit_many"):  # whose key has met the job
-                        verbs.update(acts_on_holder(request, job))
-        for request in self._sweeps.values():
-            if queue_swept(request.args) in (None, job.queue) and self._may_mean(request.args, job):
-                verbs.update(request.acts)
-        if job.pool.shown["dedupe_key"] is not None:
-            for request in self._key_submits.get((job.queue, job.pool.shown["dedupe_key"]), {}).values():
-                verbs.update(acts_on_holder(request, job))
-        for verb, queue, lsn in self._swept:
-            if lsn > job.lo and queue in (None, job.queue):
-                verbs.add(verb)
-        if self._leases.get(job.queue):
-            verbs.add("lease")
-        return verbs
-
-    def _may_mean(self, args: Args, job: Job) -> bool:
-        """Tell whether a filter with a `where` can mean a job, by what of it does not change by itself."""
-        where = (args.get("filter") or {}).get("where")
-        if where is None:
-            return True
-        facts = {"queue": job.queue, "task": job.pool.shown["task"] or ""}
-        if not self._edits_on(job):
-            facts.update(priority=job.content["priority"], metadata=job.content["metadata"] or {})
-        return meaning(where)(facts) is not False
-
-    def _reach(self, job: Job, ms: int) -> set[str]:
-        """Return the states in which a job can be at a time, from what is known of it and what is loose."""
-        found = {job.state, *job.also}
-        verbs = self._verbs_on(job)
-        leased = "lease" in verbs
-        moved = "update" in verbs
-        is_over = (
-            job.state != "leased"
-            or not job.token
-            or ms >= job.deadline_ms
-            or "extend" in verbs
-            or (leased and not verbs.isdisjoint(("release", "fail")))
-            or self._sessions.is_released(job, ms)
-        )
-        may_expire = self._may_expire(job, verbs)
-        count = 0
-        while len(found) != count:
-            count = len(found)
-            if "delayed" in found and (job.state != "delayed" or moved or self._is_due(job, ms)):
-                found.add("ready")
-            if "ready" in found and moved:
-                found.add("delayed")
-            if "ready" in found and leased:
-                found.add("leased")
-            if "leased" in found:
-                ends: set[str] = set()
-                if is_over:
-                    ends |= {"dead"} if job.once and job.token else {"ready", "delayed", "dead"}
-                if "release" in verbs:
-                    ends |= {"ready", "delayed"}
-                if "fail" in verbs:
-                    ends |= {"dead"} if job.once else {"ready", "delayed", "dead"}
-                if ends and job.mark > 0:
-                    ends = {"cancelled"}
-                elif ends and (job.mark or "mark" in verbs):
-                    ends.add("cancelled")
-                found |= ends
-                if "ack" in verbs:
-                    found |= {"done", "dead"}
-            if "dead" in found and "requeue" in verbs:
-                found.add("ready")
-            if "cancel" in verbs and not found.isdisjoint(WAITING):
-                found.add("cancelled")
-            if may_expire and not found.isdisjoint(WAITING):
-                found.add("expired")
-            if "purge" in verbs and not found.isdisjoint(("delayed", "ready", "dead")):
-                found.add("gone")
-            if "gone" not in found and self._may_be_forgotten(job, found, ms):
-                found.add("gone")
-        return found
-
-    def _is_due(self, job: Job, ms: int) -> bool:
-        if job.due_ms:
-            return ms >= job.due_ms
-        return job.date is None or job.date.is_reached
-
-    def _may_expire(self, job: Job, verbs: set[str]) -> bool:
-        """Tell whether a job's time to be started can be over without a start."""
-        expiry = job.expiry or job.pool.expiry
-        if expiry is None or not expiry.is_reached:
-            return False
-        # A lease that was loose may have been taken back, and a release gives the attempt back.
-        return job.attempt == 0 or job.is_vague or not verbs.isdisjoint(("lease", "release"))
-
-    def _may_be_forgotten(self, job: Job, states: set[str], ms: int) -> bool:
-        """Tell whether retention can have ended a job that is in one of these states."""
-        if "memory_soft_bytes" in self._known.limits and not states.isdisjoint((*FINISHED, "dead")):
-            return True  # they have a share of memory that others use too
-        shelf = self._queues.shelves.get(job.queue)
-        if shelf is not None:
-            kept_ms = [
-                shelf.ever(name)
-                for name, few in (("retention_ms", FINISHED), ("dead_retention_ms", ("dead",)))
-                if not states.isdisjoint(few)
-            ]
-            if any(each is not None and ms - job.since_ms >= each for ever in kept_ms for each in ever):
-                return True
-        if not states.isdisjoint(FINISHED):
-            if ms - job.since_ms >= HOUR_MS:
-                return True
-            if self._pools.queue_jobs[job.queue] > self._known.limits["FINISHED_COUNT_MAX"]:
-                return True
-            if "done" in states and self._result_bytes > self._known.limits["RESULTS_BYTES_MAX"]:
-                return True
-        if "dead" in states:
-            too_many = self._pools.queue_jobs[job.queue] > self._known.limits["DEAD_COUNT_MAX"]
-            return too_many or ms - job.since_ms >= 720 * HOUR_MS
-        return False
 
     # --- jobs come to be known ----------------------------------------------------------------
 
@@ -700,7 +432,7 @@ class Oracle:
     def _check_grace(self, info: Args) -> None:
         """A lease that a start of the daemon found is worth a while from then on."""
         job = self._book.jobs.get(info["job_id"])
-        if job is None or job.state != "leased" or not job.token or self._named.get(job.id):
+        if job is None or job.state != "leased" or not job.token or self._loose.named.get(job.id):
             return
         if info["attempt"] == job.attempt and info["lease_ms_left"] < min(job.lease_ms, 30_000):
             raise Violation(
@@ -766,12 +498,12 @@ class Oracle:
         """An idempotency key stands for jobs from here on."""
         content = idempotency.content_of(fields, payloads_of(fields))
         ttl_ms = fields.get("idempotency_ttl_ms") or idempotency.DAY_MS
-        self._ikey(fields).add(idempotency.Use(answer, content, request.lo_ms, ms, ttl_ms, lsn))
+        self._loose.ikey(fields).add(idempotency.Use(answer, content, request.lo_ms, ms, ttl_ms, lsn))
 
     def _is_first(self, request: Request, fields: Args, lsn: int, ms: int) -> None:
         """A submit made jobs: neither of its keys can have stood for others."""
         if fields.get("idempotency_key") is not None:
-            ikey = self._ikey(fields)
+            ikey = self._loose.ikey(fields)
             if wrong := ikey.judge_new(request.key, lsn, request.lo_ms, ms):
                 raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
             if any(use.is_known(request.lo_ms, ms) is False for use in ikey.uses):
@@ -792,7 +524,7 @@ class Oracle:
         """A submit was answered with jobs that were there: one of its keys must have stood for them."""
         content = idempotency.content_of(fields, payloads_of(fields))
         if fields.get("idempotency_key") is not None:
-            ikey = self._ikey(fields)
+            ikey = self._loose.ikey(fields)
             wrong = ikey.judge_existing(request.key, (first, count), content, lsn, request.lo_ms, ms)
             if not wrong:
                 self._hit("submit answered by its idempotency key")
@@ -823,7 +555,7 @@ class Oracle:
             raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has lost the key")
         if mode == "existing":
             return
-        reach = self._reach(job, ms)
+        reach = self._reach.of(job, ms)
         if reach.isdisjoint(WAITING):
             raise Violation("I10", f"{request} at LSN {lsn} changed {job}, which can be {sorted(reach)}")
         self._book.edit(job, edit_of(fields), lsn)
@@ -839,7 +571,7 @@ class Oracle:
             if ms == lo_ms == job.pool.lo_ms + ttl_ms - 1 and job.born_hi_ms == job.pool.lo_ms:
                 self._hit("dedupe key met in the last millisecond of its time")
             return True if ms - job.pool.lo_ms < ttl_ms else None
-        reach = self._reach(job, ms)
+        reach = self._reach.of(job, ms)
         if reach.isdisjoint(LIVE):
             return False
         if job.pool.fields.get("dedupe_until") != "started":
@@ -848,33 +580,9 @@ class Oracle:
             return False
         return None  # a lease of which nobody heard may have been taken back
 
-    def _edits_on(self, job: Job) -> list[tuple[Request, Args]]:
-        """Return the loose requests that may change what a job is, each with what it says."""
-        found = [
-            (request, edit_of(request.args, update=True))
-            for request, _ in self._named.get(job.id, ())
-            if request.verb == "update" and not (request.lsn and request.lsn <= job.shown_lsn)
-        ]
-        key = job.pool.shown["dedupe_key"]
-        if key is not None:
-            found += [
-                (request, edit_of(fields))
-                for request in self._key_submits.get((job.queue, key), {}).values()
-                for fields in groups_of(request)
-                if fields.get("dedupe") in ("replace", "debounce") and fields.get("dedupe_key") == key
-            ]
-            found += [
-                (request, edit_of(fields))
-                for request, _ in self._named.get(job.id, ())
-                if request.verb in ("submit", "submit_many") and request.lsn > job.shown_lsn
-                for fields in groups_of(request)
-                if fields.get("dedupe") in ("replace", "debounce") and fields.get("dedupe_key") == key
-            ]
-        return found
-
     def _linger_edit(self, request: Request, fields: Args, job_id: int, lsn: int) -> None:
         """A request has changed a job that is not known, or at a moment that is not."""
-        self._linger(request, job_id, 0, lsn)
+        self._loose.linger(request, job_id, 0, lsn)
         payload = edit_of(fields, update=request.verb == "update")["payload"]
         if payload is not None:
             self._book.payloads.setdefault(job_id, []).append((request, payload))
@@ -935,7 +643,7 @@ class Oracle:
         if job is None or job.hi > lsn or request.sends > 1:
             self._linger_edit(request, args, args["job_id"], lsn)
             return
-        reach = self._reach(job, ms)
+        reach = self._reach.of(job, ms)
         if reach.isdisjoint(WAITING):
             raise Violation(
                 BROKEN_BY_LEAVING[job.state],
@@ -985,7 +693,7 @@ class Oracle:
         before = [
             job
             for job in mine
-            if job.hi < lsn and job.id not in new and not job.also and self._reach(job, ms) <= LIVE
+            if job.hi < lsn and job.id not in new and not job.also and self._reach.of(job, ms) <= LIVE
         ]
         if len(before) + count > max(limits):
             raise Violation(
@@ -1041,7 +749,7 @@ class Oracle:
                 self._check_weights(request, jobs, token)
         else:  # it tells only of what is still held: the first try may have been handed more
             self._hit("retried lease told what is still held" if jobs else "retried lease found nothing left")
-            self._swept += [("lease", name, lsn) for name in request.args.get("queues", ("default",))]
+            self._loose.swept += [("lease", name, lsn) for name in request.args.get("queues", ("default",))]
 
     def _check_paused(self, request: Request, jobs: list[Args], lsn: int) -> None:
         """Nothing was handed out of a queue that was paused all the time in which the lease can have been served."""
@@ -1126,7 +834,7 @@ class Oracle:
     def _check_delivery(self, job: Job, info: Args, token: int, lsn: int, ms: int) -> None:
         """A job is handed out at an LSN behind all that is known of it: may it be?"""
         where = f"{job} was handed out at LSN {lsn}, {ms} ms, under token {token}"
-        reach = self._reach(job, ms)
+        reach = self._reach.of(job, ms)
         if "ready" not in reach:
             invariant = "I6" if job.once and job.state in ("leased", "dead") else BROKEN_BY_LEAVING[job.state]
             raise Violation(invariant, f"{where}; it can be {sorted(reach)}")
@@ -1136,7 +844,7 @@ class Oracle:
             raise Violation("I8", f"{where} with {errors} errors and {crashes} crashes: {shown}")
         if job.is_vague:
             return
-        verbs = self._verbs_on(job)
+        verbs = self._loose.verbs_on(job)
         is_watched = "lease" not in verbs and (job.state != "leased" or job.token > 0)
         fewest = job.attempt + 1
         if job.state == "leased" and (not job.token or "release" in verbs):
@@ -1201,7 +909,7 @@ class Oracle:
             for rank, job in self._book.ready.get(name, ()):
                 if number == at and worst is not None and rank > worst and is_full:
                     break
-                if job.attempt == 0 and self._may_expire(job, set()):
+                if job.attempt == 0 and self._reach.may_expire(job, set()):
                     continue
                 if job.also or job.content_lsn > known:
                     continue
@@ -1211,17 +919,17 @@ class Oracle:
 
     def _suspect(self, request: Request, job: Job, lsn: int) -> None:
         """A lease passed a job over that was ready as far as is known: somebody else must have taken it before."""
-        who = list(self._leases.get(job.queue, {}).values())
-        who += [each for each, _ in self._named.get(job.id, ()) if each.verb in ("cancel", "purge")]
-        who += [each for each in self._sweeps.values() if each.verb != "requeue"]
-        if self._edits_on(job):
+        who = list(self._loose.leases.get(job.queue, {}).values())
+        who += [each for each, _ in self._loose.named.get(job.id, ()) if each.verb in ("cancel", "purge")]
+        who += [each for each in self._loose.sweeps.values() if each.verb != "requeue"]
+        if self._loose.edits_on(job):
             return  # it may have had another place, or another time
         if any(
             verb != "requeue" and at > job.lo and queue in (None, job.queue)
-            for verb, queue, at in self._swept
+            for verb, queue, at in self._loose.swept
         ):
             return
-        if any(self._open.get(each.key) is not each for each in who):
+        if any(self._loose.open.get(each.key) is not each for each in who):
             return  # one of those that nobody will ever hear of
         text = f"{request} passed over {job} at LSN {lsn}"
         if not who:
@@ -1288,7 +996,7 @@ class Oracle:
             if job.mark > 0:
                 self._end_marked(job, request, lsn)
                 continue
-            may_be_marked = job.mark < 0 or "mark" in self._verbs_on(job)
+            may_be_marked = job.mark < 0 or "mark" in self._loose.verbs_on(job)
             delay_ms = args.get("retry_in_ms")
             lo = self._lo(request, lsn)
             least, most = self._bounds(job, "max_retries", lsn if request.sends == 1 else None)
@@ -1323,7 +1031,7 @@ class Oracle:
             if job.mark > 0:
                 self._end_marked(job, request, lsn)
                 continue
-            may_be_marked = job.mark < 0 or "mark" in self._verbs_on(job)
+            may_be_marked = job.mark < 0 or "mark" in self._loose.verbs_on(job)
             job.attempt -= 1
             job.was_released = True
             delay_ms = request.args.get("delay_ms", 0)
@@ -1363,7 +1071,7 @@ class Oracle:
     def _see_mark(self, job: Job, is_marked: bool, lsn: int, where: str) -> None:
         """A lease is shown, with the mark that its job is to end, or without it."""
         if is_marked:
-            if not job.mark and "mark" not in self._verbs_on(job):
+            if not job.mark and "mark" not in self._loose.verbs_on(job):
                 raise Violation("I15", f"{where} at LSN {lsn}: {job} is to end, and nobody wanted it to")
             job.mark = job.mark if job.mark > 0 else lsn
         elif 0 < job.mark <= lsn:
@@ -1390,7 +1098,7 @@ class Oracle:
             return None
         if code == "job_not_found":
             if request.sends == 1 or job.hi <= request.floor:
-                self._is_missing(job, lsn, ms, str(request))
+                self._reach.is_missing(job, lsn, ms, str(request))
         elif code == "lease_lost":
             self._may_be_lost(request, job, token, lsn, ms)
         else:
@@ -1401,7 +1109,7 @@ class Oracle:
         """Tell what is rare in a word of who holds a job."""
         if job.token >> 32 < self._sessions.epoch:
             self._hit("token of an earlier run accepted")
-        if request.lo_ms == ms and not self._named.get(job.id):
+        if request.lo_ms == ms and not self._loose.named.get(job.id):
             if ms == job.deadline_ms - 1:
                 self._hit("accepted in the last millisecond of a lease")
             elif ms >= job.deadline_ms:
@@ -1427,9 +1135,9 @@ class Oracle:
             if exact or (request.verb == "ack" and request.args.get("result_error") is None):
                 job.token = token
                 return job
-            self._linger(request, job_id, token, lsn)  # of this lease, or of one before
+            self._loose.linger(request, job_id, token, lsn)  # of this lease, or of one before
             return None
-        if not exact or lsn <= job.hi or "lease" in self._verbs_on(job):
+        if not exact or lsn <= job.hi or "lease" in self._loose.verbs_on(job):
             return None
         if job.state == "done":
             raise Violation("I3", f"{request} at LSN {lsn}: token {token} was ok for {job}")
@@ -1448,7 +1156,7 @@ class Oracle:
         if self._sessions.is_released(job, ms):
             self._hit("lease ended with the connections of its holder")
             return
-        if job.hi > (lsn if request.sends == 1 else request.floor) or self._named.get(job.id):
+        if job.hi > (lsn if request.sends == 1 else request.floor) or self._loose.named.get(job.id):
             return
         raise Violation(
             "I4", f"{request} at LSN {lsn}, {ms} ms was refused, and {job} is held until {job.deadline_ms} ms"
@@ -1475,7 +1183,7 @@ class Oracle:
         if not args.get("ids"):
             if body["count"] and not args.get("dry_run"):
                 queue = queue_swept(args)
-                self._swept += [(act, queue, lsn) for act in request.acts]
+                self._loose.swept += [(act, queue, lsn) for act in request.acts]
                 if body.get("marked"):
                     self._hit("running jobs marked by a filter")
                     for job in self._book.jobs.values():  # of those that are known better since
@@ -1491,7 +1199,7 @@ class Oracle:
             job = self._book.jobs.get(job_id)
             code = codes[job_id]
             if job is None and code == "ok" and not args.get("dry_run"):
-                self._linger(request, job_id, 0, lsn)  # its submit has not been answered yet
+                self._loose.linger(request, job_id, 0, lsn)  # its submit has not been answered yet
             if code == "duplicate" and job is not None:
                 if request.verb != "requeue" or job.pool.shown["dedupe_key"] is None:
                     raise Violation(
@@ -1508,15 +1216,15 @@ class Oracle:
                 # Before or after it was seen? What cancel and purge do to a job is for good.
                 if code == "ok" and not args.get("dry_run") and job.state != state:
                     if request.verb == "requeue":
-                        self._linger(request, job_id, 0, lsn)
+                        self._loose.linger(request, job_id, 0, lsn)
                     else:
                         self._book.move(job, state, job.lo, lsn, request.lo_ms)
                         job.is_vague = True
                 continue
             if code == "job_not_found":
-                self._is_missing(job, lsn, ms, str(request))
+                self._reach.is_missing(job, lsn, ms, str(request))
                 continue
-            reach = self._reach(job, ms)
+            reach = self._reach.of(job, ms)
             if code == "ok" and reach.isdisjoint(accepted):
                 raise Violation(
                     BROKEN_BY_LEAVING[job.state],
@@ -1531,7 +1239,7 @@ class Oracle:
     def _cancelled_running(self, request: Request, job: Job, body: Args, lsn: int, ms: int) -> None:
         """A job was cancelled if it waited, and marked if it was held."""
         if job.hi > lsn or request.sends > 1:
-            self._linger(request, job.id, 0, lsn)
+            self._loose.linger(request, job.id, 0, lsn)
             if job.state == "leased":
                 job.mark = job.mark or -1
             if job.state in (*LIVE, "dead"):
@@ -1539,7 +1247,7 @@ class Oracle:
                 job.is_vague = True
             job.seen = None
             return
-        reach = self._reach(job, ms)
+        reach = self._reach.of(job, ms)
         if reach.isdisjoint(LIVE):
             raise Violation(
                 BROKEN_BY_LEAVING[job.state],
@@ -1553,7 +1261,7 @@ class Oracle:
             self._book.move(job, "cancelled", lsn, lsn, request.lo_ms)
             job.is_vague = True
         elif waited:
-            self._linger(request, job.id, 0, lsn)
+            self._loose.linger(request, job.id, 0, lsn)
             job.mark = -1 if job.state == "leased" else 0
             job.also |= {"cancelled", "leased"} - {job.state}
             job.is_vague = True
@@ -1594,14 +1302,14 @@ class Oracle:
             if where is not None and (
                 job.seen is None
                 or meaning(where)(facts_of(job.seen)) is not True
-                or self._edits_on(job)
-                or self._reach(job, ms) != {job.state}
+                or self._loose.edits_on(job)
+                or self._reach.of(job, ms) != {job.state}
             ):
                 continue
             if wanted.get("queue") in (None, job.queue) and job.state != "gone" and job.hi <= lsn:
-                if where is not None and "gone" not in self._reach(job, ms):
+                if where is not None and "gone" not in self._reach.of(job, ms):
                     raise Violation("I11", f"{request} at LSN {lsn} for {where!r} does not have {job.seen}")
-                self._is_missing(job, lsn, ms, str(request))
+                self._reach.is_missing(job, lsn, ms, str(request))
 
     def _check_where(self, request: Request, where: str, jobs: list[Args], lsn: int) -> None:
         for info in jobs:
@@ -1625,7 +1333,7 @@ class Oracle:
             self._check_ended(request, info, lsn, ms)
         for job_id in gone:
             if job_id in self._book.jobs:
-                self._is_missing(self._book.jobs[job_id], lsn, ms, str(request))
+                self._reach.is_missing(self._book.jobs[job_id], lsn, ms, str(request))
         for job_id in {*ids} - {*told} if is_whole else ():
             job = self._book.jobs.get(job_id)
             if (
@@ -1645,7 +1353,7 @@ class Oracle:
             return
         # What has ended may go later in the same turn.
         is_newest = lsn > job.hi or (lsn == job.hi and job.state != "gone")
-        if is_newest and state not in (reach := self._reach(job, ms)):
+        if is_newest and state not in (reach := self._reach.of(job, ms)):
             raise Violation(
                 BROKEN_BY_LEAVING[job.state],
                 f"{request} at LSN {lsn} was told that {job} is {state}; it can be {sorted(reach)}",
@@ -1701,9 +1409,9 @@ class Oracle:
         if shown == job.progress or job.progress is UNKNOWN or job.is_vague or info["attempt"] != job.attempt:
             return
         # Where memory is short a job that is tried again keeps nothing of its attempts.
-        if "memory_soft_bytes" in self._known.limits or "lease" in self._verbs_on(job):
+        if "memory_soft_bytes" in self._known.limits or "lease" in self._loose.verbs_on(job):
             return
-        for request, token in self._named.get(job.id, ()):
+        for request, token in self._loose.named.get(job.id, ()):
             if (
                 progress_said(request.args) == shown
                 and request.verb == "extend"
@@ -1713,17 +1421,6 @@ class Oracle:
             ):
                 return
         raise Violation("I15", f"{where} with progress {shown}, its holder said {job.progress}")
-
-    def _is_missing(self, job: Job, lsn: int, ms: int, where: str) -> None:
-        """A job is not there: it must be one that may be gone."""
-        if job.hi > lsn or job.state == "gone":
-            return
-        reach = self._reach(job, ms)
-        if "gone" not in reach:
-            raise Violation("I1", f"{where} at LSN {lsn}: {job} is missing, and can be {sorted(reach)}")
-        if "purge" not in self._verbs_on(job):
-            self._hit("job forgotten")
-        self._book.move(job, "gone", lsn, lsn, ms)
 
     def _see(self, info: Args, lsn: int, lo_ms: int, ms: int) -> None:
         """A job is shown as it stands at an LSN."""
@@ -1747,7 +1444,7 @@ class Oracle:
         state = info["state"]
         where = Where(job, info, lsn, ms)
         if state != job.state:
-            reach = self._reach(job, ms)
+            reach = self._reach.of(job, ms)
             if state not in reach:
                 raise Violation(BROKEN_BY_LEAVING[job.state], f"{where}; it can be {sorted(reach)}")
             if state == "expired":
@@ -1771,7 +1468,7 @@ class Oracle:
         if not left_ms:
             return  # it is due, and has not been looked at yet
         is_early, is_late = ms + left_ms < job.due_ms, lo_ms + left_ms > job.due_hi_ms
-        if (is_early or is_late) and not self._verbs_on(job):
+        if (is_early or is_late) and not self._loose.verbs_on(job):
             raise Violation(
                 "I9", f"{where}: due in {left_ms} ms, which is not in {job.due_ms}..{job.due_hi_ms}"
             )
@@ -1788,7 +1485,7 @@ class Oracle:
             return
         if job.is_vague:
             return
-        verbs = self._verbs_on(job)
+        verbs = self._loose.verbs_on(job)
         is_watched = "lease" not in verbs
         fewest = job.attempt
         if job.state == "leased" and (not job.token or "release" in verbs):
@@ -1828,7 +1525,7 @@ class Oracle:
             raise Violation("I15", f"{where} with error {info.get('error')!r}, failed with {job.error!r}")
         if job.facts is not None and job.changed == info["changed_wall_ms"]:
             facts = _facts_shown(job, info)
-            if facts != job.facts and not self._edits_on(job):
+            if facts != job.facts and not self._loose.edits_on(job):
                 raise Violation("I15", f"{where}: {facts}, once {job.facts}")
 
     def _note(self, job: Job, info: Args, lsn: int, lo_ms: int) -> None:
@@ -1836,7 +1533,7 @@ class Oracle:
         state, attempt = info["state"], info["attempt"]
         if state == "dead":
             self._check_reason(job, info)
-        verbs = self._verbs_on(job) if state == "leased" else ()
+        verbs = self._loose.verbs_on(job) if state == "leased" else ()
         was_held = job.state == "leased" and attempt == job.attempt and "release" not in verbs
         if state != job.state or attempt != job.attempt:
             job.error = job.result = None
@@ -1922,7 +1619,7 @@ class Oracle:
                 request.floor < lsn
                 and each.get(name) == shown
                 and not 0 < request.lsn <= job.said_lsns.get(name, 0)
-                for request, each in self._edits_on(job)
+                for request, each in self._loose.edits_on(job)
             ):
                 edit[name] = shown
                 continue
@@ -1936,8 +1633,8 @@ class Oracle:
             "retries": info.get("errors", 0) > self._bounds(job, "max_retries")[0],
             "crashes": info.get("crashes", 0) > self._bounds(job, "max_crashes")[0],
             "abandoned": job.once,
-            "refused": job.id in self._refused,
-            "killed": job.id in self._killed,
+            "refused": job.id in self._loose.refused,
+            "killed": job.id in self._loose.killed,
         }
         if not fits.get(reason, False):
             raise Violation("I18", f"{job} is dead because of {reason!r}: {info}, {shown}")
@@ -1978,28 +1675,28 @@ class Oracle:
             if limit is None or about["memory_bytes"] + about["added_bytes"] <= limit:
                 raise Violation("I17", f"{request}: refused with {about}, limit {limit}")
         if status == UNKNOWN_OUTCOME:
-            self._given_up.append(request)
+            self._loose.given_up.append(request)
             self._drop_suspicions(request.key)
             return
         if request.again is not None and has_changed(request, request.again[1]):
             raise Violation("I10", f"{request} was answered {request.again}, and then {status}")
         if request.sends > 1:
-            self._given_up.append(request)  # another copy may be carried out yet
+            self._loose.given_up.append(request)  # another copy may be carried out yet
             self._drop_suspicions(request.key)
         else:
-            self._settle(request)
+            self._loose.settle(request)
             self._pools.take_back(request)
             self._check_refusal(request, status, lsn, body, ms)
-        self._closed[request.key] = (status, body)
+        self._loose.closed[request.key] = (status, body)
         if request.verb == "get" and status == "job_not_found":
             job = self._book.jobs.get(request.args["job_id"])
             if job is not None:
-                self._is_missing(job, lsn, ms, str(request))
+                self._reach.is_missing(job, lsn, ms, str(request))
         if status == "queue_not_found":
             name = request.args.get("queue") or request.args["filter"]["queue"]
             for job in self._book.jobs.values():
                 if job.queue == name and job.state != "gone" and job.hi <= lsn:
-                    self._is_missing(job, lsn, ms, str(request))
+                    self._reach.is_missing(job, lsn, ms, str(request))
             if name in self._queues.shelves:
                 self._queues.not_there(name, self._queues.shelves[name], lsn, str(request))
 
@@ -2008,7 +1705,7 @@ class Oracle:
         if status == "queue_full":
             self._on_full(request, lsn, body)
         elif status == "idempotency_conflict" and request.verb == "submit":
-            ikey = self._ikey(request.args)
+            ikey = self._loose.ikey(request.args)
             content = idempotency.content_of(request.args, payloads_of(request.args))
             if wrong := ikey.judge_conflict(request.key, content, lsn, request.lo_ms, ms):
                 raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
@@ -2017,8 +1714,8 @@ class Oracle:
         elif request.verb == "update" and request.args["job_id"] in self._book.jobs:
             job = self._book.jobs[request.args["job_id"]]
             if status == "job_not_found":
-                self._is_missing(job, lsn, ms, str(request))
-            elif status == "wrong_state" and job.hi <= lsn and self._reach(job, ms) <= {*WAITING}:
+                self._reach.is_missing(job, lsn, ms, str(request))
+            elif status == "wrong_state" and job.hi <= lsn and self._reach.of(job, ms) <= {*WAITING}:
                 raise Violation("I15", f"{request} left {job} at LSN {lsn}, which waits")
 
     def _on_duplicate(self, request: Request, fields: Args, job_id: int, lsn: int, ms: int) -> None:
@@ -2031,7 +1728,7 @@ class Oracle:
             return
         if self._has_key(job, request.lo_ms, ms) is False:
             raise Violation("I10", f"{request} at LSN {lsn} was refused: {job} has lost the key")
-        if mode != "reject" and self._reach(job, ms) <= {*WAITING}:
+        if mode != "reject" and self._reach.of(job, ms) <= {*WAITING}:
             raise Violation("I10", f"{request} at LSN {lsn} was refused, and {job} could be changed")
 
     def _same_answer(self, request: Request, body: Any) -> None:

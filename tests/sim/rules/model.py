@@ -118,7 +118,7 @@ class Request:
 
 
 def acts(verb: str, args: Args) -> tuple[str, ...]:
-    """Return what a request can do to a job, in the words of `Oracle._reach`."""
+    """Return what a request can do to a job, in the words of `Reach.of`."""
     if verb == "update":
         is_moved = args.get("delay_ms") is not None or args.get("run_at_ms") is not None
         return ("update",) if is_moved else ("edit",)
