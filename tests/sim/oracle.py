@@ -41,23 +41,20 @@ Sources: protocol.md; reliability.md 4.4.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from tests.sim import backoffs, idempotency
+from tests.sim import backoffs
 from tests.sim.draws import orders
 from tests.sim.meanings import facts_of, meaning
 from tests.sim.rules.book import Book
+from tests.sim.rules.edits import Edits
+from tests.sim.rules.keys import Keys
 from tests.sim.rules.loose import Loose
 from tests.sim.rules.model import (
-    ANY,
     BROKEN_BY_LEAVING,
-    CONTENT,
-    EDITABLE,
     ENDED,
     FINISHED,
-    HANDED_OUT,
     LIMITS,
     LIVE,
     NO_PROGRESS,
-    OF_QUEUE,
     SHOWN_DEFAULTS,
     STATES,
     UNKNOWN,
@@ -74,14 +71,12 @@ from tests.sim.rules.pools import Pools
 from tests.sim.rules.queues import Queues
 from tests.sim.rules.reach import Reach
 from tests.sim.rules.sessions import Sessions
+from tests.sim.rules.submits import Submits
 from tests.sim.rules.words import (
-    dedupe_of,
-    edit_of,
-    groups_of,
     has_changed,
     ids_in,
+    lo_of,
     named_by,
-    payloads_of,
     progress_said,
     queue_swept,
 )
@@ -125,12 +120,15 @@ class Oracle:
         self._queues = Queues()
         self._loose = Loose(self._known, self._pools, self._book, self._queues)
         self._reach = Reach(self._known, self._pools, self._book, self._sessions, self._queues, self._loose)
+        self._edits = Edits(self._known, self._book, self._queues, self._loose, self._reach)
+        self._keys = Keys(self._known, self._book, self._loose, self._reach, self._edits)
+        self._submits = Submits(self._known, self._pools, self._book, self._queues, self._reach, self._keys)
         # What the answer to each verb says. Arguments: the request, the answer, its LSN, its time by the engine clock.
         self._rules: dict[str, Callable[[Request, Any, int, int], None]] = {
             "hello": self._sessions.on_hello,
-            "submit": self._on_submit,
-            "submit_many": self._on_submit_many,
-            "update": self._on_update,
+            "submit": self._submits.on_submit,
+            "submit_many": self._submits.on_submit_many,
+            "update": self._edits.on_update,
             "lease": self._on_lease,
             "ack": self._on_ack,
             "fail": self._on_fail,
@@ -149,8 +147,6 @@ class Oracle:
             "queues": self._queues.on_queues,
         }
         self._suspicions: list[Suspicion] = []
-        self._id_max = self._id_lsn = 0
-        self._full = ""  # why a submit was refused last, until one is taken
 
     def rules(self, **limits: int) -> None:
         """Take over limits that a run has made smaller, by their names in protocol.md."""
@@ -320,7 +316,8 @@ class Oracle:
         for pool in self._pools.by_key.values():
             pool.ids.clear()
             pool.lo_ms = 0
-        self._known.seen = self._id_max = self._id_lsn = 0
+        self._submits.rolled_back()
+        self._known.seen = 0
         self._loose.rolled_back()
         self._sessions.rolled_back()
 
@@ -401,34 +398,6 @@ class Oracle:
 
     # --- jobs come to be known ----------------------------------------------------------------
 
-    def _submitted(
-        self, request: Request, fields: Args, ids: Iterable[int], payloads: list[bytes], lsn: int
-    ) -> None:
-        pool = self._pools.of(fields, request.lo_ms)
-        delay_ms, run_at_ms = fields.get("delay_ms"), fields.get("run_at_ms")
-        state = "delayed" if delay_ms or run_at_ms else "ready"
-        lo = lsn if request.sends == 1 else request.floor
-        for job_id, payload in zip(ids, payloads, strict=True):
-            job = self._book.jobs.get(job_id)
-            if job is None:
-                job = self._book.enter(job_id, pool, state, lo, lsn, request.lo_ms)
-                if delay_ms:
-                    job.due_hi_ms = self._clocks.ms + delay_ms
-                if self._is_instant(request) and fields.get("expires_ms"):
-                    self._book.expires_at(job, self._clocks.wall_ms + fields["expires_ms"])
-            elif job.pool is not pool:
-                raise Violation("I2", f"{request} was answered with {job}, which is somebody else's")
-            if not job.content_lsn:
-                job.payload = payload
-
-    def _is_instant(self, request: Request) -> bool:
-        """Tell whether a request was sent once, and answered in the same ms by both clocks."""
-        return (
-            request.sends == 1
-            and request.lo_ms == self._clocks.ms
-            and request.wall_ms == self._clocks.wall_ms
-        )
-
     def _check_grace(self, info: Args) -> None:
         """A lease that a start of the daemon found is worth a while from then on."""
         job = self._book.jobs.get(info["job_id"])
@@ -448,220 +417,9 @@ class Oracle:
 
     # --- replies: submit ----------------------------------------------------------------------
 
-    def _on_submit(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        if self._full:
-            self._hit(f"job taken after {self._full}")
-            self._full = ""
-        job_id = body["job_id"]
-        self._on_groups(request, [(request.args, job_id, 1, body.get("existing", False))], lsn, ms)
-
-    def _on_submit_many(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        groups = request.args["groups"]
-        for group, (_, count, _) in zip(groups, body["jobs"], strict=True):
-            if count != len(group["payloads"]):
-                raise Violation("I14", f"{request}: not all jobs were taken, or too many: {body['jobs']}")
-        groups = [(group, *jobs) for group, jobs in zip(groups, body["jobs"], strict=True)]
-        self._on_groups(request, groups, lsn, ms)
-
-    def _on_groups(
-        self, request: Request, groups: list[tuple[Args, int, int, bool]], lsn: int, ms: int
-    ) -> None:
-        """Jobs were taken, or those that were there are said to be enough: (fields, first id, count, existing)."""
-        new = [(first, count) for _, first, count, existing in groups if not existing]
-        if new:
-            self._check_ids(request, new[0][0], sum(new[-1]) - 1, lsn)
-        at = new[0][0] if new else 0
-        added: dict[str, int] = {}
-        for fields, first, count, existing in groups:
-            payloads = payloads_of(fields)
-            if existing:
-                self._pools.of(fields, request.lo_ms).most -= count
-                self._met(request, fields, first, count, lsn, ms)
-                continue
-            if first != at:
-                raise Violation("I14", f"{request}: ids are not consecutive: {groups}")
-            at += count
-            if request.sends == 1:
-                self._is_first(request, fields, lsn, ms)
-            if fields.get("idempotency_key") is not None:
-                self._use(request, fields, (first, count), lsn, ms)
-            name = fields.get("queue", "default")
-            added[name] = added.get(name, 0) + count
-            self._submitted(request, fields, range(first, first + count), payloads, lsn)
-        if request.sends == 1:
-            for name, count in added.items():
-                self._check_room(request, name, count, lsn, ms)
-
     # --- keys ---------------------------------------------------------------------------------
 
-    def _use(self, request: Request, fields: Args, answer: tuple[int, int], lsn: int, ms: int) -> None:
-        """An idempotency key stands for jobs from here on."""
-        content = idempotency.content_of(fields, payloads_of(fields))
-        ttl_ms = fields.get("idempotency_ttl_ms") or idempotency.DAY_MS
-        self._loose.ikey(fields).add(idempotency.Use(answer, content, request.lo_ms, ms, ttl_ms, lsn))
-
-    def _is_first(self, request: Request, fields: Args, lsn: int, ms: int) -> None:
-        """A submit made jobs: neither of its keys can have stood for others."""
-        if fields.get("idempotency_key") is not None:
-            ikey = self._loose.ikey(fields)
-            if wrong := ikey.judge_new(request.key, lsn, request.lo_ms, ms):
-                raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
-            if any(use.is_known(request.lo_ms, ms) is False for use in ikey.uses):
-                self._hit("idempotency key used again behind its time")
-        if fields.get("dedupe_key") is None:
-            return
-        left = []
-        for job in self._book.key_jobs.get(dedupe_of(fields), ()):
-            if job.pool.fields.get("dedupe_ttl_ms") is None and job.state in (*FINISHED, "gone"):
-                self._hit("dedupe key used again behind the end of its job")
-                continue  # whatever becomes of it, it has no key
-            left.append(job)
-            if job.hi < lsn and self._has_key(job, request.lo_ms, ms) is True:
-                raise Violation("I10", f"{request} at LSN {lsn} made a job beside {job}, which has its key")
-        self._book.key_jobs[dedupe_of(fields)] = left
-
-    def _met(self, request: Request, fields: Args, first: int, count: int, lsn: int, ms: int) -> None:
-        """A submit was answered with jobs that were there: one of its keys must have stood for them."""
-        content = idempotency.content_of(fields, payloads_of(fields))
-        if fields.get("idempotency_key") is not None:
-            ikey = self._loose.ikey(fields)
-            wrong = ikey.judge_existing(request.key, (first, count), content, lsn, request.lo_ms, ms)
-            if not wrong:
-                self._hit("submit answered by its idempotency key")
-                if (
-                    fields.get("dedupe_key") is not None
-                ):  # or by the other one, which has then given this one a meaning
-                    ikey.doubt_lsn = max(ikey.doubt_lsn, lsn)
-                return
-            if fields.get("dedupe_key") is None and request.sends == 1:
-                raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
-            if ikey.must_conflict(content, lsn, request.lo_ms, ms) and request.sends == 1:
-                raise Violation("I10", f"{request} at LSN {lsn} got job {first}; its key had other content")
-            self._use(request, fields, (first, count), lsn, ms)
-        elif fields.get("dedupe_key") is None:
-            raise Violation("I10", f"{request} has no key, and was answered with job {first} as there before")
-        mode = fields.get("dedupe", "existing")
-        job = self._book.jobs.get(first)
-        if mode == "reject":
-            raise Violation("I10", f"{request} at LSN {lsn} was to be refused, and got job {first}")
-        self._hit(f"dedupe key met: {mode}")
-        if job is None or job.hi > lsn or request.sends > 1:
-            if mode in ("replace", "debounce"):
-                self._linger_edit(request, fields, first, lsn)
-            return
-        if dedupe_of(fields) != (job.queue, job.pool.shown["dedupe_key"]):
-            raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has another key")
-        if self._has_key(job, request.lo_ms, ms) is False:
-            raise Violation("I10", f"{request} at LSN {lsn} was answered with {job}, which has lost the key")
-        if mode == "existing":
-            return
-        reach = self._reach.of(job, ms)
-        if reach.isdisjoint(WAITING):
-            raise Violation("I10", f"{request} at LSN {lsn} changed {job}, which can be {sorted(reach)}")
-        self._book.edit(job, edit_of(fields), lsn)
-        state = self._time_of(fields, ms) if mode == "debounce" else None
-        self._put_off(job, request, fields, state, reach, lsn, ms)
-
-    def _has_key(self, job: Job, lo_ms: int, ms: int) -> bool | None:
-        """Tell whether a job has its dedupe key at some time in lo..ms, if it had it once; None: perhaps."""
-        ttl_ms = job.pool.fields.get("dedupe_ttl_ms")
-        if ttl_ms is not None:
-            if lo_ms - job.born_hi_ms >= ttl_ms:
-                return False
-            if ms == lo_ms == job.pool.lo_ms + ttl_ms - 1 and job.born_hi_ms == job.pool.lo_ms:
-                self._hit("dedupe key met in the last millisecond of its time")
-            return True if ms - job.pool.lo_ms < ttl_ms else None
-        reach = self._reach.of(job, ms)
-        if reach.isdisjoint(LIVE):
-            return False
-        if job.pool.fields.get("dedupe_until") != "started":
-            return True if reach <= LIVE else None
-        if job.tokens:
-            return False
-        return None  # a lease of which nobody heard may have been taken back
-
-    def _linger_edit(self, request: Request, fields: Args, job_id: int, lsn: int) -> None:
-        """A request has changed a job that is not known, or at a moment that is not."""
-        self._loose.linger(request, job_id, 0, lsn)
-        payload = edit_of(fields, update=request.verb == "update")["payload"]
-        if payload is not None:
-            self._book.payloads.setdefault(job_id, []).append((request, payload))
-        job = self._book.jobs.get(job_id)
-        if job is not None:
-            job.facts = job.seen = None
-            is_moved = "update" in request.acts or fields.get("dedupe") == "debounce"
-            if is_moved and job.state in WAITING:
-                job.also = frozenset(WAITING)
-                job.due_ms = job.due_hi_ms = 0
-                job.date = None
-
-    def _time_of(self, fields: Args, ms: int) -> str | None:
-        """Return the state that a new time means for a waiting job; None: nothing is said of its time."""
-        if fields.get("delay_ms") is not None:
-            return "delayed" if fields["delay_ms"] else "ready"
-        if fields.get("run_at_ms") is not None:
-            return "delayed" if fields["run_at_ms"] > self._clocks.wall_ms else "ready"
-        return None
-
-    def _put_off(
-        self, job: Job, request: Request, fields: Args, state: str | None, reach: set[str], lsn: int, ms: int
-    ) -> None:
-        """A job that waits was changed at an LSN, and is in a state by what was said; None: in the one that it was in."""
-        was = job.state
-        if was not in WAITING:
-            job.is_vague = True
-        if state is None:
-            may_be = reach & {*WAITING}
-            if was not in may_be:
-                job.due_ms = job.due_hi_ms = 0
-                job.date = None
-            state = was if was in may_be else min(may_be)
-            self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
-            job.also = frozenset(may_be - {state})
-            return
-        self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
-        delay_ms = fields.get("delay_ms")
-        job.due_ms = job.due_hi_ms = 0
-        job.due_wall_ms, job.date = 0, None
-        if state == "delayed" and delay_ms:
-            job.due_ms, job.due_hi_ms = request.lo_ms + delay_ms, ms + delay_ms
-        elif state == "delayed":
-            job.due_wall_ms = fields["run_at_ms"]
-            job.date = self._clocks.dates_by_ms.get(job.due_wall_ms) or self._clocks.watch(job.due_wall_ms)
-        if was == "delayed" and state == "ready":
-            self._hit("delayed job made ready by an update")
-        job.facts = job.seen = None
-
     # --- replies: update ----------------------------------------------------------------------
-
-    def _on_update(self, request: Request, body: Args, lsn: int, ms: int) -> None:
-        args = request.args
-        job = self._book.jobs.get(args["job_id"])
-        state = body["state"]
-        if body["job_id"] != args["job_id"] or state not in WAITING:
-            raise Violation("I14", f"{request} was answered {body}")
-        if job is None or job.hi > lsn or request.sends > 1:
-            self._linger_edit(request, args, args["job_id"], lsn)
-            return
-        reach = self._reach.of(job, ms)
-        if reach.isdisjoint(WAITING):
-            raise Violation(
-                BROKEN_BY_LEAVING[job.state],
-                f"{request} changed {job} at LSN {lsn}, which can be {sorted(reach)}",
-            )
-        if "update" in request.acts:
-            delay_ms = args.get("delay_ms")
-            if delay_ms is not None and state != ("delayed" if delay_ms else "ready"):
-                raise Violation("I9", f"{request} made {job} {state}")
-        elif state not in reach:
-            raise Violation("I9", f"{request} left {job} {state}, which can be {sorted(reach)}")
-        if job.state == "ready" and args.get("priority") is not None:
-            self._hit("ready job given another priority")
-        self._book.edit(job, edit_of(args, update=True), lsn)
-        if "update" in request.acts:
-            self._put_off(job, request, args, state, reach, lsn, ms)
-        else:
-            self._put_off(job, request, args, None, {state}, lsn, ms)
 
     # --- replies: queues ----------------------------------------------------------------------
 
@@ -677,54 +435,6 @@ class Oracle:
         known = shelf.ever(setting) if lsn is None else shelf.can_be(setting, lsn, lsn)
         values = [usual if each is None else each for each in known]
         return min(values), max(values)
-
-    def _check_room(self, request: Request, queue: str, count: int, lsn: int, ms: int) -> None:
-        """Jobs were taken: there must have been room for them."""
-        shelf = self._queues.shelves.get(queue)
-        if shelf is None:
-            return
-        limits = shelf.can_be("length_max", lsn, lsn)
-        if None in limits:
-            return
-        new = range(self._id_max - count + 1, self._id_max + 1)
-        mine = [job for job in self._book.jobs.values() if job.queue == queue and job.state in LIVE]
-        if len(mine) <= max(limits):
-            return
-        before = [
-            job
-            for job in mine
-            if job.hi < lsn and job.id not in new and not job.also and self._reach.of(job, ms) <= LIVE
-        ]
-        if len(before) + count > max(limits):
-            raise Violation(
-                "I11",
-                f"{request} at LSN {lsn} was taken: {len(before)} jobs live, the limit is {max(limits)}",
-            )
-
-    def _on_full(self, request: Request, lsn: int, body: Args) -> None:
-        """Jobs were refused since their queue is full: it must have been."""
-        length, limit = body["details"]["length"], body["details"]["length_max"]
-        added: dict[str, int] = {}
-        for fields in groups_of(request):
-            name = fields.get("queue", "default")
-            added[name] = added.get(name, 0) + len(payloads_of(fields))
-        lo = lsn if request.sends == 1 else request.floor
-        for name, count in added.items():
-            if limit in self._queues.can_be(name, "length_max", lo, lsn) and length + count > limit:
-                known = sum(job.queue == name for job in self._book.jobs.values())
-                loose = self._pools.queue_jobs.get(name, 0)
-                if length <= max(known, loose):
-                    return
-        raise Violation("I11", f"{request} at LSN {lsn} was refused: {body['details']}, it adds {added}")
-
-    def _check_ids(self, request: Request, first: int, last: int, lsn: int) -> None:
-        if request.sends > 1:
-            return
-        if lsn > self._id_lsn:
-            if first <= self._id_max:
-                raise Violation("I14", f"{request} got id {first} at LSN {lsn}, after id {self._id_max}")
-            self._id_lsn = lsn
-        self._id_max = max(self._id_max, last)
 
     # --- replies: lease -----------------------------------------------------------------------
 
@@ -791,7 +501,7 @@ class Oracle:
         if job is None:
             job = self._book.discover(info, lsn - 1)  # as it stood before
         lo = lsn if request.sends == 1 and not request.args.get("wait_ms") else request.floor
-        self._check_content(job, info, lo, lsn)
+        self._edits.check_content(job, info, lo, lsn)
         self._check_rising(job, token, lsn)
         if (token, job_id) in self._sessions.given:
             raise Violation("I6" if job.once else "I4", f"{job} was sent twice under token {token}")
@@ -967,9 +677,9 @@ class Oracle:
             if args.get("result_error") is not None:
                 job.errors += 1
                 job.error = args["result_error"]
-                self._book.move(job, "dead", self._lo(request, lsn), lsn, request.lo_ms)
+                self._book.move(job, "dead", lo_of(request, lsn), lsn, request.lo_ms)
             else:
-                self._book.move(job, "done", self._lo(request, lsn), lsn, request.lo_ms)
+                self._book.move(job, "done", lo_of(request, lsn), lsn, request.lo_ms)
                 result = results[job_id]
                 if job.pool.fields.get("result_ttl_ms") == 0:
                     result = None  # it is not kept
@@ -998,7 +708,7 @@ class Oracle:
                 continue
             may_be_marked = job.mark < 0 or "mark" in self._loose.verbs_on(job)
             delay_ms = args.get("retry_in_ms")
-            lo = self._lo(request, lsn)
+            lo = lo_of(request, lsn)
             least, most = self._bounds(job, "max_retries", lsn if request.sends == 1 else None)
             if args.get("dead") or job.errors > most:
                 self._book.move(job, "dead", lo, lsn, request.lo_ms)
@@ -1021,7 +731,7 @@ class Oracle:
     def _end_marked(self, job: Job, request: Request, lsn: int) -> None:
         """A marked job was given back: that is its end."""
         self._hit(f"marked job ended by its holder: {request.verb}")
-        self._book.move(job, "cancelled", self._lo(request, lsn), lsn, request.lo_ms)
+        self._book.move(job, "cancelled", lo_of(request, lsn), lsn, request.lo_ms)
 
     def _on_release(self, request: Request, body: Args, lsn: int, ms: int) -> None:
         for job_id, token, code in self._verdicts(request, body):
@@ -1043,7 +753,7 @@ class Oracle:
     def _wait(self, job: Job, least_ms: int, most_ms: int, request: Request, lsn: int, ms: int) -> None:
         """A job goes back to wait, for so long."""
         state = "delayed" if most_ms else "ready"
-        self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+        self._book.move(job, state, lo_of(request, lsn), lsn, request.lo_ms)
         job.due_ms = request.lo_ms + least_ms if most_ms else 0
         job.due_hi_ms = ms + most_ms if most_ms else 0
         job.due_wall_ms, job.date = 0, None
@@ -1076,9 +786,6 @@ class Oracle:
             job.mark = job.mark if job.mark > 0 else lsn
         elif 0 < job.mark <= lsn:
             raise Violation("I15", f"{where} at LSN {lsn}: {job} was to end, and nothing of it is left")
-
-    def _lo(self, request: Request, lsn: int) -> int:
-        return lsn if request.sends == 1 else request.floor
 
     def _verdicts(self, request: Request, body: Args) -> Iterator[tuple[int, int, str]]:
         """Yield (job id, token, verdict) for each job that was named, in order."""
@@ -1233,7 +940,7 @@ class Oracle:
             if code == "wrong_state" and reach <= set(accepted):
                 raise Violation("I15", f"{request} left {job} at LSN {lsn}, which can be {sorted(reach)}")
             if code == "ok" and not args.get("dry_run"):
-                self._book.move(job, state, self._lo(request, lsn), lsn, request.lo_ms)
+                self._book.move(job, state, lo_of(request, lsn), lsn, request.lo_ms)
                 job.is_vague = True
 
     def _cancelled_running(self, request: Request, job: Job, body: Args, lsn: int, ms: int) -> None:
@@ -1427,7 +1134,7 @@ class Oracle:
         job = self._book.jobs.get(info["job_id"])
         if job is None:
             job = self._book.discover(info, lsn)
-            self._check_content(job, info, lsn, lsn)  # somebody may have changed it already
+            self._edits.check_content(job, info, lsn, lsn)  # somebody may have changed it already
             self._note(job, info, lsn, lo_ms)
             return
         shelf = self._queues.shelves.get(job.queue) if self._queues.shelves else None
@@ -1438,7 +1145,7 @@ class Oracle:
             if lsn >= job.hi:
                 job.lo = job.hi = lsn
             return
-        self._check_content(job, info, lsn, lsn)
+        self._edits.check_content(job, info, lsn, lsn)
         if lsn < job.hi:
             return
         state = info["state"]
@@ -1573,59 +1280,6 @@ class Oracle:
                 )
             job.due_wall_ms = date_ms
 
-    def _check_content(self, job: Job, info: Args, lo: int, lsn: int) -> None:
-        """A job is what was submitted, or what it was changed to since, as it stood at an LSN in lo..lsn."""
-        if lo < job.content_lsn:
-            return  # it was changed since, or perhaps
-        content = tuple(map(info.get, CONTENT)) if "state" in info else tuple(map(info.get, HANDED_OUT))
-        shelf = self._queues.shelves.get(job.queue)
-        if shelf is not None and job.pool.version != shelf.version:
-            job.pool.version = shelf.version
-            job.pool.right.clear()
-        edit: Args = {}  # what a loose request has made of it
-        if content not in job.right or (job.right is not job.pool.right and shelf is not None):
-            edit = self._compare_content(job, info, lsn)
-            if shelf is None or lsn >= shelf.newest_lsn:
-                job.right.append(content)
-        payload = info.get("payload")
-        if payload is not None and payload != job.payload:
-            if job.payload is ANY or (job.payload is None and payload in job.pool.payloads):
-                job.payload = payload
-            elif any(
-                said == payload and request.floor < lsn
-                for place in (job.id, (job.queue, job.pool.shown["dedupe_key"]))
-                for request, said in self._book.payloads.get(place, ())
-            ):
-                edit["payload"] = payload
-            else:
-                raise Violation("I15", f"{job} has payload {payload!r}, submitted with {job.payload!r}")
-        if edit:
-            self._book.edit(job, edit, lsn)
-        job.shown_lsn = max(job.shown_lsn, lsn)
-
-    def _compare_content(self, job: Job, info: Args, lsn: int) -> Args:
-        """Hold what is shown against what is known; return what only a loose request can have made of it."""
-        edit: Args = {}
-        for name in CONTENT if "state" in info else HANDED_OUT:
-            shown = info.get(name, SHOWN_DEFAULTS.get(name))
-            said = job.content[name]
-            if shown == said:
-                continue
-            if name in OF_QUEUE and said is None:
-                possible = self._queues.can_be(job.queue, name, lsn, lsn)
-                if shown in [SHOWN_DEFAULTS[name] if each is None else each for each in possible]:
-                    continue
-            if name in EDITABLE and any(
-                request.floor < lsn
-                and each.get(name) == shown
-                and not 0 < request.lsn <= job.said_lsns.get(name, 0)
-                for request, each in self._loose.edits_on(job)
-            ):
-                edit[name] = shown
-                continue
-            raise Violation("I15", f"{job} has {name} {info.get(name)!r}, submitted with {said!r}")
-        return edit
-
     def _check_reason(self, job: Job, info: Args) -> None:
         """A job is dead because of what its reason says (I18)."""
         shown, reason = job.pool.shown, info.get("reason")
@@ -1669,7 +1323,7 @@ class Oracle:
         elif status != "draining":  # whether a request meets the end of a run is luck
             self._hit(f"refused: {status}")
         if status in ("storage_full", "busy", "queue_full") or "memory_bytes" in about:
-            self._full = status
+            self._submits.full = status
         if "memory_bytes" in about:
             limit = self._known.limits.get("memory_soft_bytes")
             if limit is None or about["memory_bytes"] + about["added_bytes"] <= limit:
@@ -1703,33 +1357,13 @@ class Oracle:
     def _check_refusal(self, request: Request, status: str, lsn: int, body: Any, ms: int) -> None:
         """A request that was sent once was refused: was there a reason?"""
         if status == "queue_full":
-            self._on_full(request, lsn, body)
+            self._submits.on_full(request, lsn, body)
         elif status == "idempotency_conflict" and request.verb == "submit":
-            ikey = self._loose.ikey(request.args)
-            content = idempotency.content_of(request.args, payloads_of(request.args))
-            if wrong := ikey.judge_conflict(request.key, content, lsn, request.lo_ms, ms):
-                raise Violation("I10", f"{request} at LSN {lsn} {wrong}")
+            self._keys.on_conflict(request, lsn, ms)
         elif status == "duplicate" and request.verb == "submit":
-            self._on_duplicate(request, request.args, body["details"]["job_id"], lsn, ms)
+            self._keys.on_duplicate(request, request.args, body["details"]["job_id"], lsn, ms)
         elif request.verb == "update" and request.args["job_id"] in self._book.jobs:
-            job = self._book.jobs[request.args["job_id"]]
-            if status == "job_not_found":
-                self._reach.is_missing(job, lsn, ms, str(request))
-            elif status == "wrong_state" and job.hi <= lsn and self._reach.of(job, ms) <= {*WAITING}:
-                raise Violation("I15", f"{request} left {job} at LSN {lsn}, which waits")
-
-    def _on_duplicate(self, request: Request, fields: Args, job_id: int, lsn: int, ms: int) -> None:
-        """A submit was refused since a job has its dedupe key."""
-        mode = fields.get("dedupe", "existing")
-        job = self._book.jobs.get(job_id)
-        if mode == "existing":
-            raise Violation("I10", f"{request} at LSN {lsn} was refused, and asked for what there is")
-        if job is None or job.hi > lsn:
-            return
-        if self._has_key(job, request.lo_ms, ms) is False:
-            raise Violation("I10", f"{request} at LSN {lsn} was refused: {job} has lost the key")
-        if mode != "reject" and self._reach.of(job, ms) <= {*WAITING}:
-            raise Violation("I10", f"{request} at LSN {lsn} was refused, and {job} could be changed")
+            self._edits.refused(request, status, lsn, ms)
 
     def _same_answer(self, request: Request, body: Any) -> None:
         """A request that has changed something was sent once more after its answer: that is what it gets again.

@@ -93,3 +93,8 @@ def has_changed(request: Request, body: Any) -> bool:
         and body.get("count", 0) > body.get("marked", 0)  # a mark may have been there before
         and not request.args.get("dry_run")
     )
+
+
+def lo_of(request: Request, lsn: int) -> int:
+    """Return the LSN from which on a request can have been carried out that was answered at one."""
+    return lsn if request.sends == 1 else request.floor
