@@ -44,6 +44,13 @@ class Book:
         self.payloads: dict[object, list[tuple[Request, bytes]]] = {}
         self.is_rolled_back = False
 
+    def rolled_back(self) -> None:
+        """An older copy of the store was put back: nobody knows which jobs are in it."""
+        self.jobs.clear()
+        self.ready.clear()
+        self.key_jobs.clear()
+        self.is_rolled_back = True
+
     def discover(self, info: Args, lsn: int) -> Job:
         """Enter a job that no reply to a submit has named yet."""
         if "state" in info:

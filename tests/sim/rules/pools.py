@@ -28,6 +28,12 @@ class Pools:
         self.queue_jobs: dict[str, int] = {}
         self.expiring: set[str] = set()
 
+    def rolled_back(self) -> None:
+        """An older copy of the store was put back: its jobs may have any age."""
+        for pool in self.by_key.values():
+            pool.ids.clear()
+            pool.lo_ms = 0
+
     def of(self, fields: Args, ms: int) -> Pool:
         shown = {name: fields.get(name) for name in SHOWN_DEFAULTS}
         for name, usual in SHOWN_DEFAULTS.items():

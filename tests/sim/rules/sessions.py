@@ -5,7 +5,7 @@ Knows:         protocol.md "Connections", "Sessions and retries", "Leases and to
 Must not know: anything of jqd; what follows for jobs (reach.py).
 """
 
-from typing import Final
+from typing import Any, Final
 
 from tests.sim.rules.book import Book
 from tests.sim.rules.model import Args, Job, Key, Known, Request, Violation
@@ -153,3 +153,22 @@ class Sessions:
         session = request.key[0]
         if session is not None:
             self._came_back(session, ms, request.key[1])
+
+    def same_answer(self, request: Request, body: Any) -> None:
+        """A request that has changed something was sent once more after its answer: that is what it gets again.
+
+        Of a lease it is what is still held, without at-most-once jobs.
+        """
+        assert request.again is not None
+        before: Any = request.again[1]
+        if request.verb != "lease":
+            if body != before:
+                raise Violation("I10", f"{request} was answered {before}, and then {body}")
+            return
+        known = {info["job_id"] for info in before["jobs"]}
+        for info in body["jobs"]:
+            job = self._book.jobs.get(info["job_id"])
+            if job is not None and job.once:
+                raise Violation("I6", f"{job} was sent twice to {request}")
+            if body["token"] != before["token"] or info["job_id"] not in known:
+                raise Violation("I10", f"{request} was answered {before}, and then {body}")
