@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import pytest
 
-from tests.sim.backoffs import window_ms
-from tests.sim.draws import drawn
 from tests.sim.marks import Marks
-from tests.sim.meanings import facts_of, meaning
 from tests.sim.oracle import Oracle
+from tests.sim.rules.backoffs import window_ms
+from tests.sim.rules.draws import drawn
+from tests.sim.rules.meanings import facts_of, meaning
 from tests.sim.test_oracle import (
     EPOCH,
     MARKER,

@@ -6,7 +6,7 @@ Knows:         protocol.md "Attempts, errors, crashes", "Retry policies", "Life 
 Must not know: anything of jqd; the delays of a policy (backoffs.py).
 """
 
-from tests.sim import backoffs
+from tests.sim.rules import backoffs
 from tests.sim.rules.loose import Loose
 from tests.sim.rules.model import SHOWN_DEFAULTS, Args, Job, Known, Violation, Where
 from tests.sim.rules.queues import Queues

@@ -4,7 +4,7 @@ Knows:         protocol.md "Keys": when a submit makes jobs, when it gets those 
 Must not know: anything of jqd; how long an idempotency key is known (idempotency.py), what a change makes of a job (edits.py).
 """
 
-from tests.sim import idempotency
+from tests.sim.rules import idempotency
 from tests.sim.rules.book import Book
 from tests.sim.rules.edits import Edits
 from tests.sim.rules.loose import Loose

@@ -9,9 +9,9 @@ A lease may pass over a job that was ready as far as is known, if somebody else 
 that is still to come. Until then there is a suspicion.
 """
 
-from tests.sim.draws import orders
 from tests.sim.rules.attempts import Attempts
 from tests.sim.rules.book import Book
+from tests.sim.rules.draws import orders
 from tests.sim.rules.edits import Edits
 from tests.sim.rules.loose import Loose
 from tests.sim.rules.model import (

@@ -9,12 +9,12 @@ Must not know: anything of jqd; what follows from the numbers, content, results 
 from collections.abc import Iterable
 from typing import Final
 
-from tests.sim.meanings import facts_of, meaning
 from tests.sim.rules.attempts import Attempts
 from tests.sim.rules.book import Book
 from tests.sim.rules.edits import Edits
 from tests.sim.rules.holders import Holders
 from tests.sim.rules.loose import Loose
+from tests.sim.rules.meanings import facts_of, meaning
 from tests.sim.rules.model import BROKEN_BY_LEAVING, STATES, Args, Job, Known, Request, Violation, Where
 from tests.sim.rules.queues import Queues
 from tests.sim.rules.reach import Reach

@@ -10,9 +10,9 @@ at all. One that was answered may *linger* on a job: it acted before or after wh
 
 from collections.abc import Iterable
 
-from tests.sim.idempotency import IdempotencyKey
-from tests.sim.meanings import meaning
 from tests.sim.rules.book import Book
+from tests.sim.rules.idempotency import IdempotencyKey
+from tests.sim.rules.meanings import meaning
 from tests.sim.rules.model import Args, Job, Key, Known, Request
 from tests.sim.rules.pools import Pools
 from tests.sim.rules.queues import Queues

@@ -8,7 +8,7 @@ A pool is entered when its jobs are asked for, not when they are answered: an un
 
 from collections.abc import Iterable
 
-from tests.sim.backoffs import plain
+from tests.sim.rules.backoffs import plain
 from tests.sim.rules.model import OF_QUEUE, SHOWN_DEFAULTS, Args, Known, Pool, Request
 from tests.sim.rules.words import groups_of, payloads_of
 

@@ -9,9 +9,9 @@ What is known of one queue is its shelf (shelves.py); a queue of which nobody ha
 from collections.abc import Iterable
 from typing import Any
 
-from tests.sim.backoffs import plain
+from tests.sim.rules.backoffs import plain
 from tests.sim.rules.model import HOUR_MS, SHOWN_DEFAULTS, Args, Request, Violation
-from tests.sim.shelves import SETTINGS, Shelf, said_by
+from tests.sim.rules.shelves import SETTINGS, Shelf, said_by
 
 
 class Queues:

@@ -1,7 +1,7 @@
 """What an idempotency key must be answered with: from what was asked and what was answered.
 
 Knows:         protocol.md "Keys"; of each key when and with what it was used, and which requests may have used it.
-Must not know: anything of jqd; what became of the jobs (oracle.py).
+Must not know: anything of jqd; what became of the jobs (keys.py).
 
 A key that was used at some time in lo_ms..hi_ms is surely known while less than its time has passed since lo_ms, and
 surely forgotten when that has passed since hi_ms. In between, and where requests are loose that name it, either is

@@ -1,7 +1,7 @@
 """In which order a lease with weights may take from its queues.
 
 Knows:         the formula of protocol.md "Order".
-Must not know: anything of jqd; which queues have jobs (oracle.py).
+Must not know: anything of jqd; which queues have jobs (leases.py).
 """
 
 from collections.abc import Iterable, Iterator

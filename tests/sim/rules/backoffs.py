@@ -1,7 +1,7 @@
 """When a retry may be ready: the delay of each policy, and how far jitter may take it.
 
 Knows:         the tables of protocol.md "Retry policies", as a client reads them.
-Must not know: anything of jqd; which policy holds for a job (oracle.py).
+Must not know: anything of jqd; which policy holds for a job (attempts.py).
 """
 
 from fractions import Fraction

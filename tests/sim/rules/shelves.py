@@ -2,7 +2,7 @@
 
 Knows:         protocol.md "set_queue", "pause", "resume"; of each setting the values that clients are sure of, with
                their LSN, and the requests that may have changed it.
-Must not know: anything of jqd; what follows for jobs (oracle.py).
+Must not know: anything of jqd; what follows for jobs (queues.py says where).
 
     shelf.can_be("paused", lo, hi)     the values that it may have had at an LSN in lo..hi
 
@@ -13,7 +13,7 @@ a later read settles it, the queue may be paused or not.
 from bisect import insort
 from typing import Any, Final
 
-from tests.sim.backoffs import plain
+from tests.sim.rules.backoffs import plain
 
 SETTINGS: Final = (
     *("lease_ms", "max_retries", "max_crashes", "retry", "retention_ms", "dead_retention_ms", "length_max"),

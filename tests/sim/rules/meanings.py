@@ -1,7 +1,7 @@
 """What a filter's `where` says of a job of which perhaps not all is known: yes, no, or None for either.
 
 Knows:         the grammar of protocol.md "The filter language", but for escapes in quoted texts.
-Must not know: anything of jqd; which jobs there are (oracle.py).
+Must not know: anything of jqd; which jobs there are (looks.py, loose.py).
 
 Ages are either: nobody told when, by the engine clock, a job came or changed.
 """
