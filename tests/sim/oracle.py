@@ -31,9 +31,31 @@ knew when it was first sent (`floor`) to that LSN. So it is with time: somewhere
 | I18 | a dead job has used up what its reason says, and one that has used it up is dead |
 | I19 | at the end nothing is left that could go on; who waits hears of jobs that are at their end, or that its time is over |
 
-A verb has its rules in five places: `_loosen` and `_settle` (what it may do while nobody has its answer; `acts` names it
-for `_reach`), `_on_VERB` (what its answer says), `_on_error` (why it may be refused) and `has_changed`. What is known of
-queues, idempotency keys, filters, retry policies and weights has files of its own.
+The rules are in rules/, by subject; each file there asks only those that stand above it here:
+
+| file | subject | stands on |
+| --- | --- | --- |
+| clocks | time, dates | |
+| model, words | what things are known as, and what requests say of them | |
+| pools, book | what was submitted, which jobs are known and how one changes | backoffs |
+| sessions | runs of the daemon, sessions, tokens | |
+| queues | settings, pauses | shelves, backoffs |
+| loose | requests that may have been carried out | meanings, idempotency |
+| reach | in which states a job can be | |
+| edits | update; what a job is | |
+| keys | idempotency keys, dedupe keys | idempotency |
+| submits | submits, ids, room in a queue | |
+| attempts | attempts, errors, crashes, retries | backoffs |
+| leases | what is handed out, and in which order | draws |
+| holders | ack, fail, release, extend, marks | |
+| sweeps | cancel, requeue, purge | |
+| waits | waits, results, progress | |
+| looks | get, list, a list of everything | meanings |
+| refusals | errors | |
+
+A verb has its rules in five places: `Loose.loosen` and `Loose.settle` (what it may do while nobody has its answer;
+`model.acts` names it for `Reach.of`), `on_VERB` of its subject (what its answer says; `Oracle` has the table),
+`Refusals.on_error` (why it may be refused) and `words.has_changed`.
 
 Sources: protocol.md; reliability.md 4.4.
 """
@@ -49,12 +71,7 @@ from tests.sim.rules.keys import Keys
 from tests.sim.rules.leases import Leases
 from tests.sim.rules.looks import Looks
 from tests.sim.rules.loose import Loose
-from tests.sim.rules.model import (
-    Args,
-    Known,
-    Request,
-    Violation,
-)
+from tests.sim.rules.model import Args, Known, Request, Violation
 from tests.sim.rules.pools import Pools
 from tests.sim.rules.queues import Queues
 from tests.sim.rules.reach import Reach
@@ -63,9 +80,7 @@ from tests.sim.rules.sessions import Sessions
 from tests.sim.rules.submits import Submits
 from tests.sim.rules.sweeps import Sweeps
 from tests.sim.rules.waits import Waits
-from tests.sim.rules.words import (
-    has_changed,
-)
+from tests.sim.rules.words import has_changed
 
 __all__ = ["Oracle", "Violation"]
 
@@ -81,80 +96,49 @@ class Oracle:
     """
 
     def __init__(self, marks: Any) -> None:
-        self._known = Known(marks)
-        self._hit = self._known.hit
-        self._clocks = self._known.clocks
-        self._pools = Pools(self._known)
-        self._book = Book(self._known, self._pools)
-        self._sessions = Sessions(self._known, self._book)
-        self._queues = Queues()
-        self._loose = Loose(self._known, self._pools, self._book, self._queues)
-        self._reach = Reach(self._known, self._pools, self._book, self._sessions, self._queues, self._loose)
-        self._edits = Edits(self._known, self._book, self._queues, self._loose, self._reach)
-        self._keys = Keys(self._known, self._book, self._loose, self._reach, self._edits)
-        self._submits = Submits(self._known, self._pools, self._book, self._queues, self._reach, self._keys)
-        self._attempts = Attempts(self._known, self._queues, self._loose)
-        self._leases = Leases(
-            self._known,
-            self._pools,
-            self._book,
-            self._sessions,
-            self._queues,
-            self._loose,
-            self._reach,
-            self._edits,
-            self._attempts,
-        )
-        self._holders = Holders(
-            self._known, self._book, self._sessions, self._loose, self._reach, self._attempts
-        )
-        self._sweeps = Sweeps(self._known, self._book, self._loose, self._reach)
-        self._waits = Waits(self._known, self._book, self._sessions, self._loose, self._reach)
-        self._looks = Looks(
-            self._known,
-            self._book,
-            self._queues,
-            self._loose,
-            self._reach,
-            self._edits,
-            self._attempts,
-            self._holders,
-            self._waits,
-        )
-        self._refusals = Refusals(
-            self._known,
-            self._pools,
-            self._book,
-            self._queues,
-            self._loose,
-            self._reach,
-            self._edits,
-            self._keys,
-            self._submits,
-            self._leases,
-        )
+        known = Known(marks)
+        pools = Pools(known)
+        book = Book(known, pools)
+        sessions = Sessions(known, book)
+        queues = Queues()
+        loose = Loose(known, pools, book, queues)
+        reach = Reach(known, pools, book, sessions, queues, loose)
+        edits = Edits(known, book, queues, loose, reach)
+        keys = Keys(known, book, loose, reach, edits)
+        submits = Submits(known, pools, book, queues, reach, keys)
+        attempts = Attempts(known, queues, loose)
+        leases = Leases(known, pools, book, sessions, queues, loose, reach, edits, attempts)
+        holders = Holders(known, book, sessions, loose, reach, attempts)
+        sweeps = Sweeps(known, book, loose, reach)
+        waits = Waits(known, book, sessions, loose, reach)
+        looks = Looks(known, book, queues, loose, reach, edits, attempts, holders, waits)
+        refusals = Refusals(known, pools, book, queues, loose, reach, edits, keys, submits, leases)
+        self._hit = known.hit
+        self._known, self._clocks, self._pools, self._book = known, known.clocks, pools, book
+        self._sessions, self._queues, self._loose, self._submits = sessions, queues, loose, submits
+        self._leases, self._holders, self._looks, self._refusals = leases, holders, looks, refusals
         # What the answer to each verb says. Arguments: the request, the answer, its LSN, its time by the engine clock.
         self._rules: dict[str, Callable[[Request, Any, int, int], None]] = {
-            "hello": self._sessions.on_hello,
-            "submit": self._submits.on_submit,
-            "submit_many": self._submits.on_submit_many,
-            "update": self._edits.on_update,
-            "lease": self._leases.on_lease,
-            "ack": self._holders.on_ack,
-            "fail": self._holders.on_fail,
-            "release": self._holders.on_release,
-            "extend": self._holders.on_extend,
-            "cancel": self._sweeps.on_cancel,
-            "requeue": self._sweeps.on_requeue,
-            "purge": self._sweeps.on_purge,
-            "get": self._looks.on_get,
-            "list": self._looks.on_list,
-            "wait": self._waits.on_wait,
-            "set_queue": self._queues.on_set_queue,
-            "pause": self._queues.on_set_queue,
-            "resume": self._queues.on_set_queue,
-            "queue": self._queues.on_queue,
-            "queues": self._queues.on_queues,
+            "hello": sessions.on_hello,
+            "submit": submits.on_submit,
+            "submit_many": submits.on_submit_many,
+            "update": edits.on_update,
+            "lease": leases.on_lease,
+            "ack": holders.on_ack,
+            "fail": holders.on_fail,
+            "release": holders.on_release,
+            "extend": holders.on_extend,
+            "cancel": sweeps.on_cancel,
+            "requeue": sweeps.on_requeue,
+            "purge": sweeps.on_purge,
+            "get": looks.on_get,
+            "list": looks.on_list,
+            "wait": waits.on_wait,
+            "set_queue": queues.on_set_queue,
+            "pause": queues.on_set_queue,
+            "resume": queues.on_set_queue,
+            "queue": queues.on_queue,
+            "queues": queues.on_queues,
         }
 
     def rules(self, **limits: int) -> None:
@@ -325,6 +309,7 @@ class Oracle:
         self._leases.finish()
 
     def clocks(self, engine_ms: int, wall_ms: int) -> None:
+        """Note what both clocks say."""
         self._clocks.ms = engine_ms
         self.tick(wall_ms)
 

@@ -1,8 +1,8 @@
 """How often a job was tried and failed, what that makes of it, and when it is tried again.
 
-Knows:         protocol.md "Attempts, errors, crashes", "Retry policies", "Life cycle": the numbers of a job only grow, and no faster than it
-               is handed out (I8); they bound its deliveries, and a dead job has used up what its reason says (I18); a retry waits as its
-               policy says (I9).
+Knows:         protocol.md "Attempts, errors, crashes", "Retry policies": the numbers of a job only grow, and no faster
+               than it is handed out (I8); they bound its deliveries, and a dead job has used up what its reason says
+               (I18); what waits is due when it was said (I9).
 Must not know: anything of jqd; the delays of a policy (backoffs.py).
 """
 

@@ -1,6 +1,7 @@
 """The jobs that are known by name, and how what is known of one changes.
 
-Knows:         protocol.md "Job ids and ranges", "Order", "update"; of each job where it stands and what it is, by the newest word.
+Knows:         protocol.md "Job ids and ranges", "Order": of each job where it stands and what it is, by the newest word.
+               Every job was submitted by somebody (I2).
 Must not know: anything of jqd; whether a job may come to be so (reach.py and what judges by it).
 """
 
@@ -28,8 +29,8 @@ class Book:
     jobs:           by id.
     ready:          by queue: surely ready, in order of handing out.
     key_jobs:       by queue and dedupe key: jobs that were given it.
-    payloads:       by job id, or queue and dedupe key: what jobs may have been given. A list of everything shows none, so
-                    requests of which nobody knows whether they were carried out stay until one is read.
+    payloads:       by job id, or queue and dedupe key: what jobs may have been given. A list of everything shows none,
+                    so requests of which nobody knows whether they were carried out stay until one is read.
     is_rolled_back: an older copy of the store was put back, and nobody has seen yet what is there.
     """
 
@@ -69,6 +70,7 @@ class Book:
         return job
 
     def enter(self, job_id: int, pool: Pool, state: str, lo: int, hi: int, ms: int) -> Job:
+        """Enter a job that is in a state at lo..hi, and was not before a time."""
         if len(pool.ids) >= pool.most:
             raise Violation(
                 "I2", f"job {job_id} is one too many of those with {pool.shown}: {sorted(pool.ids)}"

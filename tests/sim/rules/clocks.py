@@ -1,6 +1,7 @@
 """What the clocks have said, and the dates that somebody named: has the wall clock come to them?
 
-Knows:         protocol.md "Clocks": a date is reached once the wall clock stands there, and stays so when it is set back.
+Knows:         protocol.md "Clocks": there are two. A date that the wall clock has come to once counts as reached, since
+               what was due then may have been done; whether a jump back takes it away is not asked.
 Must not know: anything of jqd; what follows for jobs (reach.py).
 """
 
@@ -33,7 +34,7 @@ class Clocks:
         self.ms = self.wall_ms = self.wall_max_ms = 0
         self._dates: list[tuple[int, int, Date]] = []  # (ms, number, date): the wall clock was not there yet
         self._date_count = 0
-        self.dates_by_ms: dict[int, Date] = {}  # the newest of each
+        self.dates_by_ms: dict[int, Date] = {}
 
     def tick(self, wall_ms: int) -> None:
         """Note what the wall clock says; to be told before and after each jump."""

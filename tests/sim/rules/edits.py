@@ -1,7 +1,7 @@
 """What a job is, and what it was changed to: by update, or by a further submit with its dedupe key.
 
-Knows:         protocol.md "update", and "Keys" for replace and debounce: what of a job may change, when, and what then becomes of its time.
-               A job is shown and handed out as it was submitted, or as it was changed to (I15).
+Knows:         protocol.md "update", and "Keys" for replace and debounce: what of a job may change, when, and what becomes
+               of its time. A job is shown and handed out as it was submitted, or as it was changed to (I15).
 Must not know: anything of jqd; who has a key (keys.py).
 """
 

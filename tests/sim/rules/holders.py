@@ -1,7 +1,7 @@
 """What the holder of a lease says, and what it is told: ack, fail, release, extend.
 
-Knows:         protocol.md "extend", "ack", "fail", "release", "Leases and tokens", "Events": a holder is heard until its lease is over (I4),
-               nobody else is (I5, I16), a job is acked once (I3), a mark that it is to end stays (I15).
+Knows:         protocol.md "extend", "ack", "fail", "release", "Leases and tokens", "Events": a holder is heard until its
+               lease is over (I4), nobody else is (I5, I16), a job is acked once (I3), a mark that it is to end stays (I15).
 Must not know: anything of jqd; who was handed what (leases.py), how long a retry waits (attempts.py).
 """
 
@@ -137,7 +137,7 @@ class Holders:
                 job.is_graced = False
                 job.hi = max(job.hi, lsn)
 
-    # --- whether it holds the job ---
+    # --- whether it holds the job -------------------------------------------------------------
 
     def _verdicts(self, request: Request, body: Args) -> Iterator[tuple[int, int, str]]:
         """Yield (job id, token, verdict) for each job that was named, in order."""
@@ -221,7 +221,7 @@ class Holders:
             "I4", f"{request} at LSN {lsn}, {ms} ms was refused, and {job} is held until {job.deadline_ms} ms"
         )
 
-    # --- whether its job is to end ---
+    # --- whether its job is to end ------------------------------------------------------------
 
     def see_mark(self, job: Job, is_marked: bool, lsn: int, where: str) -> None:
         """A lease is shown, with the mark that its job is to end, or without it."""

@@ -1,7 +1,9 @@
 """What keys stand for: an idempotency key for an answer, a dedupe key for a job that lives (I10).
 
-Knows:         protocol.md "Keys": when a submit makes jobs, when it gets those that are there, what it makes of them, when it is refused.
-Must not know: anything of jqd; how long an idempotency key is known (idempotency.py), what a change makes of a job (edits.py).
+Knows:         protocol.md "Keys": when a submit makes jobs, when it gets those that are there, what it makes of them, when
+               it is refused.
+Must not know: anything of jqd; how long an idempotency key is known (idempotency.py), what a change makes of a job
+               (edits.py).
 """
 
 from tests.sim.rules import idempotency

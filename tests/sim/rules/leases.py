@@ -1,12 +1,12 @@
 """Leases: which jobs are handed out, in which order, and to one at a time.
 
-Knows:         protocol.md "lease", "Order", "Leases and tokens", "Expiry", "At most once": tokens rise, nobody gets a job whose lease
-               lives (I4), an at-most-once job again (I6), or a job before its time or while its queue is paused (I9); what stands first goes
-               first, and none is passed over (I7); attempts are counted (I8).
-Must not know: anything of jqd; what holders say of what they got (holders.py), how queues with weights are drawn (draws.py).
+Knows:         protocol.md "lease", "Order", "Leases and tokens", "Expiry", "At most once": tokens rise, nobody gets a job
+               whose lease lives (I4), an at-most-once job again (I6), a job before its time, from its expiry on or while
+               its queue is paused (I9); what stands first goes first, and none is passed over (I7); attempts count (I8).
+Must not know: anything of jqd; what holders say of what they got (holders.py), how a weight is drawn (draws.py).
 
-A lease may pass over a job that was ready as far as is known, if somebody else took it before: who that can be may be told by an answer
-that is still to come. Until then there is a suspicion.
+A lease may pass over a job that was ready as far as is known, if somebody else took it before: who that can be may be
+told by an answer that is still to come. Until then there is a suspicion.
 """
 
 from tests.sim.rules.attempts import Attempts
@@ -261,7 +261,7 @@ class Leases:
                 if job.hi <= known and (passed or not may_be_cut):
                     self._suspect(request, job, lsn)
 
-    # --- jobs that were passed over ---
+    # --- jobs that were passed over -----------------------------------------------------------
 
     def _suspect(self, request: Request, job: Job, lsn: int) -> None:
         """A lease passed a job over that was ready as far as is known: somebody else must have taken it before."""
@@ -305,6 +305,7 @@ class Leases:
         self._suspicions = left
 
     def drop_suspicions(self, key: Key) -> None:
+        """Whether a request explains a suspicion nobody will hear."""
         self._suspicions = [one for one in self._suspicions if key not in one.waiting]
 
     def forget(self) -> None:

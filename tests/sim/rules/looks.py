@@ -1,9 +1,9 @@
 """Reads: what is shown of jobs, one by one, in lists, and all of them at once.
 
-Knows:         protocol.md "get", "list", "Filters", "The filter language", "Life cycle": what was seen is shown again while nothing has happened
-               (I1, I15), a filter means what it says, the counts of the queues are those of the jobs (I11); what a start and
-               the end of a run leave (I4, I19).
-Must not know: anything of jqd; what follows from the numbers, content, results of a job (attempts.py, edits.py, waits.py).
+Knows:         protocol.md "get", "list", "Filters", "The filter language": what was seen is shown again while nothing has
+               happened (I1, I15), a filter means what it says, the counts of the queues are those of the jobs (I11);
+               what a start and the end of all runs leave (I4, I19).
+Must not know: anything of jqd; what follows of numbers, content and results (attempts.py, edits.py, waits.py).
 """
 
 from collections.abc import Iterable
@@ -95,7 +95,7 @@ class Looks:
                 raise Violation("I11", f"{request} at LSN {lsn} asked for {where!r} and got {info}")
         self._hit("list by a filter's text" if jobs else "nothing found by a filter's text")
 
-    # --- one job ---
+    # --- one job ------------------------------------------------------------------------------
 
     def _see(self, info: Args, lsn: int, lo_ms: int, ms: int) -> None:
         """A job is shown as it stands at an LSN."""
@@ -201,7 +201,7 @@ class Looks:
                 )
             job.due_wall_ms = date_ms
 
-    # --- everything at once ---
+    # --- everything at once -------------------------------------------------------------------
 
     def see_everything(
         self,
@@ -283,6 +283,6 @@ class Looks:
 
 
 def _facts_shown(job: Job, info: Args) -> tuple[object, ...]:
-    """Return what stays the same while a job stays in a state: of a result with a time of its own _check_result knows."""
+    """Return what stays the same while a job stays in a state: of a result with a time of its own waits.py knows."""
     facts = tuple(map(info.get, FACTS))
     return facts if job.pool.fields.get("result_ttl_ms") is None else facts[:-2]

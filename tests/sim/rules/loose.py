@@ -1,11 +1,11 @@
 """Requests that may have been carried out, and what they may have done to a job.
 
-Knows:         protocol.md "Sessions and retries", "Bulk actions", "Filters": what each verb can do to which jobs, while nobody has its
-               answer, or where its answer does not say when it was carried out.
+Knows:         protocol.md "Sessions and retries", "Bulk actions", "Filters": what each verb can do to which jobs while
+               nobody has its answer, or where its answer does not say when it was carried out.
 Must not know: anything of jqd; which states follow (reach.py), what an answer says (the verbs' files).
 
-A request that was sent and not yet answered, or never will be, is *loose*: it may have been carried out at any moment since, or not
-at all. One that was answered may *linger* on a job: it acted before or after what else is known of it.
+A request that was sent and not yet answered, or never will be, is *loose*: it may have been carried out at any moment
+since, or not at all. One that was answered may *linger* on a job: it acted before or after what else is known of it.
 """
 
 from collections.abc import Iterable
@@ -74,6 +74,7 @@ class Loose:
             request.sends += 1  # in the copy it may have been carried out already
 
     def loosen(self, request: Request) -> None:
+        """A request was sent: from now on it may be carried out."""
         verb, args = request.verb, request.args
         request.is_loose = True
         if verb in ("submit", "submit_many"):
@@ -203,9 +204,10 @@ class Loose:
                 del self.named[job_id]
 
     def ikey(self, fields: Args) -> IdempotencyKey:
+        """Return what is known of the idempotency key that a submit has."""
         return self.ikeys.setdefault(fields["idempotency_key"], IdempotencyKey())
 
-    # --- what they may have done ---
+    # --- what they may have done --------------------------------------------------------------
 
     def verbs_on(self, job: Job) -> set[str]:
         """Return the verbs of loose requests that may have acted on a job since it was seen."""

@@ -1,7 +1,6 @@
 """What the oracle knows things as: requests, jobs, and jobs that are alike.
 
-Knows:         the fields of a job as protocol.md "Jobs" and "get" show them, and what is left out of them; which states end a
-               job; what is kept of each thing that was heard of.
+Knows:         protocol.md "Jobs", "get": the fields of a job, what holds where one is left out, which states end it.
 Must not know: anything of jqd; what is right (the other files here).
 """
 

@@ -35,6 +35,7 @@ class Pools:
             pool.lo_ms = 0
 
     def of(self, fields: Args, ms: int) -> Pool:
+        """Return the pool of what a submit says; new ones are as old as a time."""
         shown = {name: fields.get(name) for name in SHOWN_DEFAULTS}
         for name, usual in SHOWN_DEFAULTS.items():
             if shown[name] is None and name not in OF_QUEUE:
@@ -51,6 +52,7 @@ class Pools:
         return pool
 
     def expect(self, request: Request, fields: Args, payloads: list[bytes]) -> None:
+        """Jobs were asked for: there can be so many more of them."""
         pool = self.of(fields, request.lo_ms)
         pool.most += len(payloads)
         pool.payloads += [payload for payload in payloads if payload not in pool.payloads]

@@ -1,7 +1,8 @@
 """What holds in queues, and what is shown of it.
 
-Knows:         protocol.md "set_queue", "pause", "resume", "queue", "queues": settings and pauses stay over the end of a run (I15).
-Must not know: anything of jqd; what follows for jobs (reach.py, leases.py, attempts.py).
+Knows:         protocol.md "set_queue", "pause", "resume", "queue", "queues": settings and pauses stay over the end of a
+               run (I15).
+Must not know: anything of jqd; what follows for jobs (reach.py, submits.py, attempts.py, leases.py).
 
 What is known of one queue is its shelf (shelves.py); a queue of which nobody has said anything has none.
 """
@@ -21,6 +22,7 @@ class Queues:
         self.shelves: dict[str, Shelf] = {}
 
     def of(self, queue: str) -> Shelf:
+        """Return the shelf of a queue of which something is said."""
         return self.shelves.setdefault(queue, Shelf())
 
     def rolled_back(self) -> None:

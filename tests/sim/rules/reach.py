@@ -1,7 +1,7 @@
 """In which states a job can be, from what is known of it, the time, and the requests that are loose.
 
-Knows:         protocol.md "Life cycle", "Expiry", "At most once": which moves there are, which of them time makes and which a verb;
-               what retention may have ended (I1).
+Knows:         protocol.md "Life cycle", "Expiry", "At most once": which moves there are, which of them time makes and
+               which a verb; when a job may be gone (I1).
 Must not know: anything of jqd; what a reply says (the verbs' files).
 """
 

@@ -1,6 +1,7 @@
 """Errors: a request was refused, which changes nothing. Was there a reason?
 
-Knows:         protocol.md "Errors", "Memory", and which of them leaves open whether an earlier copy of the request was carried out.
+Knows:         protocol.md "Errors", "Memory", and which of them leaves open whether an earlier copy of the request was
+               carried out. Nothing is refused for memory or keys without need (I17).
 Must not know: anything of jqd; the reasons of keys, room and changes (keys.py, submits.py, edits.py).
 """
 

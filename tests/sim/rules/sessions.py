@@ -1,7 +1,8 @@
 """Runs of the daemon, the sessions of clients in them, and who holds which token.
 
-Knows:         protocol.md "Connections", "Sessions and retries", "Leases and tokens", "hello": when a session may be forgotten, when its
-               leases end because it has no connection, what a start promises (I4, I15).
+Knows:         protocol.md "Connections", "Sessions and retries", "Leases and tokens", "hello": when a session may be
+               forgotten, when its leases end for want of a connection, that it gets an answer again (I10); that a token
+               has one owner (I4); what a start promises (I4, I15).
 Must not know: anything of jqd; what follows for jobs (reach.py).
 """
 
@@ -33,9 +34,10 @@ class Sessions:
         self.is_stopping = False
         self._store_id: str | None = None
         self._start_ms = 0  # of the run: not later than this
-        self.given: dict[tuple[int, int], Key] = {}  # (token, job id) -> who got it
+        self.given: dict[tuple[int, int], Key] = {}
         self._owners: dict[int, Key] = {}  # token -> the lease that was answered with it
-        # Session -> run and time of the last word that surely came, and how often it was silent for so long that it may be forgotten.
+        # Session -> run and time of the last word that surely came, and how often it was silent for so long that it may
+        # be forgotten.
         self._heard: dict[bytes | None, tuple[int, int, int]] = {}
         self._releasing: set[bytes] = set()  # sessions that have said on_disconnect=release
         # Session -> [begin, end or None] of times without a connection, as its client sees it, long enough to matter.
@@ -43,7 +45,7 @@ class Sessions:
         self._hello_ids: dict[bytes, int] = {}  # of the newest that was sent
         self._lost_ids: dict[bytes, int] = {}  # the newest when the connection was lost
 
-    # --- runs ---
+    # --- runs ---------------------------------------------------------------------------------
 
     def started(self, welcome: Args) -> None:
         """A client was welcomed by a run."""
@@ -85,9 +87,10 @@ class Sessions:
             self._owners.clear()
             self.given.clear()
 
-    # --- tokens ---
+    # --- tokens -------------------------------------------------------------------------------
 
     def check_token(self, request: Request, token: int, lsn: int) -> None:
+        """A token has one owner."""
         owner = self._owners.get(token)
         if owner is None:
             self._owners[token] = request.key
@@ -95,7 +98,7 @@ class Sessions:
             raise Violation("I4", f"token {token} of {request} at LSN {lsn} is another request's")
         self.epoch_max = max(self.epoch_max, token >> 32)
 
-    # --- sessions ---
+    # --- sessions -----------------------------------------------------------------------------
 
     def greets(self, session: bytes, request_id: int, args: Args) -> None:
         """A client says hello."""

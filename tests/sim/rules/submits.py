@@ -1,7 +1,7 @@
 """Submits: which jobs come of them, under which ids, and whether there was room.
 
-Knows:         protocol.md "submit", "submit_many", "Job ids and ranges": ids are consecutive and rise (I14), all jobs of a request come
-               or none, a request that is sent twice makes them once (I2), `queue_full` is exact (I11).
+Knows:         protocol.md "submit", "submit_many", "Job ids and ranges": ids are consecutive and rise (I14), all jobs of a
+               request come or none, jobs have one submit (I2), `queue_full` is exact (I11).
 Must not know: anything of jqd; what keys stand for (keys.py).
 """
 

@@ -1,7 +1,7 @@
 """Bulk actions: which jobs cancel, requeue and purge take, and what becomes of them.
 
-Knows:         protocol.md "Bulk actions", "cancel", "requeue", "purge": a job is taken in the states that a verb says, and left in others;
-               one that is held is marked, and ends with its lease.
+Knows:         protocol.md "Bulk actions", "cancel", "requeue", "purge": a job is taken in the states that a verb says, and
+               left in others; one that is held is marked, and ends with its lease.
 Must not know: anything of jqd; what a mark does (holders.py).
 
 An answer to a filter says how many jobs it took, not which ones: what it did is as loose as before.

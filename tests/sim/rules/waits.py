@@ -1,7 +1,8 @@
 """Waits, and what a holder leaves to be read: results and progress.
 
-Knows:         protocol.md "wait", "get", "extend", "submit" for `result_ttl_ms`: who waits hears of jobs at their end, or that its time is
-               over (I19); a result is shown until its time is over and not from that ms on, progress until the next hand-out (I15).
+Knows:         protocol.md "wait", "get", "extend", "submit" for `result_ttl_ms`: who waits hears of jobs at their end, or
+               that its time is over (I19); a result is shown until its time is over and not from that ms on, progress
+               until the next hand-out (I15).
 Must not know: anything of jqd; who may say so (holders.py).
 """
 

@@ -1,6 +1,6 @@
 """What requests say, and whether an answer says that they have changed something.
 
-Knows:         the arguments and answers of protocol.md "Commands", for verbs that have a thing in common.
+Knows:         protocol.md "Commands": what the arguments and the answers of several verbs have in common.
 Must not know: anything of jqd; what is right (the other files here).
 """
 
