@@ -239,6 +239,13 @@ def nobody_hides_an_exception(file: File) -> Iterator[str]:
                 yield f"{node.lineno}: catches {caught} and does not raise it again"
 
 
+def judges_share_no_code(file: File) -> Iterator[str]:
+    """Who says whether jqd kept its promises does not ask jqd: a mistake that both made would be none."""
+    for line, name in file.imports():
+        if within(name, named("jqd jqctl")) or not within(name, STDLIB | named("tests.sim.rules")):
+            yield f"{line}: a judge imports {name}"
+
+
 def lock_file_is_portable(file: File) -> Iterator[str]:
     """Hashes and nothing that ties it to one index or machine."""
     for number, line in enumerate(file.text.splitlines(), 1):
@@ -453,6 +460,16 @@ RULES = [
                 "try: pass\nexcept Exception as e:  # noqa: BLE001  poisons\n    poison(e)",
             ),
         ],
+    ),
+    Rule(
+        check=judges_share_no_code,
+        reads=["tests/sim/oracle.py", "tests/sim/rules/*.py"],
+        bad=[
+            ("tests/sim/oracle.py", "from jqd.core.backoff import retry_delay_ms"),
+            ("tests/sim/oracle.py", "import jqd"),
+            ("tests/sim/rules/leases.py", "from tests.support.naive import NaiveQueue"),
+        ],
+        good=[("tests/sim/oracle.py", "import math\nfrom tests.sim.rules.leases import Leases")],
     ),
     Rule(
         check=lock_file_is_portable,
