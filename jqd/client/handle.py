@@ -42,7 +42,9 @@ class _Base(Generic[R_co]):
         if job.state != "done":
             raise JobFailed(self.job_id, job.state, job.reason, job.error)
         if job.result_expired:
-            raise ResultExpired(f"job {self.job_id} is done, but its result_ttl is over: its result is gone")
+            raise ResultExpired(
+                f"job {self.job_id} is done, but its result_ttl is over, or there was no memory for it: its result is gone"
+            )
         result: R_co = self._result_of(job.result, job.result_encoding)
         return result
 
@@ -59,7 +61,7 @@ class Handle(_Base[R_co]):
 
         Args:   timeout: Duration; None: as long as it takes.
         Raises: JobFailed: it is dead, cancelled or expired. WaitTimeout. JobNotFound: it was purged or forgotten.
-                ResultExpired: it is done, and its result_ttl is over.
+                ResultExpired: it is done, and its result is kept no longer.
         """
         wanted = Wanted([self.job_id], timeout, all=True)
         return self._result(only_job(await wait_for(wanted, self._call)))
@@ -92,7 +94,7 @@ class SyncHandle(_Base[R_co]):
 
         Args:   timeout: Duration; None: as long as it takes.
         Raises: JobFailed: it is dead, cancelled or expired. WaitTimeout. JobNotFound: it was purged or forgotten.
-                ResultExpired: it is done, and its result_ttl is over.
+                ResultExpired: it is done, and its result is kept no longer.
         """
         wanted = Wanted([self.job_id], timeout, all=True)
         return self._result(only_job(wait_for_sync(wanted, self._call)))

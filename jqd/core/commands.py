@@ -411,7 +411,7 @@ class JobInfo(Answer, omit_defaults=True):
     attempts: list[AttemptInfo] = []
     result: bytes | None = None
     result_encoding: Encoding = "raw"
-    result_expired: bool = False  # there was one, and its result_ttl_ms is over
+    result_expired: bool = False  # there was one, and it is kept no longer
     progress_percent: int | None = None  # of the last attempt, as far as it said
     progress_text: str = ""
 

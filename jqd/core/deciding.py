@@ -19,7 +19,7 @@ from typing import Final
 from jqd.core import model
 from jqd.core.changes import Change
 from jqd.core.commands import Verdict, to_ranges
-from jqd.core.memory import LEASE_BYTES, RANGE_BYTES
+from jqd.core.memory import LEASE_BYTES, RANGE_BYTES, failure_bytes
 from jqd.core.model import Job, Lease, Now
 from jqd.core.state import State
 from jqd.errors import InvalidArgument, Overloaded
@@ -81,12 +81,11 @@ def check_split(items: Sequence[tuple[int, Sequence[tuple[int, int]]]], state: S
     Raises: Overloaded.
     """
     memory = state.memory
-    if memory.bytes <= memory.split_bytes:
+    added_bytes = sum(LEASE_BYTES + RANGE_BYTES * len(ranges) for _, ranges in items)
+    if memory.bytes + added_bytes <= memory.split_bytes:
         return
-    added_bytes = 0
     left: dict[int, dict[int, int]] = {}  # token -> part of its grant -> jobs that are not named
     for token, ranges in items:
-        added_bytes += LEASE_BYTES + RANGE_BYTES * len(ranges)
         if token not in left:
             left[token] = {key: part.live_count for key, part in state.leases.get(token, {}).items()}
         for first, count in ranges:
@@ -116,12 +115,23 @@ def check_held(state: State, added_bytes: int, what: str, advice: str) -> None:
         )
 
 
-def kept_attempts(state: State) -> int:
-    """Return how many attempts the history of a job that is tried again keeps: none while memory is short.
+def kept_attempts(state: State, job_count: int, error: str) -> int:
+    """Return how many attempts the histories of jobs keep that are tried again: none if memory would be short then.
 
     What ends attempts goes on then, and must not add to what waits. Who dies keeps one: retention sees to the dead.
+
+    Args: error: that the attempts end with, kept for each job.
     """
-    return 0 if state.memory.is_short else model.HISTORY_COUNT_MAX
+    return model.HISTORY_COUNT_MAX if has_room(state, job_count * failure_bytes(error)) else 0
+
+
+def kept_error(state: State, job_count: int, error: str) -> str:
+    """Return what jobs keep that end with an error: its text, or "" far beyond the limit of memory.
+
+    A request says a text once and its jobs count it each, 10,000 times 40 KB. To refuse it would leave them held, and no
+    memory would ever be given back: the loss of a text is better than that of the report.
+    """
+    return error if state.memory.may_end_with(job_count * failure_bytes(error)) else ""
 
 
 def live_jobs(lease: Lease, state: State) -> Iterator[Job]:

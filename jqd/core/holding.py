@@ -15,6 +15,7 @@ from jqd.core.changes import (
     JobsRetried,
     LeasesExtended,
     ProgressReported,
+    ResultsForgotten,
 )
 from jqd.core.commands import Ack, Extend, Extended, Fail, Release, Verdict, Verdicts, to_ranges
 from jqd.core.deciding import (
@@ -28,6 +29,7 @@ from jqd.core.deciding import (
     has_room,
     judged_at_ms,
     kept_attempts,
+    kept_error,
     without_marked,
 )
 from jqd.core.model import Caller, DeadReason, Job, Now, Progress
@@ -91,6 +93,8 @@ def _by_lease_ms(
 def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Verdicts:
     """Finish held jobs: done, or with result_error dead without another attempt.
 
+    A result that would be far beyond the limit of memory goes at once: whoever asks for it is told that there was one.
+
     State:   leased -> done | dead (refused).
     Returns: a verdict per run: ok, job_not_found, lease_lost.
     Raises:  InvalidArgument, PayloadTooLarge (result).
@@ -118,10 +122,11 @@ def ack(command: Ack, state: State, caller: Caller, now: Now, emit: Emit) -> Ver
         plain += bare
         if held:
             emit(JobsDone(held, result, command.encoding, caller.principal))
+            if not state.memory.may_end_with():  # said once, and counted for each job
+                emit(ResultsForgotten(held))
     if plain and command.result_error is not None:
         error = _cut_text(command.result_error)
-        kept = max(1, kept_attempts(state))
-        emit(JobsDied(plain, "refused", "error", error, caller.principal, kept))
+        _bury(plain, sum(count for _, count in plain), "refused", error, state, caller, emit)
     elif plain:
         emit(JobsDone(plain, None, "raw", caller.principal))
     return Verdicts(results=results)
@@ -166,15 +171,30 @@ def fail(command: Fail, state: State, caller: Caller, now: Now, emit: Emit) -> V
                 delay_ms = backoff.retry_delay_ms(job.errors + 1, job.id, job.attempt, policy)
             retried.append((job.id, now.engine_ms + delay_ms if delay_ms else 0))
     error = _cut_text(command.error)
-    kept = kept_attempts(state)
     if retried:
+        kept = kept_attempts(state, len(retried), error)
         emit(JobsRetried(retried, "error", error, caller.principal, kept))
     if dead:
         reason: DeadReason = "killed" if command.dead else "retries"
-        emit(JobsDied(to_ranges(dead), reason, "error", error, caller.principal, max(1, kept)))
+        _bury(to_ranges(dead), len(dead), reason, error, state, caller, emit)
     if cancelled:
-        emit(JobsCancelled(to_ranges(cancelled), caller.principal, "error", error))
+        text = kept_error(state, len(cancelled), error)
+        emit(JobsCancelled(to_ranges(cancelled), caller.principal, "error", text))
     return Verdicts(results=results)
+
+
+def _bury(
+    ranges: list[tuple[int, int]],
+    job_count: int,
+    reason: DeadReason,
+    error: str,
+    state: State,
+    caller: Caller,
+    emit: Emit,
+) -> None:
+    """Let held jobs die, with as much of their history as there is room for."""
+    kept = max(1, kept_attempts(state, job_count, error))
+    emit(JobsDied(ranges, reason, "error", kept_error(state, job_count, error), caller.principal, kept))
 
 
 def _check_retry(command: Fail) -> None:

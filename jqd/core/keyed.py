@@ -95,8 +95,12 @@ def plan(
                 caller.principal,
             )
         )
-    added_bytes = sum(map(len, payloads)) + new_keys * memory.KEY_BYTES
-    added_bytes += (memory.JOB_BYTES + memory.own_bytes(options)) * len(payloads)
+    each_bytes = memory.JOB_BYTES + memory.own_bytes(options) + memory.DELAYED_BYTES * (due != (None, None))
+    added_bytes = sum(map(len, payloads)) + each_bytes * len(payloads)
+    if fields.dedupe_key is not None and held is None:
+        added_bytes += memory.key_bytes(dedupe_name(options))
+    if fields.idempotency_key is not None:
+        added_bytes += memory.key_bytes(idempotency_name(fields.tenant, fields.idempotency_key))
     return Plan(changes, first_id, count, existing, new_keys, added_bytes)
 
 

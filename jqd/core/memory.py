@@ -19,7 +19,16 @@ are others), and what the server holds for its connections, which it counts itse
 from collections.abc import Iterable
 from typing import Final
 
-from jqd.core.model import DEFAULT_TENANT, Job, JobOptions, Outcome, Progress, QueueSettings, RetryPolicy
+from jqd.core.model import (
+    DEFAULT_TENANT,
+    NAME_CHARS_MAX,
+    Job,
+    JobOptions,
+    Outcome,
+    Progress,
+    QueueSettings,
+    RetryPolicy,
+)
 
 # Its Struct, slot, id, place in a queue, the head of its payload, and a reading of both clocks.
 JOB_BYTES: Final = 320
@@ -55,8 +64,8 @@ ANSWER_BYTES: Final = 200
 UNLIMITED_BYTES: Final = (1 << 63) - 1
 # Of the soft limit, what jobs that have ended may take together.
 ENDED_SHARE: Final = 5
-# Before no lease is split and no held job marked any more: that share beyond the soft limit, half of the way to the hard
-# one, and at least so much.
+# Before no lease is split and no held job marked any more: that share beyond the soft limit, and at least so much. With
+# the share of what has ended it is a little less than the way to the hard limit, if neither is set.
 SPLIT_SHARE: Final = 8
 SPLIT_BYTES_MIN: Final = 1 << 20
 
@@ -82,10 +91,17 @@ class Memory:
         self.ended_bytes_max = soft_bytes // ENDED_SHARE
         self.split_bytes = soft_bytes + max(SPLIT_BYTES_MIN, soft_bytes // SPLIT_SHARE)
 
-    @property
-    def is_short(self) -> bool:
-        """Whether the soft limit is reached."""
-        return self.bytes >= self.soft_bytes
+    def may_end_with(self, added_bytes: int = 0) -> bool:
+        """Tell whether jobs that end may leave so much more behind: results, texts of errors.
+
+        What has ended has its share even where what waits has used up the whole limit, and room beyond it for what one
+        turn brings, since the oldest are forgotten in the next ones. It has both where a limit was lowered, too.
+        """
+        spare_bytes = self.split_bytes - self.soft_bytes
+        return (
+            self.bytes + added_bytes <= self.split_bytes + self.ended_bytes_max
+            or self.ended_bytes + added_bytes <= self.ended_bytes_max + spare_bytes
+        )
 
 
 class Tenant:
@@ -146,6 +162,13 @@ def attempt_bytes(worker: str, error: str) -> int:
 
 # Of an outcome in which nothing stands yet.
 EMPTY_OUTCOME_BYTES: Final = OUTCOME_BYTES + text_bytes("")
+# The label of a worker, in the script that takes most.
+_WORKER_BYTES_MAX: Final = text_bytes("\U00010000" * NAME_CHARS_MAX)
+
+
+def failure_bytes(error: str) -> int:
+    """Return what a job takes more at most when an attempt of it ends with this error."""
+    return EMPTY_OUTCOME_BYTES + ATTEMPT_BYTES + _WORKER_BYTES_MAX + 2 * text_bytes(error)
 
 
 def outcome_bytes(outcome: Outcome | None) -> int:

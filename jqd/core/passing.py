@@ -86,7 +86,7 @@ def _crash(jobs: list[Job], lease: Lease, error: str, state: State, now: Now, em
                 job.crashes, job.id, job.attempt, settings.retry_policy(job, state)
             )
             retried.append((job.id, now.engine_ms + delay_ms if delay_ms else 0))
-    kept = kept_attempts(state)
+    kept = kept_attempts(state, len(jobs), error)
     if retried:
         emit(JobsRetried(retried, cause, error, kept=kept))
     if crashed:

@@ -273,6 +273,20 @@ class State:
         key = self.keys.get(name)
         return None if key is None or (key.due_ms is not None and key.due_ms <= now.engine_ms) else key
 
+    def comes_with(self, options: JobOptions) -> dict[object, int]:
+        """Return what the first job with these options brings besides itself: bytes by what is not there yet."""
+        came: dict[object, int] = {}
+        if memory.are_shared(options) and options not in self._kinds:
+            came[options] = memory.options_bytes(options)
+        queue = self.queues.get(options.queue)
+        if queue is None:
+            came["queue", options.queue] = memory.queue_bytes(options.queue)
+        if queue is None or options.priority not in queue.ready.lines:
+            came["line", options.queue, options.priority] = LINE_BYTES
+        if options.tenant not in self.tenants:
+            came["tenant", options.tenant] = memory.tenant_bytes(options.tenant)
+        return came
+
     def counts(self) -> list[int]:
         """Return jobs by JobState over all queues."""
         return [

@@ -12,7 +12,7 @@ from msgspec.structs import astuple
 from jqd.core import memory, model
 from jqd.core.changes import Change, JobsSubmitted
 from jqd.core.commands import Submit, SubmitGroup, SubmitMany, Submitted, SubmittedMany
-from jqd.core.deciding import Emit, check_memory
+from jqd.core.deciding import Emit, check_memory, has_room
 from jqd.core.fields import due_of, is_keyed, options_of, payload_too_large
 from jqd.core.keyed import plan
 from jqd.core.keys import dedupe_name, idempotency_name
@@ -23,6 +23,8 @@ from jqd.errors import InvalidArgument, JqdError, QueueFull
 # What a run can add to memory where its jobs have nothing of their own but payloads: they came in one piece of a stream,
 # behind a part of a frame, and are 1,024 at most.
 _RUN_BYTES_MAX: Final = 32 << 20
+# What can come with the jobs of one group besides them: a queue, a tenant, a priority, options with all their names.
+_GROUP_BYTES_MAX: Final = 8 << 10
 
 
 def submit(command: Submit, state: State, caller: Caller, now: Now, emit: Emit) -> Submitted:
@@ -74,6 +76,8 @@ def submit_run(
     room_bytes = state.memory.soft_bytes - state.memory.bytes
     is_near = room_bytes < _RUN_BYTES_MAX  # to the limit of memory, so that each job is measured
     more_bytes = 0  # of each job of the newest, besides its payload
+    came: dict[object, int] = {}  # with those before it
+    new: dict[object, int] = {}  # what comes with the first job of the newest
     for command in commands:
         payload = command.payload
         fields = astuple(command)[1:]
@@ -97,12 +101,15 @@ def submit_run(
                     caller.principal,
                 )
                 alike = None
-                more_bytes = memory.JOB_BYTES + memory.own_bytes(change.options)
+                more_bytes = _job_bytes(change)
                 is_near = is_near or more_bytes > memory.JOB_BYTES
+                new = state.comes_with(change.options) if is_near else {}
             if len(payload) > model.PAYLOAD_BYTES_MAX:
                 raise payload_too_large("payload", payload)
             if is_near:
                 size = len(payload) + more_bytes
+                if alike is None:
+                    size += sum(each for what, each in new.items() if what not in came)
                 if size > room_bytes:
                     check_memory(state, state.memory.soft_bytes - state.memory.bytes - room_bytes + size)
                 room_bytes -= size
@@ -113,6 +120,7 @@ def submit_run(
         if alike is None:
             changes.append(change)
             alike = fields
+            came |= new
         change.payloads.append(payload)
         replies.append(Submitted(job_id=next_id))
         next_id += 1
@@ -163,18 +171,34 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
             continue
         if state.bounded_queues:
             new_jobs[options.queue] = new_jobs.get(options.queue, 0) + len(group.payloads)
-        added_bytes += size + (memory.JOB_BYTES + memory.own_bytes(options)) * len(group.payloads)
-        changes.append(
-            JobsSubmitted(next_id, options, group.payloads, due_engine_ms, due_wall_ms, caller.principal)
-        )
+        coming = JobsSubmitted(next_id, options, group.payloads, due_engine_ms, due_wall_ms, caller.principal)
+        added_bytes += size + _job_bytes(coming) * len(group.payloads)
+        changes.append(coming)
         jobs.append((next_id, len(group.payloads), False))
         next_id += len(group.payloads)
     check_room(state, new_jobs)
     if changes:
+        if not has_room(state, added_bytes + _GROUP_BYTES_MAX * len(changes)):
+            added_bytes += _bytes_with(changes, state)  # looked at only where it can matter
         check_memory(state, added_bytes)
     for change in changes:
         emit(change)
     return SubmittedMany(jobs=jobs)
+
+
+def _job_bytes(change: JobsSubmitted) -> int:
+    """Return what each of these jobs takes besides its payload."""
+    waits = change.due_engine_ms is not None or change.due_wall_ms is not None
+    return memory.JOB_BYTES + memory.own_bytes(change.options) + memory.DELAYED_BYTES * waits
+
+
+def _bytes_with(changes: Sequence[Change], state: State) -> int:
+    """Return what comes with jobs besides them: queues, tenants and the like that are not there yet, each once."""
+    came: dict[object, int] = {}
+    for change in changes:
+        if isinstance(change, JobsSubmitted):
+            came |= state.comes_with(change.options)
+    return sum(came.values())
 
 
 def check_room(state: State, new_jobs: dict[str, int]) -> None:

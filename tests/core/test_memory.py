@@ -9,7 +9,7 @@ from jqd.core import memory, model
 from jqd.core.changes import JobsDied, JobsForgotten, JobsRetried
 from jqd.core.ordered import LINE_BYTES
 from jqd.errors import Overloaded
-from tests.support.core import Core, ids_of, parts_of, replayed, restored_from
+from tests.support.core import Core, held_items, ids_of, parts_of, replayed, restored_from
 
 
 def taken(core: Core) -> int:
@@ -212,6 +212,16 @@ def test_held_jobs_are_not_marked_far_beyond_the_limit(core):
     core.check()
 
 
+def test_an_extend_that_would_split_too_many_leases_is_refused_before_it_does(core):
+    core.submit_jobs(100)
+    leased = core.lease(count=100)
+    full(core).state.memory.split_bytes = taken(core) + 40 * (memory.LEASE_BYTES + memory.RANGE_BYTES)
+    items = [(leased.token, [(job_id, 1)]) for job_id in ids_of(leased)]
+    refused(core, c.Extend(items=[*items[:41], (leased.token, [(5_000, 1)])]))
+    core.do(c.Extend(items=items[:40]))
+    assert taken(core) <= core.state.memory.split_bytes
+
+
 def test_a_limit_leaves_room_to_split_leases(core):
     limited(core, 800 << 20)
     assert core.state.memory.split_bytes == 900 << 20
@@ -237,6 +247,80 @@ def test_submit_many_is_measured_as_a_whole(core):
     group = c.SubmitGroup(payloads=[b""] * 5)
     assert core.do(c.SubmitMany(groups=[group, group])).jobs == [(2, 5, False), (7, 5, False)]
     refused(core, c.Submit(payload=b"x"))
+
+
+def grown(kind: type[c.SubmitMany] | None, groups: list[c.SubmitGroup]) -> int:
+    """Return what the jobs of these groups take in a core that has others, in one request or in a run."""
+    core = Core()
+    core.submit(queue="there", tenant="acme")
+    before = taken(core)
+    if kind is None:
+        core.submit_run(
+            [(n, c.Submit(queue=each.queue, tenant=each.tenant)) for n, each in enumerate(groups)]
+        )
+    else:
+        core.do(kind(groups=groups))
+    return taken(core) - before
+
+
+NEWCOMERS = [
+    [{"queue": f"q{n}"} for n in range(20)],
+    [{"queue": "there", "tenant": f"t{n}"} for n in range(20)],
+    [{"queue": "there", "priority": n % 10, "group": f"g{n}"} for n in range(20)],
+    [{"queue": "there", "tenant": "acme"}, {"queue": "q", "tenant": "acme"}, {"queue": "q"}],
+    [{"queue": f"q{n % 3}", "dedupe_key": f"d{n}", "idempotency_key": f"i{n}"} for n in range(20)],
+    [{"queue": f"q{n}", "metadata": {"k": "v"}, "expires_ms": 99_999} for n in range(20)],
+]
+
+
+@pytest.mark.parametrize("fields", NEWCOMERS)
+def test_submit_many_is_measured_with_all_that_comes_along(core, fields):
+    groups = [
+        c.SubmitGroup(payloads=[b"", b"xy"][: 1 + ("dedupe_key" not in each)], **each) for each in fields
+    ]
+    size = grown(c.SubmitMany, groups)
+    core.submit(queue="there", tenant="acme")
+    limited(core, taken(core) + size - 1)
+    assert refused(core, c.SubmitMany(groups=groups)).details["added_bytes"] == size
+    limited(core, taken(core) + size)
+    core.do(c.SubmitMany(groups=groups))
+    assert taken(core) == core.state.memory.soft_bytes
+    core.check()
+
+
+@pytest.mark.parametrize("time", [{"delay_ms": 5_000}, {"run_at_ms": (1 << 40) + (1 << 40)}])
+def test_a_time_is_measured_with_the_jobs_that_wait_for_it(core, time):
+    core.submit()
+    limited(core, taken(core) + 100 * memory.JOB_BYTES + 50 * memory.DELAYED_BYTES + 4_000)
+    group = c.SubmitGroup(payloads=[b""] * 50, **time)
+    core.do(c.SubmitMany(groups=[group]))
+    refused(core, c.SubmitMany(groups=[group]))
+    core.submit_run([(n, c.Submit(**time)) for n in range(60)])
+    assert taken(core) <= core.state.memory.soft_bytes
+
+
+def test_a_run_is_measured_with_the_queues_and_tenants_that_come_along(core):
+    groups = [c.SubmitGroup(payloads=[b""], queue=f"q{n // 2}", tenant=f"t{n // 3}") for n in range(20)]
+    size = grown(None, groups)
+    core.submit(queue="there", tenant="acme")
+    run = [(n, c.Submit(queue=each.queue, tenant=each.tenant)) for n, each in enumerate(groups)]
+    limited(core, taken(core) + size - 1)
+    assert core.submit_run(run)[-2:] == [c.Submitted(job_id=20), "overloaded"]
+    assert taken(core) < core.state.memory.soft_bytes
+    core.turn()
+    core.purge(*range(2, 21))
+    limited(core, taken(core) + size)
+    assert "overloaded" not in core.submit_run(run)
+    assert taken(core) == core.state.memory.soft_bytes
+
+
+def test_what_comes_with_a_submit_that_is_refused_is_measured_with_the_next_one(core):
+    core.submit(queue="there")
+    limited(core, taken(core) + 10_000)
+    payloads = [bytes(9_000), b""] * 5
+    run = [(n, c.Submit(queue=f"q{n // 2}", payload=payload)) for n, payload in enumerate(payloads)]
+    assert [answer == "overloaded" for answer in core.submit_run(run)].count(False) == 2
+    assert taken(core) <= core.state.memory.soft_bytes
 
 
 def test_state_above_the_limit_is_recovered_and_refuses(core):
@@ -277,6 +361,78 @@ def test_histories_do_not_grow_beyond_the_limit(core):
     assert core.job(1).outcome is None and core.job(1).errors == 4
     assert [one.error for one in core.get(2).attempts] == ["z" * 4_000]
     assert taken(core) < before - 15_000
+    core.check()
+
+
+def held_jobs(core: Core, count: int = 1_000) -> tuple[int, list[int]]:
+    core.submit_jobs(count)
+    leased = core.lease(count=count)
+    return leased.token, ids_of(leased)
+
+
+TEXT = "☹" * 1_000
+
+
+def test_histories_that_would_pass_the_limit_are_not_kept(core):
+    token, ids = held_jobs(core)
+    limited(core, taken(core) + 500 * memory.failure_bytes(TEXT))
+    assert core.fail(token, *ids[:400], error=TEXT) == [(1, 400, "ok")]
+    assert core.job(1).outcome.attempts[0].error == TEXT
+    assert core.fail(token, *ids[400:], error=TEXT) == [(401, 600, "ok")]
+    assert core.job(401).outcome is None and core.job(401).errors == 1
+    assert taken(core) <= core.state.memory.soft_bytes
+    core.check()
+
+
+def test_a_lease_that_runs_out_leaves_no_history_that_would_pass_the_limit(core):
+    held_jobs(core)
+    full(core)
+    core.state.memory.soft_bytes += 500 * memory.EMPTY_OUTCOME_BYTES
+    core.wait(30_000)
+    assert core.job(1).outcome is None and core.job(1).crashes == 1
+    assert taken(core) <= core.state.memory.soft_bytes
+
+
+@pytest.mark.parametrize("is_lowered", [False, True], ids=["near", "lowered"])
+@pytest.mark.parametrize("how", ["killed", "retries", "refused", "cancelled"])
+def test_texts_of_what_ends_far_beyond_the_limit_are_not_kept(core, how, is_lowered):
+    core.do(c.SetQueue(queue="default", max_retries=0))
+    token, ids = held_jobs(core)
+    if how == "cancelled":
+        core.do(c.Cancel(ids=[(1, 1_000)], running=True))
+    room_bytes = 20 * memory.failure_bytes(TEXT)
+    ends = limited(core, 0).state.memory
+    if is_lowered:  # beyond all limits from the start: what has ended has its share all the same
+        ends.split_bytes, ends.ended_bytes_max = 0, room_bytes
+    else:
+        ends.soft_bytes = ends.split_bytes = taken(core) + room_bytes
+
+    for part in (ids[:10], ids[10:]):
+        if how == "refused":
+            core.execute(c.Ack(items=[(token, c.to_ranges(part), None)], result_error=TEXT))
+        else:
+            core.execute(c.Fail(items=held_items(token, part), error=TEXT, dead=how == "killed"))
+    kept, lost = core.job(10), core.job(11)
+    assert [kept.outcome.error, *(one.error for one in kept.outcome.attempts)] == [TEXT] * 2
+    assert [lost.outcome.error, *(one.error for one in lost.outcome.attempts)] == [""] * 2
+    assert lost.outcome.reason == (None if how == "cancelled" else how)
+    core.settle()
+    core.check()
+
+
+def test_results_of_what_ends_far_beyond_the_limit_are_not_kept(core):
+    token, _ = held_jobs(core)
+    core.do(c.Wait(ids=[(1_000, 1)], wait_ms=9_000))
+    ends = limited(core, 0).state.memory
+    ends.soft_bytes = ends.split_bytes = taken(core) + 500 * 1_000
+    items = [(token, [(1, 100)], bytes(1_000)), (token, [(101, 900)], bytes(1_000))]
+    core.execute(c.Ack(items=items))
+    kept, lost = core.job(100), core.job(101)
+    assert (len(kept.outcome.result), lost.outcome.result) == (1_000, None)
+    assert taken(core) < ends.split_bytes
+    core.turn()
+    ((_, _, waited),) = core.answers
+    assert waited.jobs[0].state == "done" and waited.jobs[0].result_expired
     core.check()
 
 

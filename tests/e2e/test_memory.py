@@ -98,6 +98,29 @@ def test_histories_and_dead_jobs_do_not_fill_it(daemon):
     daemon.start()
 
 
+def test_texts_and_results_said_of_all_jobs_at_once_do_not_fill_it(daemon):
+    count = 10_000
+    with RawClient(daemon.address) as client:
+        client.call("submit_many", groups=[{"queue": "first", "payloads": [b"x"] * count}])
+        client.call("submit_many", groups=[{"queue": "second", "payloads": [b"x"] * count}])
+        filled(client, SHAPES["1 KiB"])
+        full = stats(client)
+        soft_bytes = full["process"]["memory_soft_bytes"]
+        for queue, said in (("first", {"dead": True}), ("first", {"retry_in_ms": 0}), ("second", None)):
+            leased = client.call("lease", queues=[queue], count=count // 2)
+            items = [[leased["token"], [[leased["jobs"][0]["job_id"], len(leased["jobs"])]]]]
+            if said is None:
+                verdicts = client.call("ack", items=[[*items[0], bytes(64 << 10)]])["results"]
+            else:
+                verdicts = client.call("fail", items=items, error="x☹" * 1_000, **said)["results"]
+            assert [verdict[1:] for verdict in verdicts] == [[count // 2, "ok"]]
+            assert stats(client)["memory_bytes"] < 1.05 * soft_bytes
+        lsn = client.call("snapshot")["lsn"]
+        let(client, lambda process: process["snapshot_lsn"] >= lsn)
+    daemon.kill()
+    daemon.start()
+
+
 def test_results_do_not_fill_it(daemon):
     with RawClient(daemon.address) as client:
         count = 12_000  # 750 MiB of results
