@@ -719,12 +719,14 @@ class Engine:
         passing.forget_keys(state, now, self._emit, model.EXPIRIES_PER_TICK)
         if state.ended or self._waits.due:
             self._waits.serve(now)
-        if not self._waits.due:  # who waits sees a job's end before it goes
+        # Who waits sees a job's end before it goes. Memory can wait for that: what more jobs may leave behind has a bound.
+        are_seen = not self._waits.due
+        if are_seen:
             passing.forget_old_jobs(state, now, self._emit, model.EXPIRIES_PER_TICK)
         passing.forget_results(state, now, self._emit, model.EXPIRIES_PER_TICK)
-        if state.result_bytes > model.RESULTS_BYTES_MAX:
+        if are_seen and state.result_bytes > model.RESULTS_BYTES_MAX:
             passing.forget_oldest_results(state, self._emit, model.RESULTS_PER_TICK)
-        if state.memory.ended_bytes > state.memory.ended_bytes_max:
+        if are_seen and state.memory.ended_bytes > state.memory.ended_bytes_max:
             passing.forget_for_memory(state, self._emit, model.EXPIRIES_PER_TICK)
         old: list[bytes] = []
         for session, since_ms in self._detached.items():

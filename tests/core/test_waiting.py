@@ -239,6 +239,24 @@ def test_a_crowd_is_served_in_parts_and_a_job_stays_until_all_have_seen_it(core,
     assert len(core.answers) == 5
 
 
+@pytest.mark.parametrize("why", ["memory", "results"])
+def test_a_job_that_has_to_make_room_at_its_end_is_seen_before_it_goes(core, monkeypatch, why):
+    monkeypatch.setattr(waiting, "_LOOKS_PER_TURN", 2)
+    core.submit_jobs(3)
+    for number in range(5):
+        park(core, 1, ticket=str(number))
+    if why == "memory":
+        core.state.memory.limit(0)
+    else:
+        monkeypatch.setattr(model, "RESULTS_BYTES_MAX", 0)
+    core.execute(c.Ack(items=[(core.lease(count=3).token, [(1, 3)], b"r")]))
+    core.turn()
+    assert 0 < len(core.answers) < 5
+    core.settle()
+    assert [waited.jobs[0].result for _, _, waited in core.answers] == [b"r"] * 5
+    assert core.states(1, 2, 3) == ["gone"] * 3
+
+
 @pytest.mark.parametrize(
     ("result", "count_max"), [(b"", waiting._LOOKS_PER_TURN // 20), (bytes(60_000), 600)]
 )
