@@ -472,8 +472,7 @@ class Engine:
                 for request_id, answer in zip(ids, answers, strict=True)
             ]
         except Exception as error:
-            if len(self._changes) > before:
-                raise FailStop(f"submit failed after its first change: {error!r}") from error
+            self._stop_if_changed(before, "submit", error)
             raise
 
     def _submit(self, request_id: int, command: commands.Submit, caller: Caller, now: Now) -> Body | JqdError:
@@ -506,10 +505,14 @@ class Engine:
             if caller.session is not None and len(self._changes) > before:
                 body = self._remember(caller, caller.session, request_id, body)
         except Exception as error:
-            if len(self._changes) > before:
-                raise FailStop(f"{command.verb} failed after its first change: {error!r}") from error
+            self._stop_if_changed(before, command.verb, error)
             raise
         return body
+
+    def _stop_if_changed(self, before: int, what: str, error: Exception) -> None:
+        """Raise FailStop if there are more changes than `before`: then a failure is no answer any more."""
+        if len(self._changes) > before:
+            raise FailStop(f"{what} failed after its first change: {error!r}") from error
 
     def _remember(self, caller: Caller, session: bytes, request_id: int, body: Body) -> Body:
         """Keep an answer for a retry; finish_turn() makes it a fact."""
@@ -593,8 +596,7 @@ class Engine:
         try:
             passing.expire_jobs(self.state, now, self._emit, model.EXPIRIES_PER_TICK)
         except Exception as error:
-            if len(self._changes) > before:
-                raise FailStop(f"jobs failed to expire after the first change: {error!r}") from error
+            self._stop_if_changed(before, "expiry of jobs", error)
             raise
 
     def _park(self, command: LeaseCommand, caller: Caller, request_id: int, ticket: Ticket, now: Now) -> None:

@@ -235,6 +235,22 @@ def test_change_that_cannot_be_applied_stops_the_process(monkeypatch):
         core.ack(token, 1)
 
 
+def test_failure_while_jobs_expire_before_a_lease_stops_the_process(monkeypatch):
+    core = Core()
+    core.submit(expires_ms=1_000)
+    core.move(1_000)
+    monkeypatch.setattr(State, "finish", lambda *_: 1 // 0)
+    with pytest.raises(FailStop, match="expiry of jobs failed after its first change: ZeroDivisionError"):
+        core.execute(c.Lease())
+
+
+def test_run_of_submits_that_cannot_be_applied_stops_the_process(monkeypatch):
+    core = Core()
+    monkeypatch.setattr(State, "add_jobs", lambda *_: 1 // 0)
+    with pytest.raises(FailStop, match="submit failed after its first change: ZeroDivisionError"):
+        core.submit_run([(1, c.Submit()), (2, c.Submit())])
+
+
 def test_answer_that_cannot_be_kept_stops_the_process(monkeypatch):
     core = Core()
     caller = core.hello(b"s" * 16)
