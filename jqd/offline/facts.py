@@ -15,7 +15,7 @@ KINDS: Final[dict[str, type[Change]]] = {
     kind.__name__: kind for kind in (*get_args(AnyChange), *get_args(AnyImage))
 }
 
-# Facts about jobs, and the state in which a job is behind one. A test knows the rest, which name none.
+# Facts that name jobs by `ranges`, all in one state behind it. A test knows the facts that name none.
 _STATES: Final[dict[type[Change], str]] = {
     changes.JobsLeased: "leased",
     changes.LeasesExtended: "leased",
@@ -48,20 +48,8 @@ def jobs_of(change: Change) -> list[tuple[int, int, str]]:
         case changes.JobsReleased():
             state = "delayed" if change.due_ms else "ready"
             return [(first, count, state) for first, count in change.ranges]
-        case (
-            changes.JobsLeased()
-            | changes.LeasesExtended()
-            | changes.JobsDone()
-            | changes.JobsDied()
-            | changes.JobsCancelled()
-            | changes.JobsRequeued()
-            | changes.JobsForgotten()
-            | changes.JobsExpired()
-            | changes.JobsCancelMarked()
-            | changes.ProgressReported()
-            | changes.ResultsForgotten()
-        ):
-            state = _STATES[type(change)]
-            return [(first, count, state) for first, count in change.ranges]
+        case _ if type(change) in _STATES:
+            ranges: changes.Ranges = change.ranges  # type: ignore[attr-defined]  # these have it
+            return [(first, count, _STATES[type(change)]) for first, count in ranges]
         case _:
             return []
