@@ -40,8 +40,9 @@ from jqd.protocol.messages import (
     encode_reply,
 )
 
-# Jobs that one connection may touch in one turn; the request that passes it is still carried out.
-# About 10 ms of the loop, as one request may name 10,000 jobs.
+# What one connection may do in one turn, in jobs (State.work); the request that passes it is still carried out. About 10 ms
+# of the loop: one request may name 10,000 jobs. Those that have nothing in common are the work of 90,000, so that after
+# such a request the others have their turn.
 TURN_WORK_MAX: Final = 10_000
 
 

@@ -337,6 +337,39 @@ def test_full_pipe_does_not_keep_another_waiting(house, peer):
     assert greedy.session.in_flight == len(greedy.hear())
 
 
+def test_jobs_that_have_nothing_in_common_are_more_work_than_their_number(house, peer):
+    """A thousand of them are worth 9,000 in a row: two such requests go into a turn, and the others are served then."""
+    count = 1_000
+    bystander = house.peer()
+    numbers = iter(range(2, 1_000_000))
+
+    def turns_of(verb: str, **args: object) -> list[int]:
+        """Let one peer ask it six times at once; return how many were answered in each turn."""
+        greedy = house.peer()
+        greedy.say(b"".join(request(next(numbers), verb, **args) for _ in range(6)))
+        turns = []
+        while answers := greedy.hear():
+            assert {each.status for each in answers} == {"ok"}
+            turns.append(len(answers))
+            assert bystander.ask(request(next(numbers), "ping"))[0].status == "ok"
+            greedy.session.resume(NOW)
+        house.end_turn()
+        return turns
+
+    groups = [{"payloads": [b""], "tenant": f"t{n}"} for n in range(count)]
+    peer.ask(request(next(numbers), "submit_many", groups=groups))
+    held = []
+    for _ in range(count):
+        (leased,) = peer.ask(request(next(numbers), "lease"))
+        held.append([leased.body["token"], [[leased.body["jobs"][0]["job_id"], 1]]])
+    assert turns_of("extend", items=held) == [2, 2, 2]
+    assert turns_of("extend", items=held, progress_percent=5) == [1] * 6
+    assert turns_of("ack", items=[[*item, b"done"] for item in held]) == [2, 4]  # five of them find nothing
+    groups = [{"payloads": [b""], "group": f"{n}"} for n in range(count)]
+    assert turns_of("submit_many", groups=groups) == [2, 4]  # what comes along comes with the first one
+    assert turns_of("cancel", ids=[[count + 1, count]]) == [1, 5]
+
+
 def test_reads_that_look_at_many_jobs_count_as_work(house, peer):
     peer.ask(request(2, "submit_many", groups=[{"payloads": [b""] * 10_000}]))
     peer.say(b"".join(request(number, "list", filter={"state": "dead"}) for number in range(3, 13)))
