@@ -66,21 +66,25 @@ def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) 
         held = _held(state, now, token, ranges, results)
         if says_progress and held and has_room(state, each_bytes * sum(count for _, count in held)):
             emit(ProgressReported(held, percent, text, caller.principal))
-        marked += without_marked(held, state)[1]
-        for lease_ms, part in _by_lease_ms(held, command.lease_ms, state):
+        if state.marked_count:
+            marked += without_marked(held, state)[1]
+        for lease_ms, part in _by_lease_ms(token, held, command.lease_ms, state):
             emit(LeasesExtended(token, lease_ms, part, caller.principal))
             left_ms.append(lease_ms)
     return Extended(results=results, lease_ms_left=min(left_ms, default=0), cancel_marked=marked)
 
 
 def _by_lease_ms(
-    held: list[tuple[int, int]], lease_ms: int | None, state: State
+    token: int, held: list[tuple[int, int]], lease_ms: int | None, state: State
 ) -> list[tuple[int, list[tuple[int, int]]]]:
-    """Group held ranges by the lease time they get."""
+    """Group ranges that are held under a token by the lease time they get."""
     if not held:
         return []
     if lease_ms is not None:
         return [(lease_ms, held)]
+    parts = state.leases[token]
+    if len(parts) == 1:  # most grants were never split
+        return [(part.lease_ms, held) for part in parts.values()]
     groups: dict[int, list[int]] = {}
     for first, count in held:
         for job in state.pages.run(first, count):

@@ -754,10 +754,13 @@ class State:
             self._drop_if_idle(tenant)
             if self.watched:
                 self._note_ended(jobs)
-            self.pages.remove(jobs[0].id, len(jobs))
-            self._rearm_finished(queue)
-            self._rearm_dead(queue)
+            if jobs[0].state in FINISHED:
+                self._rearm_finished(queue)
+            elif jobs[0].state is DEAD:
+                self._rearm_dead(queue)
             self._drop_if_empty(queue)
+        for first, count in ranges:
+            self.pages.remove(first, count)
         self._tidy_results()
 
     def _drop_if_empty(self, queue: Queue) -> None:

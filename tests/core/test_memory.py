@@ -102,6 +102,12 @@ def test_stats_show_the_tenants_that_take_most(core):
     assert list(stats.tenants) == [f"t{number}" for number in range(29, 9, -1)]
 
 
+def test_of_tenants_that_take_the_same_the_first_by_name_are_shown(core):
+    for number in reversed(range(10, 40)):
+        core.submit(tenant=f"t{number}")
+    assert list(core.do(c.Stats()).tenants) == [f"t{number}" for number in range(10, 30)]
+
+
 def test_snapshot_and_log_give_the_same_count(core):
     caller = core.hello(b"s" * 16)
     core.submit(b"x" * 99, caller, queue="a", metadata={"k": "v"}, tenant="acme", dedupe_key="d")
