@@ -62,7 +62,7 @@ ERROR_TEXT_BYTES_MAX: Final = (
 )  # longer texts are cut, not refused: a traceback must not cost its report
 NAME_CHARS_MAX: Final = 128
 # Alike and in a row they hold the loop for some 10 ms; those that have nothing in common, each under its own token or of
-# its own tenant, for 40 to 60, and others are served then (State.work).
+# its own tenant, for 40 to 120 (new queues take longest), and others are served then (State.work).
 JOBS_PER_REQUEST_MAX: Final = 10_000
 QUEUES_PER_LEASE_MAX: Final = 64
 QUEUE_WEIGHT_MAX: Final = 1_000
