@@ -27,7 +27,8 @@ def to_record(place: Mapping[str, Any], change: Struct) -> dict[str, Any]:
 def _fields(thing: Struct) -> dict[str, Any]:
     fields = structs.asdict(thing)
     options = fields.get("options")
-    encoding = str(fields.get("encoding") or getattr(options, "encoding", "raw"))
+    said = fields.get("encoding") or fields.get("result_encoding") or getattr(options, "encoding", "raw")
+    encoding = str(said)
     record: dict[str, Any] = {}
     for name, value in fields.items():
         record |= _field(name, value, encoding)

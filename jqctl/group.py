@@ -240,6 +240,6 @@ def cli() -> None:
     74 the output cannot be written or the input not be read; what was asked may have been done.
 
     json has ids and tokens as strings, dates as *_ms and in RFC 3339, payloads as text or JSON value
-    by their encoding, else as payload_base64. Colours are off where
-    $NO_COLOR is set, and on where $FORCE_COLOR is.
+    by their encoding, else as payload_base64; msgpack, which Python tasks have, as both. Colours are
+    off where $NO_COLOR is set, and on where $FORCE_COLOR is.
     """

@@ -9,12 +9,15 @@ Must not know: verbs, the server.
             ids and tokens are decimal strings; a date has an RFC 3339 twin: created_wall_ms, created_at;
             what is None is left out;
             payload and result by encoding: text as a string, json as its value, anything else (or what
-            does not decode) as payload_base64, result_base64
+            does not decode) as payload_base64, result_base64; msgpack, which typed tasks have, in both forms:
+            base64 is exact, and the value beside it is for reading, as in a table
     id      for the shell: the ids that the next command wants, one line a job
 
 What only some output needs is imported there: jqctl is started more often than anything else here.
 """
 
+import contextlib
+import math
 import os
 import re
 import sys
@@ -41,6 +44,10 @@ _DATES_MS: Final = range(253_402_300_800_000)
 # Columns that may be cut to fit a terminal: what somebody wrote, and no command needs. And how far.
 _CUTTABLE: Final = frozenset({"payload", "result", "error", "metadata"})
 _CUT_WIDTH_MIN: Final = 12
+# Nested deeper than this a value in msgpack is shown as its bytes: nobody reads it, and each level takes stack.
+_DEPTH_MAX: Final = 100
+# What reading bytes raises that are not what was said of them.
+_MISREAD: Final = (ValueError, RecursionError, msgspec.DecodeError)
 
 
 class PipeClosed(Exception):
@@ -75,13 +82,17 @@ def to_record(thing: msgspec.Struct | Mapping[str, Any]) -> dict[str, Any]:
         if name in _STRINGS:
             record[name] = str(value)
         elif isinstance(value, bytes):
-            encoding = fields.get("encoding" if name == "payload" else f"{name}_encoding", "raw")
-            record |= said(name, value, encoding)
+            record |= said(name, value, _encoding(name, fields))
         else:
             record[name] = _plain(value)
         if (twin := _twin(name)) and value in _DATES_MS:
             record[twin] = rfc3339(value)
     return record
+
+
+def _encoding(name: str, fields: Mapping[str, Any]) -> str:
+    """Return what the bytes of a field are."""
+    return str(fields.get("encoding" if name == "payload" else f"{name}_encoding", "raw"))
 
 
 def _twin(name: str) -> str:
@@ -106,11 +117,61 @@ def said(name: str, data: bytes, encoding: str) -> dict[str, Any]:
             return {name: data.decode()}
         if encoding == "json":
             return {name: msgspec.json.decode(data)}
-    except (ValueError, RecursionError, msgspec.DecodeError):
+    except _MISREAD:
         pass  # the producer said what it is not: the bytes are the truth
     import base64
 
-    return {f"{name}_base64": base64.b64encode(data).decode()}
+    shown = {f"{name}_base64": base64.b64encode(data).decode()}
+    if encoding == "msgpack":
+        with contextlib.suppress(*_MISREAD):
+            return {name: _read(data), **shown}
+    return shown
+
+
+def readable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job with what is in msgpack as text in JSON, where it is msgpack."""
+    shown = dict(fields)
+    for name, value in fields.items():
+        if isinstance(value, bytes) and _encoding(name, fields) == "msgpack":
+            with contextlib.suppress(*_MISREAD):  # then cell() shows the bytes
+                shown[name] = msgspec.json.encode(_read(value)).decode()
+    return shown
+
+
+def _read(data: bytes) -> object:
+    r"""Decode msgpack into what JSON can say, so that a person can read it.
+
+    Dates become RFC 3339; bytes the text that they are, with \xff for what is none; keys texts; nan, inf and
+    extensions words.
+
+    Raises: DecodeError: it is no msgpack. ValueError, RecursionError: it is nested too deeply.
+    """
+    return _sayable(msgspec.msgpack.decode(data), 0)
+
+
+def _sayable(value: object, depth: int) -> object:
+    if depth > _DEPTH_MAX:
+        raise ValueError(f"nested deeper than {_DEPTH_MAX}")
+    match value:
+        case bytes():
+            return value.decode(errors="backslashreplace")
+        case float() if not math.isfinite(value):
+            return str(value)
+        case datetime():
+            return value.isoformat().replace("+00:00", "Z")
+        case list() | tuple():
+            return [_sayable(item, depth + 1) for item in value]
+        case dict():
+            return {_key(key, depth + 1): _sayable(item, depth + 1) for key, item in value.items()}
+        case msgspec.msgpack.Ext():
+            return f"ext {value.code}: {bytes(value.data).decode(errors='backslashreplace')}"
+        case _:
+            return value
+
+
+def _key(key: object, depth: int) -> str:
+    said = _sayable(key, depth)
+    return said if isinstance(said, str) else msgspec.json.encode(said).decode()
 
 
 def _json_escape(match: re.Match[str]) -> str:

@@ -32,7 +32,10 @@ def show(
             for fields in maps:
                 click.echo(" ".join(output.clean(str(fields[name])) for name in ids))
         case "table" if maps:
-            rows = [[output.cell(name, fields.get(name)) for name in columns] for fields in maps]
+            rows = [
+                [output.cell(name, fields.get(name)) for name in columns]
+                for fields in map(output.readable, maps)
+            ]
             output.table(columns, rows, header=header)
         case _:
             pass
@@ -41,7 +44,9 @@ def show(
 def show_one(settings: Settings, thing: Struct | Mapping[str, Any], ids: Sequence[str]) -> None:
     fields = thing if isinstance(thing, Mapping) else structs.asdict(thing)
     if settings.format == "table":
-        output.details({name: value for name, value in fields.items() if value not in (None, "", [])})
+        output.details(
+            {name: value for name, value in output.readable(fields).items() if value not in (None, "", [])}
+        )
     else:
         show(settings, (), [fields], ids)
 

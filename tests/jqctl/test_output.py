@@ -1,8 +1,14 @@
 """What reaches a terminal or a program."""
 
+import base64
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,7 +44,8 @@ def test_a_json_line_is_one_line_of_what_went_in(text):
         (b"hi", "text", {"payload": "hi"}),
         (b"[1,\n 2]", "json", {"payload": [1, 2]}),
         (b"hi", "raw", {"payload_base64": "aGk="}),
-        (b"\x90", "msgpack", {"payload_base64": "kA=="}),
+        (b"\x90", "msgpack", {"payload": [], "payload_base64": "kA=="}),
+        (b"\xc1", "msgpack", {"payload_base64": "wQ=="}),
         (b"\xff", "text", {"payload_base64": "/w=="}),
         (b"{", "json", {"payload_base64": "ew=="}),
         (b"[" * 3_000, "json", {"payload_base64": "W1tb" * 1_000}),
@@ -46,6 +53,85 @@ def test_a_json_line_is_one_line_of_what_went_in(text):
 )
 def test_a_payload_is_shown_by_its_encoding(payload, encoding, shown):
     assert output.to_record({"payload": payload, "encoding": encoding}) == {**shown, "encoding": encoding}
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        ("a", '"a"'),
+        ({"to": "ada", "n": [1, -2.5, True, None]}, '{"to":"ada","n":[1,-2.5,true,null]}'),
+        (b"caf\xc3\xa9", '"café"'),
+        ({"photo": b"\x89PNG\n"}, r'{"photo":"\\x89PNG\n"}'),
+        (datetime(2030, 1, 31, 8, 0, 0, 5, UTC), '"2030-01-31T08:00:00.000005Z"'),
+        (UUID(int=5), '"00000000-0000-0000-0000-000000000005"'),
+        (Decimal("1.10"), '"1.10"'),
+        (Colour.RED, '"red"'),
+        ({1: "a", (2, "b"): "c", b"\xff": 3}, r'{"1":"a","[2,\"b\"]":"c","\\xff":3}'),
+        ([float("nan"), float("-inf")], '["nan","-inf"]'),
+        (msgspec.msgpack.Ext(5, b"\xffx"), r'"ext 5: \\xffx"'),
+        (1 << 63, "9223372036854775808"),
+        ("\x1b[31m\u202e", r'"\u001b[31m\u202e"'),
+        (["x"] * 100, "[" + '"x",' * 49 + '"x"...'),
+    ],
+)
+def test_what_a_typed_task_takes_and_returns_can_be_read(value, text):
+    data = msgspec.msgpack.encode(value)
+    job = {"payload": data, "encoding": "msgpack", "result": data, "result_encoding": "msgpack"}
+    shown = output.readable(job)
+    assert output.cell("payload", shown["payload"]) == output.cell("result", shown["result"]) == text
+    record = output.to_record(job)
+    assert record["payload"] == record["result"] == json.loads(shown["result"])
+    assert base64.b64decode(record["payload_base64"]) == base64.b64decode(record["result_base64"]) == data
+
+
+# Each of them says of itself that it is msgpack, and is not, or not what anybody could read.
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x01\x02",
+        b"hello",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xa2\xff\xff",
+        b"\x81\x80\x01",
+        b"\x81\xd4\x05\x01\x02",
+        b"\xc7\x0c\xff" + b"\xff" * 12,
+        b"\x91" * 101 + b"\x01",
+        b"\x91" * 100_000,
+        b"\x81\xa1a" * 100_000,
+        b"\xdd\x00\xff\xff\xff" * 100_000,
+    ],
+    ids=lambda data: data[:8].hex(),
+)
+def test_what_only_claims_to_be_msgpack_is_shown_as_its_bytes(data):
+    job = {"payload": data, "encoding": "msgpack"}
+    assert output.readable(job) == job
+    encoded = base64.b64encode(data).decode()
+    assert output.to_record(job) == {"payload_base64": encoded, "encoding": "msgpack"}
+
+
+def test_what_is_nested_as_deep_as_it_may_be_is_shown():
+    data = b"\x91" * 100 + b"\x01"
+    shown = output.readable({"payload": data, "encoding": "msgpack"})
+    assert shown["payload"] == "[" * 100 + "1" + "]" * 100
+
+
+@given(st.binary(max_size=100))
+def test_no_bytes_that_claim_to_be_msgpack_are_too_much(data):
+    job = {"result": data, "result_encoding": "msgpack"}
+    text = output.cell("result", output.readable(job)["result"])
+    assert output.clean(text) == text
+    line = output.to_json(output.to_record(job)).decode()
+    assert base64.b64decode(json.loads(line)["result_base64"]) == data
+    assert output.clean(line[:-1]) == line[:-1]
 
 
 def test_dates_have_a_twin_and_none_is_left_out():

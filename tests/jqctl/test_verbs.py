@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import click
+import msgspec
 import pytest
 
 from jqctl import __main__ as program_module
@@ -407,6 +408,21 @@ def test_job_shows_dates_ids_and_payload_for_programs(shell):
     assert (shown["run_at_ms"], shown["run_at"]) == (0, "1970-01-01T00:00:00.000Z")
     assert shown["payload"] == {"a": 1} and base64.b64decode(shown["result_base64"]) == b"\xff"
     assert "lease_ms_left" not in shown
+
+
+def test_what_a_typed_task_takes_and_returns_is_shown_to_people(shell):
+    took, returned = msgspec.msgpack.encode({"to": "ada"}), msgspec.msgpack.encode([1, b"\x1b"])
+    fields: Any = {"result": returned, "result_encoding": "msgpack"}
+    shell.server.answers["get"] = job(7, payload=took, encoding="msgpack", **fields)
+    lines = dict(line.split() for line in shell("job", "7")[1].splitlines())
+    assert (lines["payload"], lines["result"]) == ('{"to":"ada"}', r'[1,"\u001b"]')
+    shell.server.answers["wait"] = Waited(jobs=[ended(7, **fields)], pending=0)
+    assert shell("wait", "7")[1] == "7  done  " + r'[1,"\u001b"]  -' + "\n"
+    (shown,) = shell.json("wait", "7")
+    assert shown["result"] == [1, "\x1b"] and base64.b64decode(shown["result_base64"]) == returned
+    held = LeasedJob(job_id=4, queue="q", attempt=1, payload=took, encoding="msgpack")
+    shell.server.answers["lease"] = leased(held)
+    assert '{"to":"ada"}' in shell("lease", "q")[1].split()
 
 
 def test_jobs_are_listed_through_all_pages_or_up_to_a_limit(shell):
