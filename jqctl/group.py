@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from jqctl import output
 from jqd import __version__
@@ -33,7 +34,7 @@ STATES: Final = ("delayed", "ready", "leased", "done", "dead", "cancelled", "exp
 
 
 class Settings:
-    """What --url, --timeout and -o said, before or after the verb."""
+    """What --url or $JQD_URL, --timeout and -o said, before or after the verb."""
 
     def __init__(self) -> None:
         self.url: str | None = None
@@ -43,6 +44,10 @@ class Settings:
     def connection(self) -> "Connection":
         from jqctl.connect import Connection
 
+        if self.url is not None and (
+            wrong := _url_fault(self.url)
+        ):  # an option was looked at when it was read
+            raise click.BadParameter(wrong, param_hint="$JQD_URL")
         return Connection(self.url, self.timeout)
 
 
@@ -92,15 +97,26 @@ class _Url(click.ParamType[str]):
     name = "url"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from jqd.client.values import to_address
-
         if ctx is not None and ctx.resilient_parsing:
             return value  # a line that is being completed: without its server it is not another one's
-        try:
-            to_address(value)
-        except InvalidArgument as error:
-            self.fail(output.clean(str(error)), param, ctx)
+        if ctx is not None and param is not None:
+            source = ctx.get_parameter_source(str(param.name))
+            if source is ParameterSource.ENVIRONMENT:
+                return value  # an option behind the verb may still say better
+        if wrong := _url_fault(value):
+            self.fail(wrong, param, ctx)
         return value
+
+
+def _url_fault(url: str) -> str:
+    """Say what is wrong with an address; "" if it is good."""
+    from jqd.client.values import to_address
+
+    try:
+        to_address(url)
+    except InvalidArgument as error:
+        return output.clean(str(error))
+    return ""
 
 
 class _Queue(click.ParamType[str]):

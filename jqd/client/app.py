@@ -346,7 +346,7 @@ class App:
         self, url: str | None = None, *, timeout: Duration = 30, backoff: Backoff | None = None
     ) -> None:
         self.url: str = url or os.environ.get("JQD_URL") or DEFAULT_URL
-        to_address(self.url)
+        to_address(self.url, "url" if url else "$JQD_URL")
         self.tasks: dict[str, Task[..., Any]] = {}
         self.handlers: dict[str, Handler] = {}  # by queue
         self.middleware: list[Middleware] = []

@@ -258,26 +258,27 @@ class UnixAddress(Struct, frozen=True):
 Address = TcpAddress | UnixAddress
 
 
-def to_address(url: str) -> Address:
+def to_address(url: str, field: str = "url") -> Address:
     """Read `jqd://HOST[:PORT]` or `unix:///PATH`.
 
+    Args:   field: what the caller calls it, for the message.
     Raises: InvalidArgument.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise _no_address(url) from None
+        raise _no_address(field, url) from None
     if parts.query or parts.fragment or "@" in parts.netloc:
-        raise _no_address(url)
+        raise _no_address(field, url)
     match parts.scheme:
         case "unix" if not parts.netloc and len(parts.path) > 1:
             return UnixAddress(parts.path)
         case "jqd" if host and parts.path in ("", "/") and port != 0:
             return TcpAddress(host, port or DEFAULT_PORT)
         case _:
-            raise _no_address(url)
+            raise _no_address(field, url)
 
 
-def _no_address(url: str) -> InvalidArgument:
-    return InvalidArgument(f"url = {shorten(url)}: a server is jqd://HOST:PORT or unix:///PATH")
+def _no_address(field: str, url: str) -> InvalidArgument:
+    return InvalidArgument(f"{field} = {shorten(url)}: a server is jqd://HOST:PORT or unix:///PATH")

@@ -167,6 +167,9 @@ def test_the_url_is_looked_at_when_it_is_said_and_comes_from_the_environment(mon
         App("redis://localhost")
     monkeypatch.setenv("JQD_URL", "jqd://example.org:1")
     assert App().url == "jqd://example.org:1" and App("unix:///s").url == "unix:///s"
+    monkeypatch.setenv("JQD_URL", "redis://localhost")
+    with pytest.raises(InvalidArgument, match=r"^\$JQD_URL = 'redis://localhost': a server is jqd://"):
+        App()
     monkeypatch.delenv("JQD_URL")
     assert App().url == "jqd://127.0.0.1:7717"
 

@@ -649,6 +649,19 @@ def test_the_environment_says_where_and_an_option_says_better(shell, monkeypatch
     assert run(["--url", shell.server.url, "ping"]) == 0
 
 
+def test_an_address_that_is_none_is_said_with_where_it_was_found(shell, monkeypatch, capsys):
+    shell.server.answers["ping"] = Pong(wall_ms=1, engine_ms=2)
+    fault = "url = 'http://x\\x1b': a server is jqd://HOST:PORT or unix:///PATH\n"
+    monkeypatch.setenv("JQD_URL", "http://x\x1b")
+    assert run(["ping"]) == 2
+    assert f"Error: Invalid value for $JQD_URL: {fault}" in capsys.readouterr().err
+    for words in (["--url", shell.server.url, "ping"], ["ping", "--url", shell.server.url]):
+        assert run(words) == 0
+    for words in (["--url", "http://x\x1b", "ping"], ["ping", "--url", "http://x\x1b"]):
+        assert run(words) == 2
+        assert f"Error: Invalid value for '--url': {fault}" in capsys.readouterr().err
+
+
 # --- the program ------------------------------------------------------------------------------
 
 
