@@ -1,6 +1,6 @@
 """`jqctl`: run the command line and turn what went wrong into an exit code.
 
-Knows:         the exit codes: 0 done, 1 refused by the daemon, 2 usage (nothing was asked), 3 unreachable (a timeout too: the outcome is
+Knows:         the exit codes: 0 done, 1 refused by the daemon, 2 usage (whoever finds it), 3 unreachable (a timeout too: the outcome is
                unknown), 4 the time of `wait` is over, 74 the output cannot be written; 130 interrupted, 141 the reader of the output
                went away; of a data directory those of the daemon: 65 damaged, 75 in use, 78 unusable.
 Must not know: verbs.

@@ -42,7 +42,6 @@ class Connection:
         self._timeout = timeout
         self._backoff: Backoff | None = None
         self._client: Client | None = None
-        self.has_asked = False  # a server: what is refused before that is wrong usage
 
     def wait_for_nobody(self) -> None:
         """From the first call on: while the server is away calls fail at once, instead of trying again."""
@@ -58,7 +57,6 @@ class Connection:
 
         Raises: ConnectionLost: nobody answers there; else as Client.call.
         """
-        self.has_asked = True
         if self._client is None:
             urls = [self._url] if self._url else list(default_urls())
             self._client = _connect(urls, self._timeout, self._backoff)

@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 from jqctl import output
 from jqd import __version__
-from jqd.errors import InvalidArgument, RequestError
+from jqd.errors import InvalidArgument, PayloadTooLarge
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -211,10 +211,11 @@ def verb(function: Callable[..., int | None], group: click.Group | None = None) 
             sys.stdout.flush()
         except BrokenPipeError:
             raise output.PipeClosed from None  # under its own name click would make exit code 1 of it
-        except RequestError as error:
-            if connection.has_asked:
-                raise
-            raise click.UsageError(output.clean(str(error))) from None  # no server has said so
+        except (InvalidArgument, PayloadTooLarge) as error:  # it does not matter who has found it
+            from jqctl.wording import reworded
+
+            words = reworded(str(error), click.get_current_context().command)
+            raise click.UsageError(output.clean(words)) from None
         return code
 
     # What click.option and click.argument have left on the function goes over with functools.wraps.
@@ -251,8 +252,9 @@ def cli() -> None:
     Durations: 500ms, 30s, 5m, 1h30m, 2d; a number alone means seconds.
     Retry policies, what is not said being the default shown: exponential,base=1s,factor=2,cap=1h,
     jitter=20%; linear,base=1s,cap=1h; fixed,30s; list,1s,10s,5m,jitter=0.
-    Exit codes: 0 done, 1 refused by the daemon (the code is printed), 2 wrong usage, nothing was
-    asked, 3 not reachable or no reply in time; the message then says whether the outcome is unknown.
+    Exit codes: 0 done, 1 refused by the daemon (the code is printed), 2 wrong usage, whether jqctl or
+    the daemon finds it, 3 not reachable or no reply in time; the message then says whether the outcome
+    is unknown.
     74 the output cannot be written or the input not be read; what was asked may have been done.
 
     json has ids and tokens as strings, dates as *_ms and in RFC 3339, payloads as text or JSON value

@@ -79,9 +79,8 @@ def to_optional_ms(field: str, value: Duration | None) -> int | None:
 
 
 # How the decoder of the server says that a time is out of its range: "lease: wait_ms = 40000: expected `int` <= 30000".
-_OUT_OF_RANGE: Final = re.compile(
-    r"(?P<head>.*?)(?P<field>\w+)_ms = (?P<value>-?[0-9]+): expected `int` (?P<sign>[<>]=) (?P<limit>-?[0-9]+)"
-)
+_RANGE: Final = re.compile(r"expected `int` (?P<sign>[<>]=) (?P<limit>-?[0-9]+)")
+_OUT_OF_RANGE: Final = re.compile(rf"(?P<head>.*?)(?P<field>\w+)_ms = (?P<value>-?[0-9]+): {_RANGE.pattern}")
 
 
 def in_own_words(error: JqdError) -> JqdError:
@@ -151,8 +150,17 @@ def to_retry(field: str, value: Retry) -> RetryPolicy:
         if path.startswith("kind"):
             what = "it begins with one of exponential, linear, fixed, list"
         elif path:
-            what = f"{path.rstrip('`')}: {what[:1].lower()}{what[1:]}"
+            what = _in_own_words(path.rstrip("`"), f"{what[:1].lower()}{what[1:]}")
         raise InvalidArgument(f"{field} = {shorten(value)}: {what}") from None
+
+
+def _in_own_words(path: str, what: str) -> str:
+    """Say what is wrong with a part of a policy: a duration that is out of its range as `base: at most 366d`."""
+    found = _RANGE.fullmatch(what)
+    if found is None or "_ms" not in path:
+        return f"{path}: {what}"
+    bound = "at most" if found["sign"] == "<=" else "at least"
+    return f"{path.replace('_ms', '')}: {bound} {from_ms(int(found['limit']))}"
 
 
 def _retry_fields(field: str, text: str) -> dict[str, object]:

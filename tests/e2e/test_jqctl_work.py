@@ -198,7 +198,7 @@ def test_queues_are_served_in_their_order(scene):
     ("args", "words"),
     [
         (["q", "--exec", ""], "there is nothing to run"),
-        (["q", "--exec", "no-such-program {}"], "command = 'no-such-program': there is no such program"),
+        (["q", "--exec", "no-such-program {}"], "--exec 'no-such-program': there is no such program"),
         (["q", "--exec", "echo 'a"], "No closing quotation"),
         (["q"], "Missing option '--exec'"),
         (["--exec", "true"], "Missing argument 'QUEUE...'"),

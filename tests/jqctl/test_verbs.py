@@ -50,7 +50,15 @@ from jqd.core.commands import (
     Waited,
 )
 from jqd.core.model import RetryPolicy
-from jqd.errors import EXIT_IO_ERROR, Busy, InvalidArgument, JobNotFound, QueueNotFound, StorageFull
+from jqd.errors import (
+    EXIT_IO_ERROR,
+    Busy,
+    InvalidArgument,
+    JobNotFound,
+    PayloadTooLarge,
+    QueueNotFound,
+    StorageFull,
+)
 from tests.support.fakeserver import Asked, FakeServer
 from tests.support.shell import Shell
 
@@ -341,8 +349,8 @@ def test_a_filter_says_which_jobs_are_meant(shell, words, command):
 def test_a_filter_with_a_mistake_is_refused_with_its_position(shell):
     shell.server.answers["list"] = InvalidArgument("filter.where, character 4: expected a field, found 'x'")
     code, out, err = shell("jobs", "--filter", "no x")
-    assert (code, out) == (1, "")
-    assert err == "jqctl: invalid_argument: filter.where, character 4: expected a field, found 'x'\n"
+    assert (code, out) == (2, "")
+    assert err.endswith("\nError: --filter, character 4: expected a field, found 'x'\n")
 
 
 def test_the_dead_are_listed_with_why_they_died(shell):
@@ -563,12 +571,32 @@ def test_wrong_usage_exits_2_and_asks_nothing(shell, args):
     assert shell.server.asked == []
 
 
-def test_exit_code_says_who_found_the_fault(shell):
-    code, _, err = shell("lease", "q", "--wait", "40s")
-    assert (code, err) == (1, "jqctl: invalid_argument: lease: wait = 40s: at most 30s\n")
-    # Found when a request is to be made of it: a byte that is no UTF-8.
-    code, out, err = shell("submit", "q", "\udcff")
-    assert (code, out, shell.server.asked) == (2, "", []) and "payload = '\\udcff': no UTF-8" in err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lease", "q", "--wait", "40s"], "--wait 40s: at most 30s"),
+        (["submit", "q", "--priority", "40000"], "--priority 40000: at most 32767"),
+        (["submit", "q", "--lease", "0"], "--lease 0s: at least 1s"),
+        (["submit", "q", "--run-at", "1960-01-01T00:00:00Z"], "--run-at 1960-01-01T00:00:00.000Z: at least 1970-01-01T00:00:00.000Z"),
+        (["submit", "q", "--retry", "fixed,400d"], "Invalid value for '--retry': policy = 'fixed,400d': base: at most 366d"),
+        (["queue", "set", "q", "--length-max", "-1"], "--length-max -1: at least 0"),
+        (["queue", "set", "q", "--dead-retention", "90d"], "--dead-retention 90d: at most 30d"),
+        (["jobs", "--filter", ""], "--filter '': expected `str` of length >= 1"),
+        (["extend", "1", "2", "--text", "x" * 300], f"--text '{'x' * 59}... (300 characters): expected `str` of length <= 256"),
+        # Found when a request is to be made of it: a byte that is no UTF-8.
+        (["submit", "q", "\udcff"], "payload = '\\udcff': no UTF-8: surrogates not allowed"),
+    ],
+)  # fmt: skip
+def test_what_is_out_of_range_is_wrong_usage_in_the_words_that_were_typed(shell, words, said):
+    code, out, err = shell(*words)
+    assert (code, out) == (2, "") and err.startswith("Usage: jqctl ")
+    assert err.endswith(f"\nError: {said}\n")
+
+
+def test_what_only_the_daemon_can_know_is_wrong_usage_as_well(shell):
+    shell.server.answers["submit"] = PayloadTooLarge("payload = 7 bytes: the limit is 5")
+    code, _, err = shell("submit", "q", "x")
+    assert code == 2 and err.endswith("Error: payload = 7 bytes: the limit is 5\n")
 
 
 def test_advice_of_the_shell_is_for_the_shell(shell):
