@@ -120,9 +120,26 @@ def _url_fault(url: str) -> str:
 
 
 class _Queue(click.ParamType[str]):
-    """A queue's name: checked by the server, and completed by it."""
+    """A queue's name, completed by the server.
+
+    weighted: it may have a weight behind it, as in urgent=3.
+    """
 
     name = "queue"
+
+    def __init__(self, *, weighted: bool = False) -> None:
+        self._weighted = weighted
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from jqd.client.values import to_name
+
+        if ctx is not None and ctx.resilient_parsing:
+            return value
+        try:
+            to_name("queue", value.partition("=")[0] if self._weighted else value)
+        except InvalidArgument as error:
+            self.fail(output.clean(str(error)), param, ctx)
+        return value
 
     def shell_complete(
         self,
@@ -139,6 +156,7 @@ class _Queue(click.ParamType[str]):
 
 
 QUEUE: Final = _Queue()
+WEIGHTED_QUEUE: Final = _Queue(weighted=True)
 DURATION: Final = _Checked("duration", "to_ms")
 TIMEOUT: Final = _Checked("duration", "to_ms", zero=False)
 DATE: Final = _Checked("date", "to_wall_ms")

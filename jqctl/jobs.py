@@ -15,7 +15,7 @@ import click
 from msgspec import structs
 
 from jqctl import acting, output
-from jqctl.group import DATE, DURATION, ID, QUEUE, RETRY, STATES, TOKEN, Settings, verb
+from jqctl.group import DATE, DURATION, ID, QUEUE, RETRY, STATES, TOKEN, WEIGHTED_QUEUE, Settings, verb
 from jqctl.progress import Progress
 from jqctl.replies import show, show_one, verdicts
 from jqd.errors import JqdError
@@ -217,7 +217,7 @@ def _show_ranges(settings: Settings, ranges: Iterable[tuple[int, int, bool]], *,
 
 
 @verb
-@click.argument("queues", nargs=-1, type=QUEUE, required=True, metavar="QUEUE[=WEIGHT]...")
+@click.argument("queues", nargs=-1, type=WEIGHTED_QUEUE, required=True, metavar="QUEUE[=WEIGHT]...")
 @click.option(
     "--count", type=click.IntRange(1, 10_000), default=1, metavar="N", help="Take up to so many: 1."
 )

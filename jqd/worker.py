@@ -27,7 +27,7 @@ import click
 from jqd import __version__
 from jqd.client.app import App
 from jqd.client.values import to_ms
-from jqd.client.worker import Ended, Worker
+from jqd.client.worker import RSS_BYTES_MIN, Ended, Worker
 from jqd.core.model import DEFAULT_QUEUE
 from jqd.errors import InvalidArgument, JqdError
 
@@ -90,7 +90,19 @@ def _bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]+)([KMG]?)", text)
     if match is None or not int(match[1]):
         raise click.BadParameter(f"{text}: a number of bytes, or 512M, 2G")
-    return int(match[1]) * _UNITS[match[2]]
+    if (size := int(match[1]) * _UNITS[match[2]]) < RSS_BYTES_MIN:
+        unit = "" if match[2] else "; a number alone is bytes, as in 512M"
+        raise click.BadParameter(
+            f"{text}: at least {RSS_BYTES_MIN >> 20}M, Python alone takes most of that{unit}"
+        )
+    return size
+
+
+def _names(text: str) -> list[str]:
+    names = [name for each in text.split(",") if (name := each.strip())]
+    if not names:
+        raise click.UsageError(f"-q {text!r}: name a queue")
+    return names
 
 
 def _duration(text: str) -> str:
@@ -128,7 +140,7 @@ _COUNT: Final = click.IntRange(min=1)
 @click.option("--max-jobs", type=_COUNT, metavar="N",
               help="Begin anew after N jobs; with --pool process each process of the pool.")  # fmt: skip
 @click.option("--max-rss", type=_bytes, metavar="BYTES",
-              help="Begin anew above so much memory: 512M, 2G; with --pool process each process of it.")  # fmt: skip
+              help="Begin anew above so much memory: 512M, 2G, from 16M; with --pool process each process of it.")  # fmt: skip
 @click.option("--burst", is_flag=True, help="End when there is nothing left to do.")
 @click.option(
     "--health",
@@ -168,7 +180,7 @@ def command(
             app.redirect(url)
         worker = Worker(
             app,
-            [each for each in queues.split(",") if each],
+            _names(queues),
             concurrency=concurrency,
             pool=pool,
             lease=lease,

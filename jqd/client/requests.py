@@ -20,6 +20,7 @@ from jqd.client.values import (
     Payload,
     Retry,
     from_bytes,
+    in_own_words,
     to_bytes,
     to_ms,
     to_optional_ms,
@@ -288,14 +289,7 @@ def validate(group: SubmitGroup) -> SubmitGroup:
 
     Raises: InvalidArgument, PayloadTooLarge.
     """
-    bare = structs.replace(group, payloads=[b""])
-    try:
-        msgspec.convert(msgspec.to_builtins(bare, builtin_types=(bytes,)), SubmitGroup)
-    except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$.")
-        field = path.rstrip("`")
-        value = f" = {shorten(getattr(bare, field))}" if hasattr(bare, field) else ""
-        raise InvalidArgument(f"{field}{value}: {what[:1].lower()}{what[1:]}") from None
+    _check_ranges(structs.replace(group, payloads=[b""]))
     check_name("queue", group.queue)
     for field in ("task", "tenant", "group", "dedupe_key", "idempotency_key"):
         if (name := getattr(group, field)) is not None:
@@ -303,6 +297,16 @@ def validate(group: SubmitGroup) -> SubmitGroup:
     if (size := max(map(len, group.payloads))) > PAYLOAD_BYTES_MAX:
         raise PayloadTooLarge(f"payload = {size} bytes: the limit is {PAYLOAD_BYTES_MAX}")
     return group
+
+
+def _check_ranges(command: Struct) -> None:
+    try:
+        msgspec.convert(msgspec.to_builtins(command, builtin_types=(bytes,)), type(command))
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`")
+        value = f" = {shorten(getattr(command, field))}" if hasattr(command, field) else ""
+        raise in_own_words(InvalidArgument(f"{field}{value}: {what[:1].lower()}{what[1:]}")) from None
 
 
 # --- worker -----------------------------------------------------------------------------------
@@ -352,6 +356,16 @@ def lease(
         lease_ms=to_optional_ms("lease", lease),
         wait_ms=to_ms("wait", wait),
     )
+
+
+def check_lease(command: Lease) -> None:
+    """Check what a server would check before it looks for jobs, for who would ask it again and again.
+
+    Raises: InvalidArgument.
+    """
+    _check_ranges(command)
+    for queue in command.queues:
+        check_name("queue", queue)
 
 
 def held(reply: Leased) -> Held:

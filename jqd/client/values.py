@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from jqd.core.model import Encoding, RetryPolicy, shorten
+from jqd.core.model import Encoding, RetryPolicy, check_name, shorten
 from jqd.errors import InvalidArgument, JqdError
 
 Duration = float | timedelta | str
@@ -125,6 +125,15 @@ def to_wall_ms(field: str, value: Date) -> int:
         how = text if isinstance(value, str) else "datetime.now(UTC), not datetime.now()"
         raise InvalidArgument(f"{field} = {shorten(value)}: a date needs a time zone: {how}")
     return (date - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
+
+
+def to_name(field: str, value: str) -> str:
+    """Return a name of a queue, a task or a key, as it is.
+
+    Raises: InvalidArgument: no name is spelled so.
+    """
+    check_name(field, value)
+    return value
 
 
 # --- retry policies ---------------------------------------------------------------------------

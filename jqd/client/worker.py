@@ -69,6 +69,8 @@ _AGAIN_S: Final = 0.1
 _AGAIN_S_MAX: Final = 5.0
 # How often a burst looks for jobs that those which run have submitted.
 _BURST_LOOK_S: Final = 0.05
+# Less than a worker has taken before its first job, so that it would begin anew after each: somebody forgot the unit.
+RSS_BYTES_MIN: Final = 16 << 20
 # Results in one request: far below the 16 MiB of a frame.
 _RESULTS_BYTES_MAX: Final = 4 << 20
 
@@ -120,9 +122,10 @@ class Worker:
         name: shown as the jobs' worker; default: host and process id.
         burst: end when there is nothing to do, instead of waiting.
         max_jobs, max_rss: end (RECYCLE) after so many jobs, or above so many bytes of memory, as stop() does. With
-            pool="process" they hold for each process of the pool, which is replaced.
+            pool="process" they hold for each process of the pool, which is replaced. max_rss is 16 MiB or more.
         health: path of a file that is written whenever the worker has proved that it works: the server has answered a
             request for jobs, or, with every slot taken, has extended them. A probe looks how old it is.
+    Raises: InvalidArgument, ValueError: it could never work like this.
     """
 
     def __init__(
@@ -147,9 +150,14 @@ class Worker:
                 f"health = {os.fspath(health)!r}: there is no directory {os.fspath(directory)!r}"
             )
         if max_rss is not None:
+            if max_rss < RSS_BYTES_MIN:
+                raise ValueError(
+                    f"max_rss = {max_rss} bytes: at least {RSS_BYTES_MIN} (16 MiB); Python alone takes most of that"
+                )
             rss_bytes()  # fails here where the system does not say
         self.app = app
         self.queues: list[str] = [queues] if isinstance(queues, str) else list(queues)
+        requests.check_lease(requests.lease(self.queues, lease=lease))  # now, and not when a server is there
         self.concurrency = concurrency
         self.name: str = (name or f"{socket.gethostname()}:{os.getpid()}")[:NAME_CHARS_MAX]
         self.done_count: int = 0  # jobs whose handler came to its end

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from jqd.client.app import App, Task
 from jqd.client.outcomes import Outcome
 from jqd.client.requests import HeldJob
 from jqd.client.sync import Client
-from jqd.client.worker import Ended, Worker, _commands
+from jqd.client.worker import RSS_BYTES_MIN, Ended, Worker, _commands
 from jqd.core import model
 from jqd.core.commands import Ack, Command, Fail, JobInfo, Lease, OrderGiven, Register, Release
 from jqd.core.model import ERROR_TEXT_BYTES_MAX, RESULT_BYTES_MAX, WorkerOrder
@@ -624,7 +625,7 @@ def test_max_jobs_ends_it_with_the_wish_for_another_one(scene):
 
 def test_max_rss_ends_it_with_the_wish_for_another_one(scene):
     scene.submit()
-    assert asyncio.run(Worker(scene.app, max_rss=1 << 20).run()) is Ended.RECYCLE
+    assert asyncio.run(Worker(scene.app, max_rss=RSS_BYTES_MIN).run()) is Ended.RECYCLE
     assert scene.client.queues().queues[0].done == 1
 
 
@@ -640,8 +641,26 @@ def test_a_burst_waits_for_what_its_jobs_submit(scene):
 
 
 def test_what_the_server_refuses_for_good_ends_it(scene):
+    made = Worker(scene.app)
+    made.queues = ["a b"]
     with pytest.raises(jqd.errors.InvalidArgument, match="queue"):
-        asyncio.run(Worker(scene.app, queues=["a b"]).run())
+        asyncio.run(made.run())
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"queues": ["a", "b@c"]}, "queue = 'b@c': a name must match [A-Za-z0-9_]"),
+        ({"queues": ""}, "queues[0]: expected `str` of length >= 1"),
+        ({"queues": []}, "queues = []: expected `array` of length >= 1"),
+        ({"lease": "40d"}, "lease = 40d: at most 1d"),
+        ({"max_rss": 5}, "max_rss = 5 bytes: at least 16777216 (16 MiB)"),
+        ({"max_rss": RSS_BYTES_MIN - 1, "pool": "process"}, "max_rss = 16777215 bytes"),
+    ],
+)
+def test_what_could_never_work_is_refused_when_it_is_made(options, fault):
+    with pytest.raises((jqd.errors.InvalidArgument, ValueError), match=re.escape(fault)):
+        Worker(App(), **options)
 
 
 @pytest.mark.parametrize("concurrency", [0, -1])
@@ -799,7 +818,7 @@ def test_a_quiet_worker_does_not_begin_anew_for_its_memory(jqd_server):
     """The one that came after it would not be quiet."""
     app = App(jqd_server.url)
     hold, begun, may_end = holding(app)
-    with app, worker(app, max_rss=1) as made, Client(jqd_server.url) as client:
+    with app, worker(app, max_rss=RSS_BYTES_MIN) as made, Client(jqd_server.url) as client:
         hold.submit_sync()
         assert begun.wait(PATIENCE_S)
         client.tell_workers("quiet", all=True)

@@ -193,7 +193,7 @@ def test_after_max_jobs_it_begins_anew_under_the_same_process_id(program):
         assert worker.stop() == 0
 
 
-@pytest.mark.parametrize("limit", [("--max-jobs", "2"), ("--max-rss", "1M")])
+@pytest.mark.parametrize("limit", [("--max-jobs", "2"), ("--max-rss", "16M")])
 def test_a_process_of_the_pool_is_replaced(program, limit):
     with program.worker("--pool", "process", "-c", "1", *limit) as worker:
         ids = [program.submit("who") for _ in range(4)]
@@ -244,7 +244,14 @@ def command(program: Program, *words: str) -> tuple[int, str]:
         (["shop", "-c", "0"], 2, "'-c' / '--concurrency'"),
         (["shop", "--max-rss", "lots"], 2, "lots: a number of bytes, or 512M, 2G"),
         (["shop", "--grace", "soon"], 2, "duration = 'soon'"),
-        (["shop", "-q", "a b"], 1, "jqd worker: queues"),
+        (["shop", "-q", "a@b"], 2, "queue = 'a@b': a name must match [A-Za-z0-9_]"),
+        (["shop", "-q", " ,"], 2, "-q ' ,': name a queue"),
+        (["shop", "--lease", "40d"], 2, "lease = 40d: at most 1d"),
+        (
+            ["shop", "--max-rss", "5"],
+            2,
+            "5: at least 16M, Python alone takes most of that; a number alone is bytes, as in 512M",
+        ),
         (["broken"], 1, "ModuleNotFoundError: No module named 'not_installed'"),
     ],
 )
@@ -255,7 +262,7 @@ def test_what_makes_no_sense_is_said(program, words, code, why):
 
 def test_a_burst_ends_when_nothing_is_left(program):
     ids = [program.submit("note", str(n)) for n in range(3)]
-    assert command(program, "shop", "--burst", "--health", "alive")[0] == 0
+    assert command(program, "shop", "-q", "other, default,", "--burst", "--health", "alive")[0] == 0
     assert all(map(program.is_done, ids)) and (program.directory / "alive").exists()
 
 

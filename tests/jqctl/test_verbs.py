@@ -549,6 +549,15 @@ def test_a_refusal_that_a_retry_can_help_says_when(shell):
         ["ack", "1", "2", "--result", "", "--error", ""],
         ["-o", "xml", "ping"],
         ["cancel", "1", "--filter", "age > 1h"],
+        ["submit", "a b", "--timeout", "1s"],
+        ["lease", "a@b"],
+        ["lease", "a@b=3"],
+        ["lease", "=3"],
+        ["work", "a@b", "--exec", "true"],
+        ["work", "q", "a=3", "--exec", "true"],
+        ["work", "q", "--exec", "true", "--lease", "40d"],
+        ["queue", "pause", ""],
+        ["submit", "a=3", "--timeout", "1s"],
         ["lease", "a=3", "b"],
         ["lease", "a=0"],
         ["lease", "a=1001"],
@@ -597,6 +606,12 @@ def test_what_only_the_daemon_can_know_is_wrong_usage_as_well(shell):
     shell.server.answers["submit"] = PayloadTooLarge("payload = 7 bytes: the limit is 5")
     code, _, err = shell("submit", "q", "x")
     assert code == 2 and err.endswith("Error: payload = 7 bytes: the limit is 5\n")
+
+
+def test_a_queue_that_cannot_be_is_said_with_the_rule(shell):
+    code, _, err = shell("work", "mail", "a@b", "--exec", "true")
+    assert code == 2 and err.startswith("Usage: jqctl work ")
+    assert "queue = 'a@b': a name must match [A-Za-z0-9_][A-Za-z0-9_.:-]{0,127}\n" in err
 
 
 def test_advice_of_the_shell_is_for_the_shell(shell):
