@@ -6,15 +6,17 @@ Must not know: the wire, how a connection is made (connect.py), how a value is s
 
 # ruff: noqa: D301 - click reads the backspace itself, before a paragraph that is not to be filled
 
+import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from jqctl import acting, watch
+from jqctl import acting, output, watch
 from jqctl.group import DURATION, QUEUE, RETRY, STATES, Settings, cli, common, verb
 from jqctl.replies import show, show_one
+from jqd.errors import QueueNotFound
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
@@ -139,7 +141,8 @@ def set_(settings: Settings, connection: "Connection", name: str, reset: bool, *
     """Change what holds in a queue, and make it if there is none; what is not said stays.
 
     It holds at once, also for jobs that are there, and over restarts. A queue that was set is there without jobs.
-    With nothing but --reset it is as if nothing had been set; it stays paused if it is.
+    With nothing but --reset it is as if nothing had been set; it stays paused if it is. That one was made is said,
+    since the name may be a slip.
 
     \b
     Examples:
@@ -151,7 +154,9 @@ def set_(settings: Settings, connection: "Connection", name: str, reset: bool, *
 
     said = {option: value for option, value in options.items() if value is not None}
     chosen = cast("QueueOptions", said | ({"reset": True} if reset else {}))
-    _show_change(settings, connection.call(requests.set_queue(name, chosen)))
+    makes_one = bool(said) or not reset
+    with _telling_of_a_new_one(settings, connection, name, "set {} --reset" if makes_one else None):
+        _show_change(settings, connection.call(requests.set_queue(name, chosen)))
 
 
 @of_queue
@@ -159,7 +164,8 @@ def set_(settings: Settings, connection: "Connection", name: str, reset: bool, *
 def pause(settings: Settings, connection: "Connection", name: str) -> None:
     """Hand out no jobs of a queue until it is resumed, over restarts.
 
-    Jobs that are held go on, new ones are taken. Workers that wait, wait on.
+    Jobs that are held go on, new ones are taken. Workers that wait, wait on. A queue that is not there yet is made,
+    so that it can be paused before its first job; that is said, since the name may be a slip.
 
     \b
     Example:
@@ -167,7 +173,8 @@ def pause(settings: Settings, connection: "Connection", name: str) -> None:
     """
     from jqd.client import requests
 
-    _show_change(settings, connection.call(requests.pause(name)))
+    with _telling_of_a_new_one(settings, connection, name, "resume {}"):
+        _show_change(settings, connection.call(requests.pause(name)))
 
 
 @of_queue
@@ -182,6 +189,32 @@ def resume(settings: Settings, connection: "Connection", name: str) -> None:
     from jqd.client import requests
 
     _show_change(settings, connection.call(requests.resume(name)))
+
+
+@contextlib.contextmanager
+def _telling_of_a_new_one(
+    settings: Settings, connection: "Connection", name: str, undo: str | None
+) -> Iterator[None]:
+    """Tell a person afterwards if a queue is made by what is done here.
+
+    undo: the verb that takes it back; None: nothing here makes one.
+    """
+    is_new = undo is not None and settings.format == "table" and not _is_there(connection, name)
+    yield
+    if undo is not None and is_new:
+        output.say(
+            f"queue {name} was not there: this made it; `jqctl queue {undo.format(name)}` takes it back"
+        )
+
+
+def _is_there(connection: "Connection", name: str) -> bool:
+    from jqd.client import requests
+
+    try:
+        connection.call(requests.queue(name))
+    except QueueNotFound:
+        return False
+    return True
 
 
 def _show_change(settings: Settings, change: "QueueChanged") -> None:

@@ -123,6 +123,23 @@ def test_a_file_of_jobs_goes_in_and_is_swept(shell, tmp_path):
     assert len(shell("jobs", "--limit", "0", "-o", "id").out.split()) == 12_000
 
 
+@pytest.mark.parametrize(
+    ("words", "undo"),
+    [(["pause", "emials"], "resume emials"), (["set", "emials", "--lease", "5m"], "set emials --reset")],
+)
+def test_a_queue_that_a_slip_has_made_is_told_and_taken_back(shell, words, undo):
+    made = shell("queue", *words)
+    assert (made.code, made.err) == (
+        0,
+        f"queue emials was not there: this made it; `jqctl queue {undo}` takes it back\n",
+    )
+    assert shell("queue", *words).err == ""
+    assert shell("queue", *undo.split()).err == ""
+    assert shell("queue", "show", "emials").err.startswith("jqctl: queue_not_found: ")
+    assert shell("queue", "set", "emials", "--reset").err == ""
+    assert shell("queue", *words, "-o", "json").err == ""
+
+
 def test_refusals_name_code_value_and_limit(shell):
     refused = shell("submit", "a b", "x")
     assert refused.code == 2 and "queue = 'a b': a name must match" in refused.err

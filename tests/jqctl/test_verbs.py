@@ -597,6 +597,7 @@ def test_wrong_usage_exits_2_and_asks_nothing(shell, args):
     ],
 )  # fmt: skip
 def test_what_is_out_of_range_is_wrong_usage_in_the_words_that_were_typed(shell, words, said):
+    shell.server.answers["queue"] = QueueNotFound("queue = 'q'")
     code, out, err = shell(*words)
     assert (code, out) == (2, "") and err.startswith("Usage: jqctl ")
     assert err.endswith(f"\nError: {said}\n")
