@@ -169,6 +169,7 @@ class Worker:
         self._max_jobs = None if in_children else max_jobs
         self._max_rss = None if in_children else max_rss
         self._health = None if health is None else Path(health)
+        self._health_failed = False  # when it was last to be written, which was said then
         self._pool: ThreadPool
         if in_children:
             for runnable in (*app.tasks.values(), *app.handlers.values()):
@@ -663,8 +664,28 @@ class Worker:
 
     def _prove(self) -> None:
         """Leave a sign of life: the server has just shown that this worker gets jobs, or is full of them."""
-        if self._health is not None:
-            self._health.write_text(f"{time.time():.0f}\n", encoding="ascii")
+        if self._health is None:
+            return
+        try:
+            _write_over(self._health, f"{time.time():.0f}\n".encode())
+        except OSError as error:  # the jobs are not to blame; whoever looks how old the file is will see it
+            if not self._health_failed:
+                log.warning("health file %s cannot be written: %s", self._health, error.strerror or error)
+            self._health_failed = True
+        else:
+            if self._health_failed:
+                log.info("health file %s is written again", self._health)
+            self._health_failed = False
+
+
+def _write_over(path: Path, data: bytes) -> None:
+    """Write a file where its old content stands: no new space is asked of a full disk, and its age is that of the write."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(fd, data)
+        os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
 
 
 def _commands(untold: Sequence[tuple[HeldJob, Outcome]]) -> list[tuple[Command[Verdicts], list[HeldJob]]]:

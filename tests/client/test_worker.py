@@ -889,6 +889,36 @@ def test_the_file_is_written_while_every_slot_is_taken(jqd_server, tmp_path):
         may_end.set()
 
 
+def test_a_file_that_cannot_be_written_is_said_once_and_tried_again(jqd_server, tmp_path, caplog):
+    app = App(jqd_server.url)
+    path = tmp_path / "alive"
+    path.mkdir()
+
+    @app.task()
+    def work() -> None: ...
+
+    caplog.set_level(logging.INFO, logger="jqd.worker")
+    with app, Client(jqd_server.url) as client, worker(app, health=path):
+        for job_id in (1, 2, 3):
+            work.submit_sync()
+            happens(partial(is_done, client, job_id))
+        assert caplog.text.count(f"health file {path} cannot be written: Is a directory") == 1
+        path.rmdir()
+        for job_id in (4, 5, 6):
+            work.submit_sync()
+            happens(partial(is_done, client, job_id))
+        assert path.is_file()
+    assert caplog.text.count(f"health file {path} is written again") == 1
+
+
+def test_the_file_has_the_last_time_alone(scene, tmp_path):
+    path = tmp_path / "alive"
+    path.write_text("x" * 100)
+    scene.submit()
+    work_off(scene.app, health=path)
+    assert re.fullmatch("[0-9]+\n", path.read_text())
+
+
 # --- progress -----------------------------------------------------------------------------------
 
 
