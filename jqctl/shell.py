@@ -1,7 +1,8 @@
 """A job as a process: what the command is given, and what its exit code says.
 
 Knows:         where the payload goes, how a process is ended, exit codes.
-Must not know: leases and how many jobs run at a time (jqd.client.worker), flags and help (work.py).
+Must not know: leases and how many jobs run at a time (jqd.client.worker), flags and help (work.py), what ends a
+               command whose jqctl was killed (guard.py).
 
     exit code            the job
     0                    done; its result is what the command wrote to stdout
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -21,6 +23,7 @@ import signal
 from collections.abc import Sequence
 from typing import Final
 
+from jqctl.guard import Guard
 from jqd.client.app import App, Handler, Runnable
 from jqd.client.outcomes import Fail, Retry, Snooze, end_of_process
 from jqd.client.requests import HeldJob
@@ -38,6 +41,8 @@ _OUTPUT_BYTES_MAX: Final = 64_000
 # Of the end of stderr that becomes the job's error.
 _ERROR_CHARS: Final = 2_000
 _CHUNK_BYTES: Final = 1 << 16
+
+log: Final = logging.getLogger("jqctl.work")
 
 
 class ShellApp(App):
@@ -62,6 +67,7 @@ class ShellApp(App):
         if shutil.which(self._words[0]) is None:
             raise InvalidArgument(f"command = {self._words[0]!r}: there is no such program")
         self._retry_in = retry_in
+        self._guard = Guard()
         self._handler = Handler(self, self.run, self._words[0], limit)
 
     def runnable(self, job: HeldJob) -> Runnable:  # noqa: ARG002 - all jobs alike
@@ -75,6 +81,7 @@ class ShellApp(App):
         """
         words, stdin = _given(self._words, job.payload)
         try:
+            self._guard.start()
             process = await asyncio.create_subprocess_exec(
                 *words,
                 stdin=asyncio.subprocess.PIPE,
@@ -91,11 +98,15 @@ class ShellApp(App):
                     f"the payload cannot be an argument: {len(job.payload)} bytes are too long"
                 ) from None
             raise Retry(f"cannot run {self._words[0]}: {error.strerror}") from None
+        self._guard.begin(process.pid)
+        log.debug("job %d is process %d", job.job_id, process.pid)
         try:
             out, err = await _talk(process, stdin)
         except asyncio.CancelledError:
             await _end(process)
             raise
+        finally:
+            self._guard.end(process.pid)
         code = process.returncode
         assert code is not None  # it was waited for
         if code == 0:
@@ -107,6 +118,11 @@ class ShellApp(App):
         if code == EX_TEMPFAIL:
             raise Snooze(self._retry_in)
         raise Retry(message)
+
+    async def close(self) -> None:
+        """Close the connections, as an App does, and end what stands beside."""
+        await super().close()
+        self._guard.close()
 
 
 def _given(words: Sequence[str], payload: bytes) -> tuple[list[bytes], bytes]:

@@ -76,7 +76,9 @@ def work(
     The lease is extended for as long as the command runs. On SIGTERM nothing more is leased, and what
     runs has --grace to end; then, or at a second signal, it gets SIGTERM, 3 s later SIGKILL, and its job
     is given back. A command also gets these when --limit is over (an error), or its lease is lost. If
-    jqctl itself is killed, the command goes on, while the job is run again elsewhere.
+    jqctl itself is killed, a process beside it kills what runs, with its process group, and the job is
+    run again elsewhere. What has left its group, or began in the very moment, goes on: a supervisor that
+    ends a whole cgroup, as systemd does, reaches that too.
 
     \b
     Examples:

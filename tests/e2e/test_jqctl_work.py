@@ -1,5 +1,6 @@
 """`jqctl work`: commands as workers, against the real daemon, as a user starts them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -143,6 +144,79 @@ def is_running(pid: int) -> bool:
         return " Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return False
+
+
+# --- a jqctl that is killed ---------------------------------------------------------------------
+
+# It writes down its own number and that of what it starts, and runs until it is killed.
+RUNS = "sh -c 'sleep 1000 & echo $$ $! > $1.new; mv $1.new $1; wait' sh {}"
+
+
+def running(scene: Scene, worker: subprocess.Popen[str], name: str) -> list[int]:
+    """Wait until a command of RUNS has begun and jqctl has seen to its end. Returns its processes."""
+    assert worker.stderr is not None
+    happens(lambda: " is process " in worker.stderr.readline())
+    happens((scene.directory / name).exists)
+    return [int(pid) for pid in (scene.directory / name).read_text().split()]
+
+
+def guards(scene: Scene) -> list[int]:
+    """Find the programs beside the workers of this test."""
+    found: list[int] = []
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            words = (directory / "cmdline").read_bytes().split(b"\0")
+            if (
+                any(word.endswith(b"leftovers.py") for word in words)
+                and scene.url.encode() in (directory / "environ").read_bytes()
+            ):
+                found.append(int(directory.name))
+    return found
+
+
+def test_what_runs_and_all_that_it_started_ends_with_a_jqctl_that_is_killed(scene):
+    for name in ("one", "two"):
+        scene.client.submit("q", name)
+    worker = scene.start("q", "--exec", RUNS, "-j", "2", "-v")
+    pids = running(scene, worker, "one") + running(scene, worker, "two")
+    (guard,) = guards(scene)
+    os.kill(guard, signal.SIGTERM)  # as systemd does to all of a service: jqctl has a grace, and so has this
+    worker.kill()
+    happens(lambda: not any(map(is_running, pids)))
+    happens(lambda: not guards(scene))
+
+
+def test_the_program_beside_it_is_there_again_after_its_own_end(scene):
+    scene.client.submit("q", "one")
+    worker = scene.start("q", "--exec", RUNS, "-j", "2", "-v")
+    pids = running(scene, worker, "one")
+    (guard,) = guards(scene)
+    os.kill(guard, signal.SIGKILL)
+    happens(lambda: not guards(scene))
+    scene.client.submit("q", "two")
+    pids += running(scene, worker, "two")
+    worker.kill()
+    happens(lambda: not any(map(is_running, pids)))
+
+
+def test_nothing_stands_beside_a_worker_that_has_ended(scene):
+    seen = scene.once("sh -c 'echo $PPID; exec sleep 0'", "")
+    assert seen.state == "done" and not guards(scene)
+
+
+def test_what_has_ended_is_left_alone_by_a_killed_jqctl(scene):
+    """Its number may be another process's by then; here it is the one of what it has left behind."""
+    job_id = scene.client.submit("q", "").job_id
+    leaves = "sh -c 'sleep 1000 >/dev/null 2>&1 & echo $! > left.new; mv left.new left'"
+    worker = scene.start("q", "--exec", leaves, "-v")
+    (left,) = running(scene, worker, "left")
+    try:
+        happens(lambda: scene.client.get(job_id).state == "done")
+        worker.kill()
+        happens(lambda: not guards(scene))
+        assert is_running(left)
+    finally:
+        os.kill(left, signal.SIGKILL)
 
 
 # --- as a worker --------------------------------------------------------------------------------
