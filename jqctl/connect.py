@@ -58,8 +58,7 @@ class Connection:
         Raises: ConnectionLost: nobody answers there; else as Client.call.
         """
         if self._client is None:
-            urls = [self._url] if self._url else list(default_urls())
-            self._client = _connect(urls, self._timeout, self._backoff)
+            self._client = _connect(self._url, self._timeout, self._backoff)
         return self._client.call(command, timeout=timeout)
 
     def __enter__(self) -> Self:
@@ -70,13 +69,13 @@ class Connection:
             self._client.close()
 
 
-def _connect(urls: list[str], timeout: str, backoff: Backoff | None) -> Client:
-    """Return a client of the first server that answers.
+def _connect(said: str | None, timeout: str, backoff: Backoff | None) -> Client:
+    """Return a client of the server at the address that was said, or of the first default that answers.
 
     A daemon that can be reached and refuses is the answer; only where nobody is the next one is tried.
     """
     failures: list[str] = []
-    for url in urls:
+    for url in [said] if said else default_urls():
         client = Client(url, worker=f"jqctl:{os.getpid()}", timeout=timeout, backoff=backoff)
         try:
             client.connect()
@@ -88,5 +87,5 @@ def _connect(urls: list[str], timeout: str, backoff: Backoff | None) -> Client:
             raise
         else:
             return client
-    hint = "" if len(urls) == 1 else " (start a daemon with `jqd`, or say where it is with --url)"
+    hint = "" if said else " (start a daemon with `jqd`, or say where it is with --url)"
     raise ConnectionLost("; ".join(failures) + hint, outcome_unknown=False)

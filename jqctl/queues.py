@@ -76,7 +76,9 @@ def _show_all(settings: Settings, pages: Iterable[list["QueueInfo"]], wall_ms: i
     header = True
     for page in pages:
         show(settings, ("queue", *STATES, "paused", "ready_age_ms"), page, ("queue",), header=header)
-        header = False
+        header = header and not page
+    if header and wall_ms is None and settings.format == "table":
+        output.say("no queues: one is there from its first job on")
 
 
 # --- one of them ------------------------------------------------------------------------------

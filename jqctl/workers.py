@@ -94,7 +94,9 @@ def _show_all(settings: Settings, pages: Iterable[list["WorkerInfo"]], wall_ms: 
     header = True
     for page in pages:
         show(settings, _COLUMNS, map(_row, page), ("worker_id",), header=header)
-        header = False
+        header = header and not page
+    if header and wall_ms is None and settings.format == "table":
+        output.say("no worker is connected")
 
 
 def _record(info: "WorkerInfo") -> dict[str, Any]:

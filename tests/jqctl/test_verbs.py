@@ -48,6 +48,7 @@ from jqd.core.commands import (
     Verdicts,
     Wait,
     Waited,
+    WorkerList,
 )
 from jqd.core.model import RetryPolicy
 from jqd.errors import (
@@ -449,6 +450,17 @@ def test_jobs_are_listed_through_all_pages_or_up_to_a_limit(shell):
     assert shell.said == ListJobs(filter=JobFilter(queue="q", state="dead"), limit=2)
 
 
+def test_where_there_are_no_queues_and_no_workers_a_person_is_told(shell):
+    shell.server.answers |= {
+        "queues": QueueList(queues=[], cursor=None),
+        "workers": WorkerList(workers=[], cursor=None),
+    }
+    assert shell("queues") == (0, "", "no queues: one is there from its first job on\n")
+    assert shell("workers") == (0, "", "no worker is connected\n")
+    for form in ("id", "json"):
+        assert shell("queues", "-o", form) == shell("workers", "list", "-o", form) == (0, "", "")
+
+
 def test_where_there_are_no_jobs_a_person_is_told(shell):
     shell.server.answers["list"] = JobList(jobs=[], cursor=None)
     assert shell("jobs", "--state", "dead") == (0, "", "no such jobs\n")
@@ -674,6 +686,11 @@ def test_the_first_default_that_connects_is_used(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("os.geteuid", lambda: 1_000)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(connect, "SERVICE_SOCKET", tmp_path / "service.sock")
+    monkeypatch.setattr(connect, "DEFAULT_URL", "jqd://127.0.0.1:1")
+    assert run(["ping"]) == 3
+    assert capsys.readouterr().err.endswith(
+        "jqd://127.0.0.1:1: Connection refused (start a daemon with `jqd`, or say where it is with --url)\n"
+    )
     (tmp_path / "jqd").mkdir()
     path = tmp_path / "jqd" / "jqd.sock"
     (tmp_path / "service.sock").touch()  # left over: nobody listens
