@@ -86,8 +86,9 @@ def watch(
             is_away = True
             while is_away:
                 # A reading that is overdue is left out, so that they do not come in a rush.
-                due = max(due + every_s, clock())
-                wait(due - clock())
+                now = clock()  # once: it goes on between two looks
+                due = max(due + every_s, now)
+                wait(due - now)
                 try:
                     reading = read()
                     is_away = False

@@ -31,11 +31,12 @@ class Patience:
 class Time:
     """A clock that waiting moves. After the last reading the user presses Ctrl-C."""
 
-    def __init__(self, readings: Iterable[object], took_s: float = 0) -> None:
+    def __init__(self, readings: Iterable[object], took_s: float = 0, look_s: float = 0) -> None:
         self.now = 100.0
         self.waits: list[float] = []
         self._readings = list(readings)
         self._took_s = took_s
+        self._look_s = look_s
 
     def read(self) -> object:
         self.now += self._took_s
@@ -44,7 +45,12 @@ class Time:
             raise reading
         return reading
 
+    def clock(self) -> float:
+        self.now += self._look_s
+        return self.now
+
     def wait(self, seconds: float) -> None:
+        assert seconds >= 0  # or time.sleep() refuses it
         if not self._readings:
             raise KeyboardInterrupt
         self.waits.append(seconds)
@@ -61,7 +67,7 @@ class Time:
         patience = Patience()
         watch.watch(
             settings, cast("Any", patience), every_s, self.read, show,
-            wait=self.wait, clock=lambda: self.now, date_ms=lambda: int(self.now * 1_000),
+            wait=self.wait, clock=self.clock, date_ms=lambda: int(self.now * 1_000),
         )  # fmt: skip
         return patience
 
@@ -91,6 +97,12 @@ def test_a_slow_daemon_is_not_asked_in_a_rush(capsys):
     time = Time(["a", "b", "c", "d"], took_s=5.0)
     time.watch(2.0)
     assert time.waits == [2.0, 0.0, 0.0]
+
+
+def test_a_clock_that_goes_on_while_it_is_looked_at_asks_for_no_wait_of_the_past(capsys):
+    time = Time(["a", "b", "c"], took_s=5.0, look_s=0.25)
+    time.watch(2.0)
+    assert time.waits == [2.0 - 0.25, 0.0]
 
 
 def test_a_table_is_appended_under_its_date(capsys):
