@@ -180,7 +180,10 @@ class _Walk:
         self._path = path
         self._store_id = store_id
         self._lsn = lsn
-        self._buffer = b""  # from `offset` on
+        self._buffer = b""  # what was read and not walked past yet, from `_at` on
+        self._at = (
+            0  # in the buffer, where the next frame begins: to cut each off its front would copy all the rest
+        )
         self._crc = 0
         self.base: Base | None = None  # once the head was read
         self.offset = 0  # of the frame under way
@@ -218,23 +221,26 @@ class _Walk:
 
     def _next_frame(self, handle: int) -> tuple[Header, bytes] | None:
         self._fill(handle, HEADER_BYTES)
-        header = decode_header(self._buffer, 0)
+        header = decode_header(self._buffer, self._at)
         if header is None:
             self.fault = "no frame begins here" if self._buffer else "the file ends here, without its end"
             return None
         self.fault = self._misfit(header)
         if self.fault:
             return None
-        self._fill(handle, frame_bytes(header))
-        body = decode_payload(self._buffer, 0, header)
+        size = frame_bytes(header)
+        self._fill(handle, size)
+        body = decode_payload(self._buffer, self._at, header)
         if body is None:
             self.fault = "the frame is unfinished or its checksum is wrong"
             return None
         if self.base is None:
             self.base = Base(self._lsn, header.segment_no, header.prev_crc)
         payload, self._crc = body
-        self._buffer = self._buffer[frame_bytes(header) :]
-        self.offset += frame_bytes(header)
+        self.offset += size
+        self._at += size
+        if self._at == len(self._buffer):
+            self._buffer, self._at = b"", 0
         return header, payload
 
     def _misfit(self, header: Header) -> str:
@@ -261,11 +267,12 @@ class _Walk:
 
     def _fill(self, handle: int, size: int) -> None:
         """Read on until the buffer has `size` bytes, or the file ends."""
-        missing = size - len(self._buffer)
+        missing = size - (len(self._buffer) - self._at)
         if missing <= 0:
             return
-        parts = [self._buffer]
-        position = self.offset + len(self._buffer)
+        parts = [self._buffer[self._at :]]
+        self._buffer, self._at = b"", 0
+        position = self.offset + len(parts[0])
         while missing > 0:
             data = self._fs.read(handle, position, max(missing, _READ_BYTES))
             if not data:
