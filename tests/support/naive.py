@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Container, Iterable, Iterator
 from fractions import Fraction
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -748,13 +749,13 @@ class NaiveQueue:
         else:
             wanted = command.filter
             states: tuple[str, ...] = usual
-            meant = None if wanted.where is None else Meaning(wanted.where)
+            meant = None if wanted.where is None else meaning_of(wanted.where)
             if wanted.state is not None:
                 states = (wanted.state,)
                 if wanted.state not in accepted:
                     raise Refused("wrong_state")
             elif meant is not None and "state" in meant.fields:
-                states = tuple(state for state in accepted if meant.may_be(state))
+                states = tuple(state for state in accepted if meant.possible[state])
                 if not states:
                     raise Refused("wrong_state")
             met, cursor = self.page(wanted.queue, states, meant, command, now)
@@ -799,7 +800,7 @@ class NaiveQueue:
             if job.state in states and queue in (None, job.fields.queue):
                 if meant is None:
                     found.append(job)
-                elif meant.may_be(job.state):
+                elif meant.possible[job.state]:
                     steps += meant.steps(job, now)
                     found += [job] if meant.holds(job, now) else []
         return found, None
@@ -807,7 +808,7 @@ class NaiveQueue:
     def on_list(self, command: c.ListJobs, caller: model.Caller, now: model.Now) -> c.JobList:
         wanted = command.filter or c.JobFilter()
         states = STATES if wanted.state is None else (wanted.state,)
-        meant = None if wanted.where is None else Meaning(wanted.where)
+        meant = None if wanted.where is None else meaning_of(wanted.where)
         found, cursor = self.page(wanted.queue, states, meant, command, now)
         return c.JobList(jobs=[self.info(job, now) for job in found], cursor=cursor)
 
@@ -1196,12 +1197,15 @@ class Meaning:
     """What a filter's text says, of the plain ones that tests make: FIELD OP VALUE, and what Python says alike.
 
     code: the text with each comparison replaced by is_true(its number).
+    possible: whether a job can be meant, by the state that it is in.
     """
 
     def __init__(self, where: str) -> None:
         self.comparisons: list[tuple[str, str, list[Any]]] = []
-        self.code = re.sub(r"([\w.]+) (=|!=|<=?|>=?|contains|in) (\([^)]*\)|[\w-]+|'')", self.number, where)
+        text = re.sub(r"([\w.]+) (=|!=|<=?|>=?|contains|in) (\([^)]*\)|[\w-]+|'')", self.number, where)
+        self.code = compile(text, where, "eval")
         self.fields = [field for field, _, _ in self.comparisons]
+        self.possible = {state: self.may_be(state) for state in STATES}
 
     def number(self, match: re.Match[str]) -> str:
         values = [self.value(one.strip(" ()'")) for one in match[3].split(",")]
@@ -1268,6 +1272,12 @@ class Meaning:
             case "in":
                 return found in values
         return first.lower() in found.lower()
+
+
+@cache
+def meaning_of(where: str) -> Meaning:
+    """Tests make few texts, and ask what each means again and again."""
+    return Meaning(where)
 
 
 def nothing(now: model.Now) -> c.Leased:
