@@ -124,7 +124,8 @@ def _next_token(state: State, now: Now, emit: Emit) -> int:
 
 def next_epoch(state: State, now: Now) -> int:
     """Return an epoch above all that tokens were made with, even in a later copy of this store."""
-    return max(state.epoch + 1, now.wall_ms // 1_000)
+    date = now.wall_ms // 1_000
+    return max(state.epoch + 1, date if date <= model.EPOCH_DATE_MAX else 0)
 
 
 def _leased_job(job: Job) -> LeasedJob:

@@ -21,7 +21,9 @@ from jqd.errors import InvalidArgument
 SHARD_SHIFT: Final = 48
 JOB_ID_MAX: Final = (1 << 60) - 1
 # Lease token: u64 = epoch (32 bits) << 32 | grant. The epoch is at least the start's unix time, so
-# that tokens rise even over a restored backup; it outgrows 32 bits in 2106.
+# that tokens rise even over a restored backup. 32 bits end in 2106: a clock that shows a time beyond the
+# first second of 2100 is not believed, or one start with it would leave no epoch for the next ones.
+EPOCH_DATE_MAX: Final = 4_102_444_800
 GRANT_BITS: Final = 32
 GRANT_MAX: Final = (1 << GRANT_BITS) - 1
 SESSION_BYTES: Final = 16

@@ -176,6 +176,17 @@ def test_epoch_is_the_unix_time_of_the_start_or_one_more_than_the_last(core):
     assert core.state.epoch == EPOCH + 61
 
 
+def test_clock_that_is_far_ahead_does_not_use_up_the_epochs(core):
+    core.submit()
+    core.restart(wall_ms=model.EPOCH_DATE_MAX * 1_000 - core.wall_ms)
+    assert core.state.epoch == model.EPOCH_DATE_MAX
+    core.restart(wall_ms=1_000)
+    assert core.state.epoch == model.EPOCH_DATE_MAX + 1, "one more than the last"
+    core.restart(wall_ms=10 * 365 * model.DAY_MS)
+    token, _ = core.held()
+    assert token == model.EPOCH_DATE_MAX + 2 << 32 | 1 < 1 << 64
+
+
 def test_token_rises_over_a_restart_with_the_clock_set_back(core):
     core.submit()
     token, job_id = core.held()

@@ -128,7 +128,7 @@ PLANTED: Final = {
     ),
     "epoch does not rise": Planted(
         "jqd.core.leasing:next_epoch",
-        "max(state.epoch + 1, now.wall_ms // 1_000)",
+        "max(state.epoch + 1, date if date <= model.EPOCH_DATE_MAX else 0)",
         "max(state.epoch, 1)",
         100,
     ),

@@ -185,7 +185,8 @@ class NaiveQueue:
     # --- runs, connections --------------------------------------------------------------------
 
     def start(self, now: model.Now) -> None:
-        self.epoch = max(self.epoch + 1, now.wall_ms // 1000)
+        is_credible = now.wall_ms <= 4_102_444_800_999  # no clock is right that shows more than 2100
+        self.epoch = max(self.epoch + 1, now.wall_ms // 1000 if is_credible else 0)
         self.grant = self.lag_ms = 0
         self.parked, self.waits = [], []
         self.connected = []
