@@ -103,7 +103,7 @@ class Edits:
     ) -> None:
         """A job that waits was changed at an LSN, and is in a state by what was said; None: in the one that it was in."""
         was = job.state
-        if was not in WAITING:
+        if was not in WAITING or "lease" in self._loose.verbs_on(job):  # it may have been held meanwhile
             job.is_vague = True
         if state is None:
             may_be = reach & {*WAITING}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from tests.sim.rules.attempts import Attempts
 from tests.sim.rules.book import Book
 from tests.sim.rules.loose import Loose
-from tests.sim.rules.model import UNKNOWN, Args, Job, Known, Request, Violation
+from tests.sim.rules.model import UNKNOWN, WAITING, Args, Job, Known, Request, Violation
 from tests.sim.rules.reach import Reach
 from tests.sim.rules.sessions import Sessions
 from tests.sim.rules.words import ids_in, lo_of, named_by, progress_said
@@ -106,6 +106,14 @@ class Holders:
 
     def _end_marked(self, job: Job, request: Request, lsn: int) -> None:
         """A marked job was given back: that is its end."""
+        if request.sends > 1 and job.mark > request.floor:
+            # Or it was given back before, and what is marked is a lease that came after.
+            job.token = job.deadline_ms = 0
+            job.mark = -1
+            job.also = frozenset(("cancelled", "dead", *WAITING))
+            job.is_vague = True
+            job.seen = None
+            return
         self._hit(f"marked job ended by its holder: {request.verb}")
         self._book.move(job, "cancelled", lo_of(request, lsn), lsn, request.lo_ms)
 

@@ -296,7 +296,7 @@ class Leases:
         """A request was answered: it explains a suspicion, or does not."""
         left = []
         for one in self._suspicions:
-            if one.job.state != "ready" or one.job.hi > one.lsn:
+            if one.job.state != "ready" or one.job.also or one.job.hi > one.lsn:
                 continue
             one.waiting.discard(key)
             if not one.waiting:

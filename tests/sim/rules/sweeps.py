@@ -71,6 +71,8 @@ class Sweeps:
                 continue
             if job is None or job.hi > lsn:
                 continue
+            if code == "ok" and not args.get("dry_run") and job.hi == lsn and job.state == state:
+                continue  # a reply of this very moment has shown what was done to it
             if request.sends > 1 and job.hi > request.floor:
                 # Before or after it was seen? What cancel and purge do to a job is for good.
                 if code == "ok" and not args.get("dry_run") and job.state != state:
