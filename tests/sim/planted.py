@@ -234,7 +234,7 @@ PLANTED: Final = {
         "key.due_ms <= now.engine_ms",
         "key.due_ms < now.engine_ms",
         200,
-        begin=45,
+        begin=165,
     ),
     "idempotency key does not mind what is submitted": Planted(
         "jqd.core.keyed:_answered", "known.content != content", "False", 100
@@ -247,7 +247,7 @@ PLANTED: Final = {
         "self._take_key(job.id, options, now)",
         "pass",
         400,
-        begin=200,
+        begin=315,
     ),
     # --- time to be started ---
     "expired job handed out": Planted(
@@ -255,7 +255,7 @@ PLANTED: Final = {
         "expires_ms is not None and job.attempt == 0 and expires_ms <= now.wall_ms",
         "False",
         400,
-        begin=190,
+        begin=25,
     ),
     "job expires a millisecond late": Planted(
         "jqd.core.passing:expire_jobs", "now.wall_ms, limit", "now.wall_ms - 1, limit", 200

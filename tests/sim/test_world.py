@@ -7,8 +7,26 @@ from tests.sim.runner import attempt, from_text, hashes_elsewhere, quiet, run_se
 from tests.sim.shrink import shrink
 from tests.sim.world import run
 
-# Found by the runs over many seeds; each showed something once, in the daemon or in what judges it.
+# Found by the runs over many seeds; each showed something once, in the daemon or in what judges it. They were drawn when
+# daemons ended twice as often.
 KEPT_SEEDS = (9, 16, 60, 70, 127, 223, 278, 886, 909, 946, 987, 1_061, 1_237, 1_977, 2_416, 10_015)
+RATES_OF_KEPT = {
+    "submit_burst": 3,
+    "submit_many": 4,
+    "stop": 0.5,
+    "kill": 1.2,
+    "power_loss": 1.2,
+    "crash_in_recovery": 0.7,
+    "disk_fault": 0.8,
+    "rot": 0.4,
+    "backup": 0.3,
+    "restore": 0.3,
+    "between_turns": 0.5,
+    "end_with_marked": 0.8,
+    "end_with_paused": 0.4,
+    "end_with_keys": 0.5,
+    "end_with_results": 0.8,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +36,7 @@ def no_log():
 
 @pytest.mark.parametrize("seed", KEPT_SEEDS)
 def test_kept_plan_holds(seed):
-    assert run(make_plan(seed)).steps == 1_000
+    assert run(make_plan(seed, rates=RATES_OF_KEPT)).steps == 1_000
 
 
 def test_two_runs_of_one_plan_are_the_same_whatever_the_hashes_of_str():
