@@ -39,7 +39,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -497,14 +497,14 @@ def explore(
     name: str,
     seed: int,
     part: int | None = None,
-    number: int | None = None,
+    points: Collection[int] | None = None,
     violations_max: int = VIOLATIONS_MAX,
 ) -> Figures:
     """Live a life and look around at its points.
 
     Args:
         part: of TASKS; None: all.
-        number: at this point alone.
+        points: at these alone, by number.
         violations_max: with so many it ends.
     """
     figures = Figures()
@@ -515,7 +515,7 @@ def explore(
     def wants(point_number: int) -> bool:
         # Neighbours look alike, so they go to one judge.
         here = part is None or point_number // RUN_POINTS % TASKS == part
-        return here if number is None else point_number == number
+        return here if points is None else point_number in points
 
     def look(point: Point) -> None:
         before = figures.images.total()
@@ -595,7 +595,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     names = given.only or list(LIVES)
     if given.point is not None:
-        figures = explore(names[0], given.seed, number=given.point)
+        figures = explore(names[0], given.seed, points={given.point})
     else:
         seeds = range(given.seed, given.seed + given.seeds)
         figures = run(given.count, seeds, given.processes, names)

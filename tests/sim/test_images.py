@@ -60,9 +60,7 @@ def test_crashes_of_a_part_of_a_life_keep_what_was_promised(name, request):
     seed = request.config.getoption("randomly_seed", 0)
     points = random.Random(f"{seed} {name}").sample(range(400), 12)
     print("points", points)
-    figures = Figures()
-    for point in points:
-        figures.add(explore(name, seed % 1_000, number=point))
+    figures = explore(name, seed % 1_000, points=points)
     complete(figures)
     assert figures.points == 12
     assert figures.images.total() > 50
@@ -99,9 +97,7 @@ def test_life_has_everything_in_it(name):
 
 def test_same_seed_gives_the_same_life_and_the_same_figures():
     def told(seed):
-        figures = Figures()
-        for number in (30, 200, 333):
-            figures.add(explore("restarts", seed, number=number))
+        figures = explore("restarts", seed, points=(30, 200, 333))
         complete(figures)
         return figures.images, figures.starts, figures.outcomes, figures.marks
 
