@@ -67,7 +67,8 @@ sim-long: setup ## plans and crash images from a random seed for SECONDS (3600),
 	$(BIN)/python -u -m tests.sim long --seconds $(SECONDS) --json .cache/sim-long.json $(ARGS)
 
 test-histories: setup ## two histories of real clients whose daemon is killed again and again, judged by both checks
-	$(PYTEST) -m history $(ARGS)
+	@# One after the other: each has processes enough for all cores, and is judged by its pace too.
+	$(BIN)/pytest -m history $(ARGS)
 
 histories: setup ## more of them: ARGS="--minutes 30"; what is wrong stays in .cache/histories
 	$(BIN)/python -m tests.history run $(ARGS)
