@@ -169,8 +169,9 @@ class Pages:
         if len(page) - holes >= _SPARSE_JOBS:
             return
         self._holes.pop(number, None)
-        # Never empty: what makes a page thin is one job that leaves, or comes to the page after it.
-        self._sparse[number] = {job.id: job for job in self._full.pop(number) if job is not None}
+        left = {job.id: job for job in self._full.pop(number) if job is not None}
+        if left:  # many may have gone at once, the last ones too
+            self._sparse[number] = left
 
     # --- checking -----------------------------------------------------------------------------
 
@@ -179,3 +180,4 @@ class Pages:
         assert all(self.get(job.id) is job for job in self.jobs_from(0)), "a job stands in another's slot"
         holes = {number: sum(job is None for job in page) for number, page in self._full.items()}
         assert self._holes == {number: count for number, count in holes.items() if count}
+        assert all(self._sparse.values()), "a page without jobs is still there"

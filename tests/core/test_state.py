@@ -71,6 +71,8 @@ def test_page_that_is_empty_is_gone_and_its_ids_are_unknown(full):
     assert full.states(4_095, 4_096, 8_191, 8_192) == ["ready", "gone", "gone", "ready"]
     assert [job.id for job in full.state.pages.jobs_from(4_095)][:2] == [4_095, 8_192]
     forget(full, 1, 4_095)
+    assert full.state.pages.numbers() == [2]
+    full.state.check()
     assert full.lease_ids() == [8_192]
 
 
@@ -97,6 +99,14 @@ def test_page_that_was_thin_when_the_next_began_is_thinned_out_then(core):
         "ready",
         "ready",
     ]
+
+
+def test_page_that_was_empty_when_the_next_began_is_gone_then(core):
+    core.submit_jobs(PAGE_JOBS - 1)
+    forget(core, 1, PAGE_JOBS - 1)
+    core.submit()
+    assert core.state.pages.numbers() == [1]
+    core.state.check()
 
 
 def test_bulk_over_a_page_boundary(full):
