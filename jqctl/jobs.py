@@ -269,7 +269,8 @@ def _weighted(queues: Sequence[str]) -> Sequence[str] | dict[str, int]:
 
     weights: dict[str, int] = {}
     for name, _, weight in pairs:
-        if not weight.isdecimal() or not 1 <= int(weight) <= QUEUE_WEIGHT_MAX:
+        digits = len(str(QUEUE_WEIGHT_MAX))  # int() fails at some thousands
+        if not weight.isdecimal() or len(weight) > digits or not 1 <= int(weight) <= QUEUE_WEIGHT_MAX:
             raise click.UsageError(
                 f"{output.clean(name)}: give every queue a weight of 1 to {QUEUE_WEIGHT_MAX}, as in {output.clean(name)}=3, or none"
             )

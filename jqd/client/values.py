@@ -154,7 +154,7 @@ def to_retry(field: str, value: Retry) -> RetryPolicy:
     try:
         fields = _retry_fields(field, value) if isinstance(value, str) else dict(value)
         return msgspec.convert(fields, RetryPolicy)
-    except (TypeError, ValueError) as error:  # what msgspec raises is one of these
+    except (TypeError, ValueError, OverflowError) as error:  # what msgspec raises is one of the first two
         what, _, path = str(error).partition(" - at `$.")
         if path.startswith("kind"):
             what = "it begins with one of exponential, linear, fixed, list"

@@ -278,6 +278,7 @@ def test_a_retry_policy(said, policy):
         ("fixed,soon", "retry base = 'soon': a duration is"),
         ("list,1s,soon", "retry = 'soon': a duration is"),
         ("exponential,factor=x", "retry = .*: could not convert"),
+        ("exponential,factor=1e999", "retry = .*: cannot convert"),
         ("fixed,400d", "= 'fixed,400d': base: at most 366d"),
         ("exponential,cap=0", "= 'exponential,cap=0': cap: at least 1ms"),
         ("list,1s,400d", r"= 'list,1s,400d': delays\[1\]: at most 366d"),

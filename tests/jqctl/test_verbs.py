@@ -230,6 +230,15 @@ def test_queues_may_have_weights(shell):
     assert shell.said == Lease(queues=["urgent", "mail"], weights=[3, 1])
 
 
+@pytest.mark.parametrize(
+    "weight", ["0", "1001", "-1", "x", "9" * 5_000]
+)  # int() reads no more than 4,300 digits
+def test_a_weight_out_of_range_is_wrong_usage(shell, weight):
+    code, _, complaint = shell("lease", f"urgent={weight}")
+    assert code == 2
+    assert "give every queue a weight of 1 to 1000" in complaint
+
+
 def test_nothing_to_lease_is_no_error(shell):
     shell.server.answers["lease"] = Leased(token=0, lease_ms_left=0, wall_ms=0, jobs=[])
     assert shell("lease", "q") == (0, "", "nothing to lease\n")
