@@ -5,7 +5,7 @@ As test_oracle.py, of which it has its stories. Each was once taken for impossib
 
 import pytest
 
-from tests.sim.test_oracle import TWO, Story, broken, leased, leased_body, shown, spoken
+from tests.sim.test_oracle import MARKER, TWO, WALL_MS, Story, broken, leased, leased_body, shown, spoken
 
 
 @pytest.fixture
@@ -90,3 +90,53 @@ def test_fail_that_was_sent_twice_may_have_come_before_the_job_was_marked(story)
     story.tell(lease_id, leased_body(leased(attempt=2, errors=1), grant=2))
     extension, body = spoken("extend", 1, grant=2)
     story.do("extend", extension, {**body, "cancel_marked": [[1, 1]]})
+
+
+def test_wait_may_tell_of_a_result_that_is_over_when_the_job_is_known_to_be_gone(story):
+    story.submit(result_ttl_ms=1_000)
+    story.lease(leased())
+    story.say("ack", 1, result=b"r")
+    story.wait(1_000)
+    wait = story.ask("wait", {"ids": [[1, 1]]}, TWO)
+    lsn = story.lsn
+    story.wait(3_600_000)
+    story.lsn += 1
+    story.get_nothing()
+    ended = {"job_id": 1, "state": "done", "changed_wall_ms": WALL_MS, "result_expired": True}
+    story.tell(wait, {"jobs": [ended], "pending": 0}, lsn=lsn, session=TWO)
+
+
+def test_result_is_not_over_before_its_time(story):
+    story.submit(result_ttl_ms=1_000)
+    story.lease(leased())
+    story.say("ack", 1, result=b"r")
+    story.wait(999)
+    ended = {"job_id": 1, "state": "done", "changed_wall_ms": WALL_MS, "result_expired": True}
+    with broken("I15"):
+        story.do("wait", {"ids": [[1, 1]]}, {"jobs": [ended], "pending": 0}, changes=False)
+
+
+def replaced(story: Story) -> None:
+    """A job gets another payload; that it was made, and a list of the time before, is heard of behind that."""
+    fields = {"queue": "q", "metadata": MARKER, "dedupe_key": "k"}
+    made = story.ask("submit", fields, TWO)
+    look = story.ask("list", {}, TWO)
+    lsn = story.lsn = story.lsn + 1
+    again = {**fields, "dedupe": "replace", "payload": b"new"}
+    story.do("submit", again, {"job_id": 1, "existing": True})
+    story.tell(made, {"job_id": 1}, lsn=lsn, session=TWO)
+    story.tell(look, {"jobs": [shown(dedupe_key="k")], "cursor": None}, lsn=lsn, session=TWO)
+
+
+def test_list_may_be_heard_of_behind_a_change_of_what_it_shows(story):
+    replaced(story)
+    story.lsn += 1
+    story.read_all(shown(dedupe_key="k", payload_bytes=3))
+
+
+def test_list_shows_the_same_size_while_nobody_changes_it(story):
+    replaced(story)
+    story.lsn += 1
+    story.read_all(shown(dedupe_key="k", payload_bytes=3))
+    with broken("I15"):
+        story.read_all(shown(dedupe_key="k", payload_bytes=4))

@@ -155,6 +155,8 @@ class Edits:
                 raise Violation("I15", f"{job} has payload {payload!r}, submitted with {job.payload!r}")
         if edit:
             self._book.edit(job, edit, lsn)
+        if job.id in self._loose.named and self._loose.edits_on(job):
+            job.facts = None  # they may have given it a payload, of which a list shows the size alone
         job.shown_lsn = max(job.shown_lsn, lsn)
 
     def _compare_content(self, job: Job, info: Args, lsn: int) -> Args:

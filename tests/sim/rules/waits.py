@@ -101,7 +101,9 @@ class Waits:
             return
         is_exact = job.state == "done" and lo_ms == ms and job.since_ms == job.done_hi_ms
         if is_dropped:
-            if ms - job.since_ms < ttl_ms:
+            if (
+                ms - job.since_ms < ttl_ms and job.state != "gone"
+            ):  # since when it is gone says nothing of the ack
                 raise Violation(
                     "I15",
                     f"{where}: the result of {job} is over at {ms} ms, acked at {job.since_ms} for {ttl_ms}",
