@@ -140,3 +140,22 @@ def test_list_shows_the_same_size_while_nobody_changes_it(story):
     story.read_all(shown(dedupe_key="k", payload_bytes=3))
     with broken("I15"):
         story.read_all(shown(dedupe_key="k", payload_bytes=4))
+
+
+KEYED = {"queue": "q", "metadata": MARKER, "idempotency_key": "i"}
+
+
+@pytest.mark.parametrize("sends", [2, 1])
+def test_key_may_have_been_met_before_the_reply_to_a_submit_that_was_sent_twice(story, sends):
+    """Its first copy may have made the job, and what answers the second one has seen more of the log."""
+    first = story.ask("submit", KEYED)
+    second = story.ask("submit", KEYED, TWO)
+    story.lsn += 2
+    if sends == 2:
+        story.ask_again(first, "submit", KEYED)
+    story.tell(first, {"job_id": 1})
+    if sends == 1:
+        with broken("I10"):
+            story.tell(second, {"job_id": 1, "existing": True}, lsn=story.lsn - 1, session=TWO)
+    else:
+        story.tell(second, {"job_id": 1, "existing": True}, lsn=story.lsn - 1, session=TWO)

@@ -36,18 +36,25 @@ def content_of(fields: dict[str, Any], payloads: list[bytes]) -> Content:
 
 
 class Use:
-    """A submit that has given a key its meaning."""
+    """A submit that has given a key its meaning, at some LSN in lo..lsn."""
 
-    __slots__ = ("answer", "content", "hi_ms", "lo_ms", "lsn", "ttl_ms")
+    __slots__ = ("answer", "content", "hi_ms", "lo", "lo_ms", "lsn", "ttl_ms")
 
     def __init__(
-        self, answer: tuple[int, int], content: Content, lo_ms: int, hi_ms: int, ttl_ms: int, lsn: int
+        self,
+        answer: tuple[int, int],
+        content: Content,
+        lo_ms: int,
+        hi_ms: int,
+        ttl_ms: int,
+        lo: int,
+        lsn: int,
     ) -> None:
         self.answer = answer  # first job id, count
         self.content = content
         self.lo_ms, self.hi_ms = lo_ms, hi_ms
         self.ttl_ms = ttl_ms
-        self.lsn = lsn
+        self.lo, self.lsn = lo, lsn
 
     def is_known(self, lo_ms: int, hi_ms: int) -> bool | None:
         """Tell whether the key still has this meaning at a time in lo..hi; None: perhaps."""
@@ -75,7 +82,7 @@ class IdempotencyKey:
         self.uses = [*self.uses[-3:], use]
 
     def _is_doubtful(self, key: Any, lsn: int) -> bool:
-        settled = not self.doubt_lsn or any(self.doubt_lsn < use.lsn <= lsn for use in self.uses)
+        settled = not self.doubt_lsn or any(self.doubt_lsn < use.lo and use.lsn <= lsn for use in self.uses)
         return bool(self.loose - {key}) or not settled
 
     def judge_existing(
@@ -85,7 +92,7 @@ class IdempotencyKey:
         fits = [
             use
             for use in self.uses
-            if use.lsn <= lsn
+            if use.lo <= lsn
             and use.is_known(lo_ms, hi_ms) is not False
             and (use.answer, use.content) == (answer, content)
         ]

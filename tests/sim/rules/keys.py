@@ -12,7 +12,7 @@ from tests.sim.rules.edits import Edits
 from tests.sim.rules.loose import Loose
 from tests.sim.rules.model import FINISHED, LIVE, WAITING, Args, Job, Known, Request, Violation
 from tests.sim.rules.reach import Reach
-from tests.sim.rules.words import dedupe_of, edit_of, payloads_of
+from tests.sim.rules.words import dedupe_of, edit_of, lo_of, payloads_of
 
 
 class Keys:
@@ -91,7 +91,8 @@ class Keys:
         """An idempotency key stands for jobs from here on."""
         content = idempotency.content_of(fields, payloads_of(fields))
         ttl_ms = fields.get("idempotency_ttl_ms") or idempotency.DAY_MS
-        self._loose.ikey(fields).add(idempotency.Use(answer, content, request.lo_ms, ms, ttl_ms, lsn))
+        use = idempotency.Use(answer, content, request.lo_ms, ms, ttl_ms, lo_of(request, lsn), lsn)
+        self._loose.ikey(fields).add(use)
 
     def _has_key(self, job: Job, lo_ms: int, ms: int) -> bool | None:
         """Tell whether a job has its dedupe key at some time in lo..ms, if it had it once; None: perhaps."""
