@@ -65,7 +65,7 @@ UNLIMITED_BYTES: Final = (1 << 63) - 1
 # Of the soft limit, what jobs that have ended may take together.
 ENDED_SHARE: Final = 5
 # Before no lease is split and no held job marked any more: that share beyond the soft limit, and at least so much. With
-# the share of what has ended it is a little less than the way to the hard limit, if neither is set.
+# the share of what has ended it is a little less than the way to the hard limit, which is a third at least.
 SPLIT_SHARE: Final = 8
 SPLIT_BYTES_MIN: Final = 1 << 20
 

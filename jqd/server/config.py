@@ -139,7 +139,7 @@ class Config:
     memory_soft_bytes: int = field(
         default=UNLIMITED_BYTES,
         metadata=_setting(
-            Size(1 * MIB, 16_384 * GIB),
+            Size(1 * MIB, 12_288 * GIB),
             "What jobs, queues, keys and sessions may take in memory, as they are counted; beyond, new jobs are answered "
             "`overloaded`, and what is there can be finished.",
             derived=f"{_SOFT_PERCENT} % of what the process may have: the least of its cgroup's limit, RAM, and RLIMIT_AS "
@@ -149,9 +149,9 @@ class Config:
     memory_hard_bytes: int = field(
         default=UNLIMITED_BYTES,
         metadata=_setting(
-            Size(1 * MIB, 16_384 * GIB),
+            Size(2 * MIB, 16_384 * GIB),
             "The same with what connections hold and what waits for the disk; beyond, new connections are answered "
-            "`overloaded`. Not below memory_soft_bytes.",
+            "`overloaded`, and leases too. At least a third above memory_soft_bytes: jobs that end may leave that behind.",
             derived=f"{_HARD_PERCENT} % of it",
         ),
     )
@@ -360,17 +360,25 @@ def _connections(found: _Found | None, values: Mapping[str, Any], open_files_max
 
 
 def _limit_memory(found: dict[str, _Found], values: dict[str, Any], max_bytes: int, reason: str) -> None:
-    """Find both limits of memory: one that is not said gives way to one that is."""
+    """Find both limits of memory: one that is not said gives way to one that is.
+
+    Jobs that end may leave more behind than the soft limit (core/memory.py). Were the hard one within that, neither leases
+    nor connections would be taken any more, so that nothing could end and give memory back, after a restart neither.
+    """
     soft, hard = "memory_soft_bytes", "memory_hard_bytes"
-    for key, percent, yields in ((soft, _SOFT_PERCENT, min), (hard, _HARD_PERCENT, max)):
-        if key not in found:
-            size = max(1 * MIB, max_bytes // 100 * percent)
-            other = values.get(hard if key == soft else soft)
-            values[key] = size if other is None else yields(size, other)
-            found[key] = _Found(values[key], f"default: {percent} % of {reason}")
-    if values[hard] < values[soft]:
+    if soft not in found:
+        size = max(1 * MIB, max_bytes // 100 * _SOFT_PERCENT)
+        values[soft] = min(size, values[hard] * _SOFT_PERCENT // _HARD_PERCENT) if hard in found else size
+        found[soft] = _Found(values[soft], f"default: {_SOFT_PERCENT} % of {reason}")
+    least = -(-values[soft] * _HARD_PERCENT // _SOFT_PERCENT)
+    if hard not in found:
+        values[hard] = max(2 * MIB, least, max_bytes // 100 * _HARD_PERCENT)
+        found[hard] = _Found(values[hard], f"default: {_HARD_PERCENT} % of {reason}")
+    if values[hard] < least:
         raise _refusal(
-            hard, found[hard], f"must be at least memory_soft_bytes = {values[soft]} ({found[soft].origin})"
+            hard,
+            found[hard],
+            f"must be at least {least}, a third above memory_soft_bytes = {values[soft]} ({found[soft].origin})",
         )
 
 

@@ -149,7 +149,7 @@ SAMPLES: dict[str, list[tuple[str, Any]]] = {
     "snapshot_interval_ms": [("60000", 60_000), ("3600000", 3_600_000)],
     "low_space_bytes": [("1MiB", 1 << 20), ("1024GiB", 1 << 40)],
     "commit_queue_bytes": [("1GiB", 1 << 30), ("1024KiB", 1 << 20)],
-    "memory_soft_bytes": [("1MiB", 1 << 20), ("16384GiB", 1 << 44)],
+    "memory_soft_bytes": [("1MiB", 1 << 20), ("12288GiB", 12 << 40)],
     "memory_hard_bytes": [("2MiB", 2 << 20), ("16384GiB", 1 << 44)],
     "log_level": [("debug", "debug"), ("error", "error")],
     "log_format": [("json", "json"), ("console", "console")],
@@ -228,16 +228,18 @@ def test_limit_of_memory_that_is_not_said_gives_way_to_the_one_that_is():
         return config.memory_soft_bytes >> 20, config.memory_hard_bytes >> 20
 
     assert limits() == (600, 800)
-    assert limits(memory_soft_bytes="700MiB") == (700, 800)
-    assert limits(memory_soft_bytes="900MiB") == (900, 900)
-    assert limits(memory_hard_bytes="300MiB") == (300, 300)
+    assert limits(memory_soft_bytes="700MiB") == (700, 933)
+    assert limits(memory_soft_bytes="600MiB") == (600, 800)
+    assert limits(memory_soft_bytes="900MiB") == (900, 1_200)
+    assert limits(memory_hard_bytes="300MiB") == (225, 300)
     assert limits(memory_hard_bytes="3000MiB", memory_soft_bytes="2000MiB") == (2_000, 3_000)
+    assert limits(memory_hard_bytes="1200MiB", memory_soft_bytes="900MiB") == (900, 1_200)
     assert load(memory_bytes=5).memory_soft_bytes == 1 << 20
     assert load().origins["memory_soft_bytes"] == "default: 60 % of RAM"
     assert (
-        refusal({"memory_hard_bytes": "1MiB", "memory_soft_bytes": "2MiB"})
-        == "memory_hard_bytes = '1MiB' (--memory-hard-bytes): must be at least memory_soft_bytes = 2097152 "
-        "(--memory-soft-bytes)"
+        refusal({"memory_hard_bytes": "7MiB", "memory_soft_bytes": "6MiB"})
+        == "memory_hard_bytes = '7MiB' (--memory-hard-bytes): must be at least 8388608, a third above "
+        "memory_soft_bytes = 6291456 (--memory-soft-bytes)"
     )
 
 
