@@ -40,7 +40,8 @@ _DATE_BOUND: Final = re.compile(
     rf"\b(?P<head>(?:{'|'.join(_DATES)})_ms = -?[0-9]+: at (?:most|least)) (?P<bound>[0-9]+)"
 )
 _FIELD: Final = re.compile(
-    r"""(?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+    # Of a long text there is the beginning, and no second quote; it may be cut within an escape.
+    r"""(?P<quoted>(?P<quote>['"])(?:(?!(?P=quote))[^\\]|\\.)*?(?:\\?\.\.\. \([0-9]+ characters\)|(?P=quote)))"""
     r"|\b(?P<retry>retry\.)?(?P<name>[a-z][a-z_]*?)(?P<ms>_ms)?\b(?P<said> = (?P<value>-?[0-9]+\b)?)?"
 )
 

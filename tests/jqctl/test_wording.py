@@ -59,6 +59,16 @@ SUBMIT, EXTEND, JOBS = (cli.commands[verb] for verb in ("submit", "extend", "job
         ),
         (SUBMIT, "task = 'it\\'s lease_ms = 5': no", "--task 'it\\'s lease_ms = 5': no"),
         (SUBMIT, 'task = "lease_ms = 5": no', '--task "lease_ms = 5": no'),
+        (  # cut, it has no second quote
+            SUBMIT,
+            "task = 'lease_ms = 5, delay_ms = 6... (99 characters): no",
+            "--task 'lease_ms = 5, delay_ms = 6... (99 characters): no",
+        ),
+        (
+            SUBMIT,
+            "task = 'lease_ms = 5\\... (99 characters): not what delay_ms = 6 'says'",
+            "--task 'lease_ms = 5\\... (99 characters): not what --delay 6ms 'says'",
+        ),
         (SUBMIT, "results: a request has one encoding", "results: a request has one encoding"),
         (SUBMIT, "the group has a lease and a delay", "the group has a lease and a delay"),
     ],
