@@ -26,6 +26,8 @@ import click
 
 from jqctl import output
 
+# jqd's refusals are shorter. Of another program's the expressions below might be at work for long.
+_MESSAGE_CHARS_MAX: Final = 2_000
 _ALIASES: Final = {"progress_percent": "progress", "progress_text": "text", "result_error": "error"}
 _DATES: Final = frozenset({"run_at", "expires_at"})
 # The verb that a refusal begins with: "lease: wait = 40s: at most 30s".
@@ -48,6 +50,8 @@ _FIELD: Final = re.compile(
 
 def reworded(message: str, command: click.Command) -> str:
     """Return a refusal with the options of a command in the place of fields."""
+    if len(message) > _MESSAGE_CHARS_MAX:
+        return message
     options = _options(command)
     message = _VERB.sub("", message, count=1)
     message = _BOUND.sub(lambda found: f"at {'most' if found['sign'] == '<=' else 'least'} ", message)

@@ -75,3 +75,8 @@ SUBMIT, EXTEND, JOBS = (cli.commands[verb] for verb in ("submit", "extend", "job
 )
 def test_a_field_is_called_what_was_typed(command: click.Command, theirs, ours):
     assert reworded(theirs, command) == ours
+
+
+def test_a_message_that_no_jqd_has_written_stays_as_it_is():
+    message = "lease_ms = 1: " + "x" * 2_000
+    assert reworded(message, SUBMIT) == message
