@@ -86,8 +86,8 @@ def test_shell_lines_work_in_their_order(url):
         words = shlex.split(line.removeprefix("$ "), comments=True)
         assert words[0] == ".venv/bin/jqctl"
         if "JOB_ID" in words and not held:  # "instead": with another job
-            run(jqctl, "submit", "emails", "another", url=url)
-            held = json.loads(run(jqctl, "lease", "emails", "-o", "json", url=url))
+            run(jqctl, "submit", "notes", "another", url=url)
+            held = json.loads(run(jqctl, "lease", "notes", "-o", "json", url=url))
         words = [{"JOB_ID": held.get("job_id"), "TOKEN": held.get("token")}.get(word, word) for word in words]
         output = run(jqctl, *words[1:], url=url)
         if words[1] == "lease":
