@@ -74,12 +74,13 @@ class Handle(_Base[R_co]):
         """Return all that is known of the job. Raises: JobNotFound."""
         return await self._call(requests.get(self.job_id))
 
-    async def cancel(self) -> None:
-        """End the job for good.
+    async def cancel(self, *, running: bool = False) -> None:
+        """End the job for good; with `running` also one that has begun: its handler is interrupted.
 
-        Raises: JobNotFound; WrongState: it has begun, or ended.
+        Raises: JobNotFound; WrongState: it has ended, or, without `running`, has begun.
         """
-        requests.swept("cancel", self.job_id, await self._call(requests.cancel(self.job_id, {})))
+        asked = requests.cancel(self.job_id, {}, running=running)
+        requests.swept("cancel", self.job_id, await self._call(asked))
 
 
 class SyncHandle(_Base[R_co]):
@@ -107,12 +108,13 @@ class SyncHandle(_Base[R_co]):
         """Return all that is known of the job. Raises: JobNotFound."""
         return self._call(requests.get(self.job_id))
 
-    def cancel(self) -> None:
-        """End the job for good.
+    def cancel(self, *, running: bool = False) -> None:
+        """End the job for good; with `running` also one that has begun: its handler is interrupted.
 
-        Raises: JobNotFound; WrongState: it has begun, or ended.
+        Raises: JobNotFound; WrongState: it has ended, or, without `running`, has begun.
         """
-        requests.swept("cancel", self.job_id, self._call(requests.cancel(self.job_id, {})))
+        asked = requests.cancel(self.job_id, {}, running=running)
+        requests.swept("cancel", self.job_id, self._call(asked))
 
 
 # --- waiting ----------------------------------------------------------------------------------

@@ -489,6 +489,13 @@ _VERDICTS: Final = {
     "wrong_state": "the job's state does not allow it",
 }
 
+# The same of verbs that want a certain state: whoever reads it learns which.
+_WRONG_STATES: Final = {
+    "cancel": "it is held by a worker, which `running` is for, or has ended",
+    "requeue": "only a dead job can be requeued",
+    "purge": "only a delayed, ready or dead job can be purged",
+}
+
 
 def check(verb: str, results: Iterable[Verdict]) -> None:
     """Raise the exception that the first verdict names which is not "ok"."""
@@ -499,7 +506,8 @@ def check(verb: str, results: Iterable[Verdict]) -> None:
 
 def refusal(verb: str, job_id: int, code: str) -> JqdError:
     """Return the exception that a verdict names; a code of a newer server stands in the message."""
-    return WIRE_ERRORS.get(code, JqdError)(f"{verb} of job {job_id}: {_VERDICTS.get(code, code)}")
+    why = _WRONG_STATES.get(verb) if code == "wrong_state" else None
+    return WIRE_ERRORS.get(code, JqdError)(f"{verb} of job {job_id}: {why or _VERDICTS.get(code, code)}")
 
 
 # --- reading and management -------------------------------------------------------------------

@@ -271,10 +271,46 @@ def test_cancel_ends_a_job_that_waits(app):
     handle.cancel()
     with pytest.raises(JobFailed, match="job 1 is cancelled$"):
         handle.wait()
-    with pytest.raises(WrongState):
+    with pytest.raises(WrongState, match="cancel of job 1: it is held by a worker, .* or has ended"):
         handle.cancel()
     with pytest.raises(JobNotFound):
         app.tasks["send"].handle_sync(99).status()
+
+
+def test_cancel_of_a_job_that_runs_marks_it(app, jqd_server):
+    handle = app.tasks["send"].submit_sync("ada")
+    with jqd.Client(jqd_server.url) as client:
+        (held,) = client.lease("emails").jobs
+        with pytest.raises(WrongState):
+            handle.cancel()
+        handle.cancel(running=True)
+        assert handle.info().cancel_marked
+        client.release(held)
+    assert handle.status() == "cancelled"
+
+
+async def test_cancel_of_a_job_that_runs_for_coroutines(app, jqd_server):
+    handle = await app.tasks["send"].submit("ada")
+    async with jqd.AsyncClient(jqd_server.url) as client:
+        (held,) = (await client.lease("emails")).jobs
+        with pytest.raises(WrongState):
+            await handle.cancel()
+        await handle.cancel(running=True)
+        await client.release(held)
+    assert await handle.status() == "cancelled"
+    await app.close()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("requeue", "only a dead job can be requeued"), ("purge", "only a delayed, ready or dead job")],
+)
+def test_what_the_state_does_not_allow_says_which_would(jqd_server, verb, words):
+    with jqd.Client(jqd_server.url) as client:
+        client.submit("emails")
+        client.lease("emails")
+        with pytest.raises(WrongState, match=f"{verb} of job 1: {words}"):
+            getattr(client, verb)(1)
 
 
 async def test_cancel_for_coroutines(app):
