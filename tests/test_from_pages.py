@@ -4,6 +4,7 @@ Their own code stands in blocks called `py`, which are not run; jqd's in `python
 its first line.
 """
 
+import inspect
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import jqd
 from jqctl.verbs import cli
 from jqd.client.app import App, TaskOptions
+from jqd.client.handle import SyncHandle
 from jqd.core.commands import COMMANDS
 from jqd.core.model import STATE_NAMES
 from jqd.errors import WIRE_ERRORS
@@ -114,7 +116,12 @@ def test_names_of_python_exist(name):
         assert hasattr(jqd, word) or word in ("testing", "client"), word
     for word in re.findall(r"@app\.(\w+)", PAGES[name].replace("@app.task`", "")):
         assert hasattr(App, word), word
-    options = {*TaskOptions.__annotations__, "timeout", "in_"}
+    options = {
+        *TaskOptions.__annotations__,
+        *inspect.signature(SyncHandle.cancel).parameters,
+        "timeout",
+        "in_",
+    }
     column = "\n".join(row.split("|")[2] for row in PAGES[name].splitlines() if row.startswith("| "))
     for word in re.findall(r"\b([a-z_]+)=(?!=)", column):
         assert word in options, word
