@@ -8,6 +8,7 @@ import pytest
 import jqd
 from jqd import testing
 from jqd.client.app import App
+from jqd.client.requests import HeldJob
 from jqd.client.sync import Client
 from jqd.errors import JobFailed, JobNotFound, LeaseLost, WrongState
 from tests.support.until import happens
@@ -143,6 +144,26 @@ def test_what_fails_in_a_worker_fails_the_test(jqd_server):
             happens(lambda: made._failure)
     with pytest.raises(jqd.errors.InvalidArgument, match="queue"):
         testing.work_off(app, queues=["a b"])
+
+
+def test_a_worker_serves_all_queues_of_its_app(jqd_server):
+    app = App(jqd_server.url)
+
+    @app.task(queue="sums")
+    def double(n: int) -> int:
+        return 2 * n
+
+    @app.handler("raw")
+    def raw(job: HeldJob) -> str:
+        return job.queue
+
+    jobs = [double.submit_sync(1), double.options(queue="default").submit_sync(2)]
+    plain = app.client.submit("raw")
+    testing.work_off(app)
+    assert [job.wait() for job in jobs] == [2, 4]
+    assert app.client.get(plain.job_id).state == "done"
+    with testing.worker(app):
+        assert double.submit_sync(3).wait() == 6
 
 
 # --- inline -------------------------------------------------------------------------------------

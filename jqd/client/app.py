@@ -409,6 +409,11 @@ class App:
         self.on_stop.append(hook)
         return hook
 
+    @property
+    def queues(self) -> frozenset[str]:
+        """The queues that its tasks and handlers are for, where a submit does not say another one."""
+        return frozenset(self.handlers).union(task.queue for task in self.tasks.values())
+
     def runnable(self, job: HeldJob) -> Runnable | None:
         """Return what runs a job here: the task that it names, or its queue's handler; None: nothing does."""
         return self.handlers.get(job.queue) if job.task is None else self.tasks.get(job.task)

@@ -207,8 +207,7 @@ class Worker:
 
     def _not_served(self) -> str:
         """Name the queues that the app's own functions are for and this worker leaves alone."""
-        declared = {task.queue for task in self.app.tasks.values()}.union(self.app.handlers)
-        others = sorted(declared.difference(self.queues))
+        others = sorted(self.app.queues.difference(self.queues))
         return (
             f"; its app has tasks of other queues, which it does not serve: {', '.join(others)}"
             if others
