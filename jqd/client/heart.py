@@ -14,6 +14,7 @@ time, or 30 s, so a restart ends none.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -69,7 +70,9 @@ class Heart:
         self._on_beat = on_beat
         self._news = threading.Condition()
         self._held: dict[Key, float] = {}  # -> seconds between two beats
-        self._next_at = 0.0  # on the monotonic clock, of the next beat
+        self._next_at = (
+            math.inf
+        )  # on the monotonic clock, of the next beat, or of a look whether there is one
         self._news_of: dict[Key, tuple[int | None, str]] = {}  # progress that the server has not been told
         self._told_at = 0.0  # when it was told last
         self._stops = False
@@ -94,10 +97,10 @@ class Heart:
         """
         beat_s = lease_s / _BEATS_PER_LEASE
         with self._news:
-            wakes = not self._held or time.monotonic() + beat_s < self._next_at
             for job in jobs:
                 self._held[job.job_id, job.token] = beat_s
-            if wakes:
+            # Seldom: between short jobs the thread sleeps on, for it wants its turn of the interpreter when it wakes.
+            if time.monotonic() + beat_s < self._next_at:
                 self._news.notify()
 
     def drop(self, keys: Iterable[Key]) -> None:
@@ -138,6 +141,7 @@ class Heart:
         """Wait for the next beat, or until progress is to be told: False. None: there is none. Under the condition's lock."""
         while not self._stops:
             if not self._held:
+                self._next_at = math.inf
                 self._news.wait()
                 self._begun_at = time.monotonic()
                 longest_s = None
