@@ -44,9 +44,8 @@ class Settings:
     def connection(self) -> "Connection":
         from jqctl.connect import Connection
 
-        if self.url is not None and (
-            wrong := _url_fault(self.url)
-        ):  # an option was looked at when it was read
+        # An option was looked at when it was read, the variable not.
+        if self.url is not None and (wrong := _url_fault(self.url)):
             raise click.BadParameter(wrong, param_hint="$JQD_URL")
         return Connection(self.url, self.timeout)
 

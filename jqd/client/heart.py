@@ -70,9 +70,8 @@ class Heart:
         self._on_beat = on_beat
         self._news = threading.Condition()
         self._held: dict[Key, float] = {}  # -> seconds between two beats
-        self._next_at = (
-            math.inf
-        )  # on the monotonic clock, of the next beat, or of a look whether there is one
+        # On the monotonic clock, of the next beat, or of a look whether there is one.
+        self._next_at = math.inf
         self._news_of: dict[Key, tuple[int | None, str]] = {}  # progress that the server has not been told
         self._told_at = 0.0  # when it was told last
         self._stops = False

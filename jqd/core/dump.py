@@ -62,9 +62,8 @@ class Dump:
         self.job_count = 0  # taken so far
         self._state = state
         self._end = StateRestored(state.lsn, state.now, state.epoch, state.grant, state.pages.next_id)
-        self._pages = (
-            state.pages.numbers()
-        )  # that exist now, the lowest last; gone when they were walked over
+        # That exist now, the lowest last; gone when they were walked over.
+        self._pages = state.pages.numbers()
         self._position = 0  # ids below are taken
         self._limit = state.pages.next_id  # ids from here on came later
         self._kept: dict[int, Job] = {}  # by id: as they were, of those not taken yet that have changed since

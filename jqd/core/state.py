@@ -203,9 +203,8 @@ class State:
         self.epoch = 0
         self.grant = 0  # last grant number of this epoch
         self.result_bytes = 0
-        self.lease_lag_ms = (
-            0  # leases are judged by a clock that is so far behind now: Engine.forgive(), not a fact
-        )
+        # Leases are judged by a clock that is so far behind now: Engine.forgive(), not a fact.
+        self.lease_lag_ms = 0
         self.pages = Pages()
         # Jobs touched or looked at since the start, and what costs as much: a measure of effort, not a fact.
         self.work = 0

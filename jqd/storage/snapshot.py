@@ -181,9 +181,8 @@ class _Walk:
         self._store_id = store_id
         self._lsn = lsn
         self._buffer = b""  # what was read and not walked past yet, from `_at` on
-        self._at = (
-            0  # in the buffer, where the next frame begins: to cut each off its front would copy all the rest
-        )
+        # In the buffer, where the next frame begins: to cut each off its front would copy all the rest.
+        self._at = 0
         self._crc = 0
         self.base: Base | None = None  # once the head was read
         self.offset = 0  # of the frame under way
