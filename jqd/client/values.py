@@ -88,13 +88,16 @@ def in_own_words(error: JqdError) -> JqdError:
     found = _OUT_OF_RANGE.fullmatch(error.message) if isinstance(error, InvalidArgument) else None
     if found is None or found["field"] == "run_at":
         return error
-    bound = "at most" if found["sign"] == "<=" else "at least"
-    value, limit = (from_ms(int(found[name])) for name in ("value", "limit"))
     return InvalidArgument(
-        f"{found['head']}{found['field']} = {value}: {bound} {limit}",
+        f"{found['head']}{found['field']} = {from_ms(int(found['value']))}: {_bound(found)}",
         details=error.details,
         retry_after_ms=error.retry_after_ms,
     )
+
+
+def _bound(found: re.Match[str]) -> str:
+    """Say a limit that _RANGE has found as a duration."""
+    return f"at {'most' if found['sign'] == '<=' else 'least'} {from_ms(int(found['limit']))}"
 
 
 def from_ms(ms: int) -> str:
@@ -168,8 +171,7 @@ def _in_own_words(path: str, what: str) -> str:
     found = _RANGE.fullmatch(what)
     if found is None or "_ms" not in path:
         return f"{path}: {what}"
-    bound = "at most" if found["sign"] == "<=" else "at least"
-    return f"{path.replace('_ms', '')}: {bound} {from_ms(int(found['limit']))}"
+    return f"{path.replace('_ms', '')}: {_bound(found)}"
 
 
 def _retry_fields(field: str, text: str) -> dict[str, object]:

@@ -66,8 +66,7 @@ def extend(command: Extend, state: State, caller: Caller, now: Now, emit: Emit) 
         held = _held(state, now, token, ranges, results)
         if says_progress and held and has_room(state, each_bytes * sum(count for _, count in held)):
             emit(ProgressReported(held, percent, text, caller.principal))
-        if state.marked_count:
-            marked += without_marked(held, state)[1]
+        marked += without_marked(held, state)[1]
         for lease_ms, part in _by_lease_ms(token, held, command.lease_ms, state):
             emit(LeasesExtended(token, lease_ms, part, caller.principal))
             left_ms.append(lease_ms)

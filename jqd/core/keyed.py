@@ -95,7 +95,7 @@ def plan(
                 caller.principal,
             )
         )
-    each_bytes = memory.JOB_BYTES + memory.own_bytes(options) + memory.DELAYED_BYTES * (due != (None, None))
+    each_bytes = memory.new_job_bytes(options, is_delayed=due != (None, None))
     added_bytes = sum(map(len, payloads)) + each_bytes * len(payloads)
     if fields.dedupe_key is not None and held is None:
         added_bytes += memory.key_bytes(dedupe_name(options))

@@ -155,6 +155,11 @@ def own_bytes(options: JobOptions) -> int:
     return 0 if are_shared(options) else options_bytes(options)
 
 
+def new_job_bytes(options: JobOptions, *, is_delayed: bool) -> int:
+    """Return what a job that was never handed out takes besides its payload."""
+    return JOB_BYTES + own_bytes(options) + DELAYED_BYTES * is_delayed
+
+
 def attempt_bytes(worker: str, error: str) -> int:
     """Return what an attempt in a job's history takes."""
     return ATTEMPT_BYTES + text_bytes(worker) + text_bytes(error)

@@ -811,7 +811,9 @@ class State:
         count = len(payloads)
         options, queue, tenant = self._restored(options, count)
         self._count_bytes(
-            queue, tenant, (JOB_BYTES + memory.own_bytes(options)) * count + sum(map(len, payloads))
+            queue,
+            tenant,
+            memory.new_job_bytes(options, is_delayed=False) * count + sum(map(len, payloads)),
         )
         ids = list(range(first_id, first_id + count))
         self.pages.put(

@@ -188,8 +188,8 @@ def submit_many(command: SubmitMany, state: State, caller: Caller, now: Now, emi
 
 def _job_bytes(change: JobsSubmitted) -> int:
     """Return what each of these jobs takes besides its payload."""
-    waits = change.due_engine_ms is not None or change.due_wall_ms is not None
-    return memory.JOB_BYTES + memory.own_bytes(change.options) + memory.DELAYED_BYTES * waits
+    is_delayed = change.due_engine_ms is not None or change.due_wall_ms is not None
+    return memory.new_job_bytes(change.options, is_delayed=is_delayed)
 
 
 def _bytes_with(changes: Sequence[Change], state: State) -> int:
