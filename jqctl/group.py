@@ -67,10 +67,10 @@ class _Checked(click.ParamType[str]):
         from jqd.client import values
 
         try:
-            number = getattr(values, self._check)(self.name, value)
+            read = getattr(values, self._check)(self.name, value)
         except InvalidArgument as error:
             self.fail(output.clean(str(error)), param, ctx)
-        if not number and not self._zero:
+        if not read and not self._zero:
             self.fail(f"{self.name} = {value!r}: must be 1 ms or more", param, ctx)
         return value
 
@@ -118,26 +118,19 @@ def _url_fault(url: str) -> str:
     return ""
 
 
-class _Queue(click.ParamType[str]):
+class _Queue(_Checked):
     """A queue's name, completed by the server.
 
     weighted: it may have a weight behind it, as in urgent=3.
     """
 
-    name = "queue"
-
     def __init__(self, *, weighted: bool = False) -> None:
+        super().__init__("queue", "to_name")
         self._weighted = weighted
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from jqd.client.values import to_name
-
-        if ctx is not None and ctx.resilient_parsing:
-            return value
-        try:
-            to_name("queue", value.partition("=")[0] if self._weighted else value)
-        except InvalidArgument as error:
-            self.fail(output.clean(str(error)), param, ctx)
+        if ctx is None or not ctx.resilient_parsing:
+            super().convert(value.partition("=")[0] if self._weighted else value, param, ctx)
         return value
 
     def shell_complete(

@@ -268,8 +268,8 @@ def _weighted(queues: Sequence[str]) -> Sequence[str] | dict[str, int]:
     from jqd.client.requests import QUEUE_WEIGHT_MAX
 
     weights: dict[str, int] = {}
+    digits = len(str(QUEUE_WEIGHT_MAX))  # int() fails at some thousands
     for name, _, weight in pairs:
-        digits = len(str(QUEUE_WEIGHT_MAX))  # int() fails at some thousands
         if not weight.isdecimal() or len(weight) > digits or not 1 <= int(weight) <= QUEUE_WEIGHT_MAX:
             raise click.UsageError(
                 f"{output.clean(name)}: give every queue a weight of 1 to {QUEUE_WEIGHT_MAX}, as in {output.clean(name)}=3, or none"

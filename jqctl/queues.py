@@ -15,7 +15,7 @@ import click
 
 from jqctl import acting, output, watch
 from jqctl.group import DURATION, QUEUE, RETRY, STATES, Settings, cli, common, verb
-from jqctl.replies import show, show_one
+from jqctl.replies import show, show_one, show_pages
 from jqd.errors import QueueNotFound
 
 if TYPE_CHECKING:
@@ -73,12 +73,9 @@ def _show_all(settings: Settings, pages: Iterable[list["QueueInfo"]], wall_ms: i
         infos = [info for page in pages for info in page]
         show(settings, (), [{"wall_ms": wall_ms, "queues": infos}], ())
         return
-    header = True
-    for page in pages:
-        show(settings, ("queue", *STATES, "paused", "ready_age_ms"), page, ("queue",), header=header)
-        header = header and not page
-    if header and wall_ms is None and settings.format == "table":
-        output.say("no queues: one is there from its first job on")
+    nothing = "no queues: one is there from its first job on" if wall_ms is None else None
+    columns = ("queue", *STATES, "paused", "ready_age_ms")
+    show_pages(settings, columns, pages, ("queue",), nothing=nothing)
 
 
 # --- one of them ------------------------------------------------------------------------------

@@ -41,6 +41,23 @@ def show(
             pass
 
 
+def show_pages(
+    settings: Settings,
+    columns: Sequence[str],
+    pages: Iterable[Sequence[Struct | Mapping[str, Any]]],
+    ids: Sequence[str],
+    *,
+    nothing: str | None,
+) -> None:
+    """Print pages as they come, a table under one header; `nothing`: what is told where a table would be empty."""
+    header = True
+    for page in pages:
+        show(settings, columns, page, ids, header=header)
+        header = header and not page
+    if header and nothing is not None and settings.format == "table":
+        output.say(nothing)
+
+
 def show_one(settings: Settings, thing: Struct | Mapping[str, Any], ids: Sequence[str]) -> None:
     fields = thing if isinstance(thing, Mapping) else structs.asdict(thing)
     if settings.format == "table":

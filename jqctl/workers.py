@@ -15,7 +15,7 @@ from msgspec import structs
 
 from jqctl import output, watch
 from jqctl.group import Settings, cli, common, verb
-from jqctl.replies import show
+from jqctl.replies import show, show_pages
 
 if TYPE_CHECKING:
     from jqctl.connect import Connection
@@ -91,12 +91,9 @@ def _show_all(settings: Settings, pages: Iterable[list["WorkerInfo"]], wall_ms: 
         infos = [output.to_record(_record(info)) for page in pages for info in page]
         show(settings, (), infos if wall_ms is None else [{"wall_ms": wall_ms, "workers": infos}], ())
         return
-    header = True
-    for page in pages:
-        show(settings, _COLUMNS, map(_row, page), ("worker_id",), header=header)
-        header = header and not page
-    if header and wall_ms is None and settings.format == "table":
-        output.say("no worker is connected")
+    nothing = "no worker is connected" if wall_ms is None else None
+    rows = (list(map(_row, page)) for page in pages)
+    show_pages(settings, _COLUMNS, rows, ("worker_id",), nothing=nothing)
 
 
 def _record(info: "WorkerInfo") -> dict[str, Any]:
