@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.planting import ROOT, check_place, copy_package, plant
 
 KILL_LOOP = "tests/e2e/test_kill.py"
 DISK = "tests/e2e/test_disk.py::test_failed_call_is_the_last_one_and_nothing_is_acknowledged_by_it[fdatasync-EIO-3]"
@@ -153,9 +153,8 @@ GUARDS = sorted({guard for planted in PLANTED.values() for guard in planted.guar
 
 @pytest.fixture
 def copy(tmp_path):
-    """Return a copy of the package and its tests, from which the tests import and start what they test."""
-    for name in ("jqd", "jqctl", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    """Return a copy of the package in which its tests can be run."""
+    copy_package(tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
@@ -183,9 +182,7 @@ def run(copy: Path, *guards: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_place_of_a_planted_bug_is_there(name):
-    planted = PLANTED[name]
-    count = (ROOT / planted.file).read_text().count(planted.old)
-    assert count == 1, f"{planted.file} has changed: plant this bug where it belongs now"
+    check_place(PLANTED[name])
 
 
 @pytest.mark.slow
@@ -205,8 +202,6 @@ def test_guards_are_green_without_a_bug(copy):
     ids=lambda value: value.partition("::")[0].rpartition("/")[2],
 )
 def test_planted_bug_turns_its_guard_red(copy, name, guard):
-    planted = PLANTED[name]
-    file = copy / planted.file
-    file.write_text(file.read_text().replace(planted.old, planted.new))
+    plant(PLANTED[name], copy)
     done = run(copy, guard)
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr

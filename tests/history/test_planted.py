@@ -7,7 +7,6 @@ that something else may explain: what is rare it finds now and then.
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.history.__main__ import WRONG
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.planting import check_place, copy_package, plant
 
 KILLS = 6
 MINUTES = 2  # a bug that needs luck to show gets another history
@@ -102,9 +100,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_place_of_a_planted_bug_is_there(name):
-    planted = PLANTED[name]
-    count = (ROOT / planted.file).read_text().count(planted.old)
-    assert count == 1, f"{planted.file} has changed: plant this bug where it belongs now"
+    check_place(PLANTED[name])
 
 
 @pytest.mark.slow
@@ -113,10 +109,8 @@ def test_place_of_a_planted_bug_is_there(name):
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_bug_makes_a_wrong_history(tmp_path, name):
     planted = PLANTED[name]
-    for package in ("jqd", "jqctl", "tests"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    file = tmp_path / planted.file
-    file.write_text(file.read_text().replace(planted.old, planted.new))
+    copy_package(tmp_path)
+    plant(planted, tmp_path)
     for _ in range(ATTEMPTS - 1):
         done = run(tmp_path)
         if done.returncode == WRONG and not unseen(planted, done.stdout):
